@@ -1,0 +1,19 @@
+"""Train diffusion models on audio.
+
+Words and symbols used everywhere:
+
+    clip        one audio file inside a shard         crop     the fixed-length window of a clip that is trained on
+    shard       one .tar                              index    per-shard list of clips and where their bytes lie
+    step        one optimizer step                    NFE      network evaluations used to make one sample
+    x0, x_t     clean and noised signal [B, C, T]     noise    ε ~ N(0, I), drawn
+    t           time in [0, 1] (DDPM's index / T)     alpha_t, sigma_t   x_t = alpha_t·x0 + sigma_t·noise
+    alpha_bar   alpha_t² (the DDPM ᾱ_t)               log_snr  log(alpha_t² / sigma_t²)
+    B C T L     batch, channels, samples, latent length
+
+Two contracts everything rests on:
+
+    net(x_t, t, cond) -> tensor of x_t's shape        what a network is
+    denoise(x_t, t)   -> estimates of x0 and noise    what a sampler is given: net + parameterization + guidance
+"""
+
+__version__ = "0.1.0"

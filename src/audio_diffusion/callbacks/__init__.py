@@ -1,0 +1,1 @@
+"""What else happens during a run? Every side effect: sampling, logging, checkpoints, reports."""

@@ -1,0 +1,85 @@
+"""Checkpoints: one file that holds all, written so that a kill at any moment leaves the previous one whole."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name in the same folder, syncs, renames; reads plain data only (``weights_only``)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name, -1 where there is none."""
+    match = re.fullmatch(r"step_(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else -1
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """A run's checkpoints, oldest step first."""
+    return sorted((p for p in Path(run_dir, "checkpoints").glob("step_*.ckpt") if step_of(p) >= 0), key=step_of)
+
+
+class SaveCheckpoint(Checkpoint):
+    """Saves ``checkpoints/step_<step>.ckpt`` every ``every_n_steps`` optimizer steps and at the end.
+
+    Args:
+        folder: the run's folder.
+        every_n_steps: optimizer steps between checkpoints.
+        keep: how many of the newest are kept.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    def __init__(self, folder: str, every_n_steps: int = 1000, keep: int = 2):
+        for name, value in {"every_n_steps": every_n_steps, "keep": keep}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
+        self._saved_at = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = trainer.global_step  # nothing new since the checkpoint resumed from
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.global_step == self._saved_at:
+            return
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt")
+        if trainer.is_global_zero:
+            for old in checkpoints(self.folder)[: -self.keep]:
+                old.unlink()

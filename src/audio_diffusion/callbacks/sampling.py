@@ -1,0 +1,148 @@
+"""Hearing the model learn: periodic reverse diffusion from the EMA weights."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from audio_diffusion import pictures
+from audio_diffusion.callbacks.loggers import log_samples
+from audio_diffusion.data.audio import write_audio
+from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.seeding import seed_of
+from audio_diffusion.training.module import DiffusionModule
+
+
+def level_row(clip: Tensor) -> dict[str, float]:
+    """Levels of a clip ``[C, T]``: peak and RMS (full scale 1), % of samples clipped (over 1), % silent (below -60 dB)."""
+    magnitude = clip.abs()
+    return {
+        "peak": round(magnitude.max().item(), 4),
+        "rms": round(clip.square().mean().sqrt().item(), 5),
+        "clipped_percent": round(100 * (magnitude > 1).float().mean().item(), 3),
+        "silence_percent": round(100 * (magnitude < 1e-3).float().mean().item(), 2),
+    }
+
+
+class SampleAudio(L.Callback):
+    """Generates the same slots every ``every_n_steps`` and at the end, writes them, and logs them.
+
+    A slot keeps its label and its noise for the whole run, so that one hears the same sound improve. Training is not
+    touched: all randomness comes from the slots' own generators. Slots are shared out over the ranks and gathered.
+
+    Args:
+        sampler: one of ``diffusion.samplers``, options bound.
+        shape: (C, T) of the audio.
+        sample_rate: Hz.
+        classes: class names; slots take them in turn. Empty for unconditional models.
+        folder: ``step_<step>/`` with .wav files, pictures and samples.csv are written below it.
+        every_n_steps: optimizer steps between rounds.
+        num_samples: number of slots.
+        guidance_scale: classifier-free guidance, 1 is none.
+        seed: of the slots' noise.
+        num_process_points: x0 estimates shown of the first slot's reverse process; 0 shows none.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        shape: Sequence[int],
+        sample_rate: int,
+        classes: Sequence[str],
+        folder: str,
+        every_n_steps: int = 1000,
+        num_samples: int = 8,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        num_process_points: int = 6,
+    ):
+        for name, value in {"every_n_steps": every_n_steps, "num_samples": num_samples}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
+        self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
+        self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
+        self.labels = [i % len(self.classes) if self.classes else -1 for i in range(num_samples)]
+        self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
+        self._sampled_at = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._sample_once(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._sample_once(trainer, pl_module)
+
+    def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._sampled_at and trainer.global_step > 0 and not trainer.sanity_checking:
+            self._sampled_at = trainer.global_step
+            self.sample(trainer, pl_module)
+
+    def sample(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
+        """One round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, raw level kept."""
+        assert isinstance(module, DiffusionModule)
+        rank, ranks, count = trainer.global_rank, trainer.world_size, len(self.seeds)
+        share = -(-count // ranks)
+        # every rank runs the same number of slots, as networks sharded over ranks need; surplus ones repeat
+        mine = [slot % count for slot in range(rank * share, (rank + 1) * share)]
+        points: list[tuple[float, Tensor]] = []
+        x0 = generate(
+            module.ema.net,
+            module.process,
+            self.sampler,
+            module.representation.shape(*self.shape),
+            [self.seeds[slot] for slot in mine],
+            self._cond(mine, module.device),
+            guidance_scale=self.guidance_scale,
+            device=module.device,
+            on_step=lambda t, estimate: points.append((t, estimate[:1].clone())) if rank == 0 else None,
+        )
+        audio = module.representation.decode(x0)
+        gathered = module.all_gather(audio) if ranks > 1 else audio
+        audio = gathered.reshape(-1, *self.shape)[:count].cpu()
+        if trainer.is_global_zero:
+            shown = torch.linspace(0, len(points) - 1, min(self.num_process_points, len(points))).round().long()
+            process = [(t, module.representation.decode(x)[0].cpu()) for t, x in (points[i] for i in shown.tolist())]
+            self._write(trainer, audio, process)
+        return audio
+
+    def _cond(self, slots: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+        if not self.classes:
+            return {}
+        return {"label": torch.tensor([self.labels[slot] for slot in slots], device=device)}
+
+    def _write(self, trainer: L.Trainer, audio: Tensor, process: list[tuple[float, Tensor]]) -> None:
+        folder = self.folder / f"step_{trainer.global_step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        labels = [self.classes[label] if self.classes else "sample" for label in self.labels]
+        names = [f"{i:03d}_{label}" for i, label in enumerate(labels)]
+        keywords = getattr(self.sampler, "keywords", {})
+        name = getattr(getattr(self.sampler, "func", self.sampler), "__name__", str(self.sampler))
+        nfe = keywords.get("num_steps", 0) * (1 if self.guidance_scale == 1 else 2)
+        table = []
+        for clip, label, seed, file in zip(audio, labels, self.seeds, names, strict=True):
+            write_audio(folder / f"{file}.wav", clip, self.sample_rate)
+            row = {"step": trainer.global_step, "label": label, "seed": seed, "sampler": name, "nfe": nfe}
+            table.append({**row, "guidance": self.guidance_scale, **level_row(clip)})
+        with open(folder / "samples.csv", "w", newline="") as f:
+            writer = csv.DictWriter(f, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+        shown = range(min(12, len(audio)))
+        grid = pictures.sample_grid(
+            [("generated", [audio[i] for i in shown], [names[i] for i in shown])], self.sample_rate
+        )
+        files = {"spectrograms": pictures.save(grid, folder / "spectrograms.png")}
+        if process:
+            figure = pictures.reverse_process(process, self.sample_rate)
+            files["reverse_process"] = pictures.save(figure, folder / "reverse_process.png")
+        log_samples(trainer, list(audio), names, self.sample_rate, files, table)

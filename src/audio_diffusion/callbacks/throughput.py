@@ -1,0 +1,66 @@
+"""How fast: audio-seconds trained per second, and how much of the time went into waiting for data."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from audio_diffusion.callbacks.loggers import log_metrics
+
+
+class Throughput(L.Callback):
+    """Logs every ``every_n_steps`` optimizer steps, over the time since the last row without validation and sampling.
+
+    Args:
+        sample_rate: Hz.
+        every_n_steps: optimizer steps between rows.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is below 1.
+    """
+
+    def __init__(self, sample_rate: int, every_n_steps: int = 20):
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        self.sample_rate, self.every_n_steps = sample_rate, every_n_steps
+        self._waited = self._worked = self._audio_s = 0.0
+        self._steps, self._logged_at = 0, -1
+        self._batch_ended = self._batch_started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batch_ended = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batch_ended = time.perf_counter()  # validation is not waiting
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_started = time.perf_counter()
+        self._waited += self._batch_started - self._batch_ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self._worked += now - self._batch_started
+        self._batch_ended = now
+        self._audio_s += len(batch) * batch.audio.shape[-1] / self.sample_rate * trainer.world_size
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._logged_at and step > 0:
+            self._log(trainer, step)
+
+    def _log(self, trainer: L.Trainer, step: int) -> None:
+        seconds = self._waited + self._worked
+        metrics = {
+            "speed/audio_seconds_per_second": self._audio_s / seconds,
+            "speed/data_wait_percent": 100 * self._waited / seconds,
+        }
+        if self._logged_at >= 0:
+            metrics["speed/steps_per_second"] = (step - self._logged_at) / seconds
+        if torch.cuda.is_available():
+            metrics["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        log_metrics(trainer, metrics)
+        self._waited = self._worked = self._audio_s = 0.0
+        self._logged_at, self._batch_ended = step, time.perf_counter()

@@ -1,0 +1,147 @@
+"""Checkpoint file -> something that generates: network, process and configuration, without Lightning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audio_diffusion.config import ConfigError, build, nearest
+from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.models.representations import Waveform
+
+#: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
+TRUSTED = ("audio_diffusion.models.", "audio_diffusion.diffusion.")
+
+
+@dataclass
+class Generator:
+    """A trained model, ready to generate. Made by ``load``."""
+
+    net: nn.Module
+    process: Diffusion
+    representation: Waveform
+    sampler: Sampler
+    config: dict[str, Any]
+    step: int
+    weights: str
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config["audio"]["sample_rate"]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; empty for an unconditional model."""
+        return self.config["classes"]
+
+    def generate(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[str] | None = None,
+        *,
+        guidance_scale: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> Tensor:
+        """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and ``labels[i]`` alone.
+
+        Args:
+            seeds: one a clip.
+            labels: class names, one a clip; None for unconditional models.
+            guidance_scale: classifier-free guidance, 1 is none.
+            sampler: None is the one the model was trained with.
+
+        Raises:
+            ValueError: for a label the model does not know, or labels where there are none, or none where there are.
+        """
+        if self.classes and labels is None:
+            raise ValueError(f"labels: this model needs one per clip, of {', '.join(self.classes)}")
+        if labels is not None and not self.classes:
+            raise ValueError("labels: this model is unconditional and takes none")
+        device = next(self.net.parameters()).device
+        cond = {}
+        if labels is not None:
+            for label in labels:
+                if label not in self.classes:
+                    raise ValueError(f"label {label!r} is unknown to this model.{nearest(label, self.classes)}")
+            cond["label"] = torch.tensor([self.classes.index(label) for label in labels], device=device)
+        audio = self.config["audio"]
+        x0 = generate(
+            self.net,
+            self.process,
+            sampler or self.sampler,
+            self.representation.shape(audio["channels"], audio["num_samples"]),
+            seeds,
+            cond,
+            guidance_scale=guidance_scale,
+            device=device,
+        )
+        return self.representation.decode(x0)
+
+
+def _trusted(node: Any) -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(TRUSTED):
+            raise ConfigError(
+                f"checkpoint: its configuration names {target!r}; only {' and '.join(TRUSTED)}* are loaded from a file"
+            )
+        for value in node.values():
+            _trusted(value)
+    elif isinstance(node, list):
+        for value in node:
+            _trusted(value)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, plain data only: no code in it is run.
+
+    Raises:
+        ConfigError: if there is no such file, or it is not a checkpoint of this project.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"ckpt: expected a checkpoint file, but {str(path)!r} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"ckpt: {str(path)!r} cannot be read as plain data: {reason}") from error
+    if not isinstance(content, dict) or not {"state_dict", "config", "global_step"} <= content.keys():
+        raise ConfigError(f"ckpt: {str(path)!r} was not written by this project's training")
+    return content
+
+
+def load(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+    """Loads a checkpoint for generating.
+
+    Args:
+        path: checkpoint file.
+        weights: "ema" (averaged, what one listens to) or "raw".
+        device: where the network is put.
+
+    Raises:
+        ConfigError: if the file cannot be used, or ``weights`` is neither.
+    """
+    if weights not in ("ema", "raw"):
+        raise ConfigError(f'weights: expected "ema" or "raw", got {weights!r}')
+    content = read(path)
+    config = content["config"]
+    parts = {name: config[name] for name in ("model", "representation", "diffusion", "sampler")}
+    _trusted(parts)
+    prefix = "ema.net." if weights == "ema" else "net."
+    net = build(parts["model"], "model")
+    state = content["state_dict"]
+    net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return Generator(
+        net=net.to(device).eval().requires_grad_(False),
+        process=build(parts["diffusion"], "diffusion"),
+        representation=build(parts["representation"], "representation"),
+        sampler=build(parts["sampler"], "sampler"),
+        config=config,
+        step=content["global_step"],
+        weights=weights,
+    )

@@ -1,0 +1,265 @@
+"""Configuration: every bad one ends here, in one clear error.
+
+Four doors, and nothing behind them checks again: (1) option names, by Hydra, with the nearest name added;
+(2) root keys and types, by a strict merge into ``Config``; (3) every ``_target_``'s arguments against its signature, all
+problems at once; (4) values, by constructors, which raise ``ValueError``.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_DIR = Path(__file__).parents[2] / "configs"
+
+OmegaConf.register_new_resolver("len", len, replace=True)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to change."""
+
+
+@dataclass
+class AudioFormat:
+    """What is trained on: Hz, channels C, and the crop's length T in samples."""
+
+    sample_rate: int
+    channels: int
+    num_samples: int
+
+
+@dataclass
+class Config:
+    """The root of ``configs/train.yaml``: its keys and their types. Groups hold ``_target_``s, checked by door 3."""
+
+    name: str
+    run_dir: str
+    seed: int
+    ckpt: str
+    max_steps: int
+    batch_size: int
+    val_every_steps: int
+    log_every_steps: int
+    classes: list[str] | None
+    audio: AudioFormat
+    data: dict[str, Any]
+    model: dict[str, Any]
+    representation: dict[str, Any]
+    diffusion: dict[str, Any]
+    sampler: dict[str, Any]
+    training: dict[str, Any]
+    callbacks: dict[str, Any]
+    trainer: dict[str, Any]
+    logger: dict[str, Any] | None = field(default=None)
+
+
+def nearest(name: str, among: Iterator[str] | list[str]) -> str:
+    """" Did you mean …?" with the closest of the names, or the list of all of them."""
+    names = sorted(set(among))
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" There are: {', '.join(names)}." if names else ""
+
+
+def _groups() -> dict[str, list[str]]:
+    """Config groups and the names in each."""
+    folders = (folder for folder in CONFIG_DIR.iterdir() if folder.is_dir())
+    return {folder.name: sorted(f.stem for f in folder.glob("*.yaml")) for folder in folders}
+
+
+def _keys_at(path: str, config_name: str) -> list[str]:
+    """The option names beside the one at the dotted ``path``."""
+    parent = path.rpartition(".")[0]
+    cfg = compose(config_name)
+    node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """A Hydra error as one that says what there is instead."""
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
+    if match := re.search(r"full_key: (\S+)", text + cause):
+        return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name))}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        if key in _groups():
+            return f"{text.splitlines()[0]}{nearest(key, list(_groups()))}"
+        return f"{key}: there is no such option.{nearest(key, _keys_at(key, config_name))}"
+    return text
+
+
+def _check_command_line(config_name: str, overrides: list[str]) -> None:
+    """Door 1: composes the overrides as Hydra will, to explain what it would refuse."""
+    for override in overrides:
+        if override.startswith("+") or override.startswith("~"):
+            key = override.lstrip("+~").split("=")[0]
+            raise ConfigError(
+                f"{override}: options are neither added nor deleted on the command line, as a misspelt one would be "
+                f"without effect. Write {key}=VALUE for an option that exists; new ones belong in a file in configs/"
+            )
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        try:
+            compose(config_name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error, config_name)) from error
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether this project raised it, to tell the user of a mistake; those of other libraries keep their traceback."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    package = Path(__file__).parent
+    return isinstance(error, ConfigError) or (
+        frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(package)
+    )
+
+
+def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml`` whose mistakes end in one line, exit status 2."""
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        def guarded(cfg: DictConfig) -> None:
+            try:
+                main(cfg)
+            except ValueError as error:
+                if not _is_ours(error):
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+
+        def run() -> None:
+            arguments = sys.argv[1:]
+            try:
+                if not any(argument.startswith("-") for argument in arguments):
+                    _check_command_line(config_name, arguments)
+            except ConfigError as error:
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
+
+        return run
+
+    return decorate
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts, lists, numbers and strings.
+
+    Raises:
+        ConfigError: for an interpolation that leads nowhere or a value that is missing (``???``).
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).replace("\n", " ")) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_root(cfg: DictConfig) -> None:
+    """Door 2: root keys and types.
+
+    Raises:
+        ConfigError: naming the key, the type expected and the value given.
+    """
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), cfg)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the configuration"
+        expected = Config.__annotations__.get(str(key).split(".")[0])
+        if str(key).startswith("audio."):
+            expected = AudioFormat.__annotations__.get(str(key).split(".")[1])
+        wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""
+        raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted path, node) of every node with a ``_target_``."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}".strip("."))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{path}[{i}]")
+
+
+_SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+def _type_problem(annotation: Any, value: Any) -> str | None:
+    """What is wrong with a plain value for a plainly annotated argument; None where that cannot be said."""
+    if annotation not in _SIMPLE or isinstance(value, (dict, list)):
+        return None
+    fits = isinstance(value, _SIMPLE[annotation]) and not (annotation is not bool and isinstance(value, bool))
+    return None if fits else f"expected {annotation.__name__}, got {value!r}"
+
+
+def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> list[str]:
+    """Door 3: every ``_target_`` that is not there, every argument its signature does not have, lacks or mistypes.
+
+    Args:
+        node: plain configuration.
+        path: where it lies, for the messages.
+        given: arguments that the program itself passes to the outermost targets.
+    """
+    problems = []
+    for place, target in _targets(node, path):
+        try:
+            parameters = inspect.signature(get_object(target["_target_"])).parameters
+        except Exception as error:
+            problems.append(f"{place}._target_: cannot use {target['_target_']!r}: {str(error).splitlines()[0]}")
+            continue
+        arguments = {key: value for key, value in target.items() if not key.startswith("_")}
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key, value in arguments.items():
+            if key not in parameters:
+                if not open_ended:
+                    hint = nearest(key, list(parameters))
+                    problems.append(f"{place}.{key}: {target['_target_']} has no such argument.{hint}")
+            elif problem := _type_problem(parameters[key].annotation, value):
+                problems.append(f"{place}.{key}: {problem}")
+        if not target.get("_partial_"):
+            problems += [
+                f"{place}.{name}: {target['_target_']} needs this argument"
+                for name, p in parameters.items()
+                if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                and name not in arguments and not (place == path and name in given)
+            ]  # fmt: skip
+    return problems
+
+
+def build(node: dict[str, Any], path: str, **given: Any) -> Any:
+    """Makes the object a config node describes, ``given`` passed to it as well; values are checked by it (door 4).
+
+    Raises:
+        ConfigError: with the constructor's message and the node's place.
+    """
+    if problems := target_problems(node, path, tuple(given)):
+        raise ConfigError("\n       ".join(problems))
+    try:
+        if given:  # passed on as they are, not as configuration
+            return instantiate({**node, "_partial_": True}, _convert_="all")(**given)
+        return instantiate(node, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (ValueError, TypeError)):
+            raise ConfigError(f"{path}.{cause}") from error
+        raise

@@ -1,0 +1,1 @@
+"""Where do batches come from? Folders of audio, WebDataset shards, the stream, the DataModule."""

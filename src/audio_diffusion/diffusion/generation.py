@@ -1,0 +1,45 @@
+"""From seeds and conditions to signals: the start noise, guidance and a sampler put together."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.diffusion.guidance import classifier_free
+from audio_diffusion.diffusion.process import Cond, Diffusion, Net
+from audio_diffusion.diffusion.samplers import OnStep
+from audio_diffusion.seeding import SeededNoise
+
+Sampler = Callable[..., Tensor]
+
+
+@torch.no_grad()
+def generate(
+    net: Net,
+    process: Diffusion,
+    sampler: Sampler,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    cond: Cond,
+    *,
+    guidance_scale: float = 1.0,
+    device: torch.device | str = "cpu",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Draws one signal per seed by reverse diffusion, float32 ``[B, *shape]``.
+
+    Everything random about sample i comes from ``seeds[i]`` alone. Global random state is neither read nor changed.
+
+    Args:
+        net: the network, in the mode (eval) it is to be used in.
+        process: schedule and parameterization it was trained with.
+        sampler: one of ``diffusion.samplers``, its options bound.
+        shape: ``(C, T)`` of one signal.
+        seeds: one seed a signal.
+        cond: conditions, each ``[B, ..]`` on ``device``.
+        guidance_scale: 1 is no guidance.
+        on_step: told (t, x0 estimate) after each network evaluation.
+    """
+    noise = SeededNoise(seeds, shape, device)
+    denoise = classifier_free(process, net, cond, guidance_scale)
+    return sampler(denoise, noise(), process.schedule, noise, on_step=on_step)

@@ -1,0 +1,233 @@
+"""Has a class-conditional model learnt, or has it memorised or collapsed? Three answers, against real audio:
+
+    LabelProbe      does a generated clip sound like the class that was asked for?
+    nearest_ratio   is it new, or a copy of a training clip?
+    spread_ratio    do clips of one class differ as much as real ones do?
+
+Distances are Euclidean distances of ``log_mel_features``, in dB. Only `LabelProbe` needs scikit-learn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
+
+Label = str | int
+
+NUM_MELS = 40
+WINDOW_S = 0.064  # long enough that every mel band, the lowest too, holds a bin of the spectrum
+FLOOR_DB = -40.0
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """How new generated clips are, beside held-out real ones, which are new by definition.
+
+    distance_ratio: median distance to the nearest training clip, generated / held-out. About 1: as new as
+        real clips. Near 0: copies. Well above 1: unlike any real clip.
+    correlation: largest |normalised cross-correlation| of each generated clip with any training clip, [N]
+        in 0..1; 1 is a copy, whatever its gain and polarity.
+    nearest: the number of the training clip which that correlation belongs to, int64 [N].
+    held_out_correlation: the same of each held-out clip, [M]: what a new clip reaches by chance, which is
+        much for simple sounds (0.98 for two kick drums), so judge `correlation` beside it.
+    """
+
+    distance_ratio: float
+    correlation: Tensor
+    nearest: Tensor
+    held_out_correlation: Tensor
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean distance between clips of one class, generated / real: 0 if all are alike, about 1 if as varied.
+
+    ratio: mean over the classes.   per_class: the ratio of each class.
+    """
+
+    ratio: float
+    per_class: dict[Label, float]
+
+
+def log_mel_features(audio: Tensor, sample_rate: int) -> Tensor:
+    """Log-mel power in dB below the clip's own maximum, of audio [N, C, T] -> float32 [N, 40 * time blocks].
+
+    A block is about 32 ms: power is averaged over it (and over channels) before the logarithm, so that a
+    few milliseconds of delay, or which noise was drawn, move the features little. Everything more than 40 dB
+    below the loudest point of the clip counts as -40: features compare the sound, not its level, nor the
+    hiss under it. (On drum hits, hiss of -50 dB re full scale takes the probe from 1.00 to 0.59 with a
+    floor of -60 dB and leaves it at 1.00 with -40.) Silence is -40 everywhere.
+
+    Raises ValueError unless audio is finite floating point [N, C, T] with no empty dimension.
+    """
+    _check_audio("audio", audio)
+    n_fft = 2 ** round(np.log2(WINDOW_S * sample_rate))
+    flat, window = audio.detach().float().cpu().flatten(0, 1), torch.hann_window(n_fft)
+    spectrum = torch.stft(flat, n_fft, n_fft // 8, window=window, pad_mode="constant", return_complex=True)
+    power = spectrum.abs().square().unflatten(0, audio.shape[:2]).mean(dim=1)  # [N, frequency, frame]
+    filters = melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, NUM_MELS, sample_rate)
+    mel = functional.avg_pool1d(filters.T @ power, kernel_size=4, ceil_mode=True)
+    relative = mel / mel.amax(dim=(1, 2), keepdim=True).clamp(min=1e-10)
+    return 10 * relative.clamp(min=10 ** (FLOOR_DB / 10)).log10().flatten(1)
+
+
+class LabelProbe:
+    """A linear classifier of log-mel features, trained on real clips, that names the class of generated ones.
+
+    Its accuracy on held-out real clips is the ceiling to compare with; 1 / number of classes is chance.
+    It is given audio of one `sample_rate` in Hz and of one shape but for N. Raises ImportError without
+    scikit-learn.
+    """
+
+    def __init__(self, sample_rate: int):
+        self.sample_rate = sample_rate
+        self._classifier: Any = _logistic_regression()
+        self._mean = self._scale = torch.empty(0)
+
+    def fit(self, audio: Tensor, labels: Sequence[Label]) -> "LabelProbe":
+        """Learns from audio [N, C, T] and its N labels, of at least two classes; returns itself."""
+        features = log_mel_features(audio, self.sample_rate)
+        _check_labels("labels", labels, len(audio))
+        if len(set(labels)) < 2:
+            raise ValueError(f"labels must name at least 2 classes; got only {labels[0]!r}")
+        self._mean = features.mean(dim=0)
+        # A band that is nearly silent in every training clip must not weigh more than one that sounds.
+        self._scale = features.std(dim=0).clamp(min=1.0)
+        self._classifier.fit(self._standardise(features), np.asarray(labels))
+        return self
+
+    def predict(self, audio: Tensor) -> list[Label]:
+        """The N most likely labels of audio [N, C, T]."""
+        if not len(self._mean):
+            raise ValueError("LabelProbe must be fitted before it can predict: call fit(audio, labels)")
+        features = log_mel_features(audio, self.sample_rate)
+        labels: list[Label] = self._classifier.predict(self._standardise(features)).tolist()
+        return labels
+
+    def accuracy(self, audio: Tensor, labels: Sequence[Label]) -> float:
+        """The share, 0..1, of audio [N, C, T] that is predicted to be its label."""
+        _check_labels("labels", labels, len(audio))
+        return float(np.mean(np.asarray(self.predict(audio)) == np.asarray(labels)))
+
+    def _standardise(self, features: Tensor) -> Any:
+        if features.shape[1] != len(self._mean):
+            raise ValueError(
+                "audio must be as long as that of fit; "
+                f"got {features.shape[1]} features a clip, not {len(self._mean)}"
+            )
+        return ((features - self._mean) / self._scale).numpy()
+
+
+def nearest_ratio(
+    generated: Tensor, train: Tensor, held_out: Tensor, sample_rate: int, max_lag_s: float = 0.01
+) -> Novelty:
+    """Compares generated [N, C, T] and held-out [M, C, T] clips with their nearest training clips [K, C, T].
+
+    A copy may be shifted by up to `max_lag_s` seconds. Give generated and held-out clips the same mix of
+    classes: the ratio is one of medians over all of them.
+
+    Raises ValueError for audio of other shapes, or if half of the held-out clips are in train.
+    """
+    for name, audio in (("generated", generated), ("train", train), ("held_out", held_out)):
+        _check_audio(name, audio)
+        if audio.shape[1:] != train.shape[1:]:
+            channels, length = train.shape[1:]
+            raise ValueError(f"{name} must be [N, {channels}, {length}] as train is; got {list(audio.shape)}")
+    new, known, reference = (log_mel_features(audio, sample_rate) for audio in (generated, train, held_out))
+    distance, expected = _nearest_distance(new, known), _nearest_distance(reference, known)
+    if expected == 0:
+        raise ValueError("held_out must be new: at least half of its clips are also in train")
+    max_lag = round(max_lag_s * sample_rate)
+    correlation, nearest = _best_match(generated, train, max_lag)
+    return Novelty(distance / expected, correlation, nearest, _best_match(held_out, train, max_lag)[0])
+
+
+def spread_ratio(
+    generated: Tensor,
+    generated_labels: Sequence[Label],
+    real: Tensor,
+    real_labels: Sequence[Label],
+    sample_rate: int,
+) -> Spread:
+    """Compares the variety within each generated class (audio [N, C, T], N labels) with that of real clips.
+
+    Raises ValueError if a generated class has fewer than two clips, generated or real.
+    """
+    ours = _class_spreads("generated", generated, generated_labels, sample_rate)
+    theirs = _class_spreads("real", real, real_labels, sample_rate)
+    if missing := [label for label in ours if not theirs.get(label)]:
+        raise ValueError(f"real must hold different clips of every generated class; it does not of {missing}")
+    per_class = {label: spread / theirs[label] for label, spread in ours.items()}
+    return Spread(sum(per_class.values()) / len(per_class), per_class)
+
+
+def _class_spreads(name: str, audio: Tensor, labels: Sequence[Label], sample_rate: int) -> dict[Label, float]:
+    """Mean distance in dB between two clips of each class."""
+    features = log_mel_features(audio, sample_rate)
+    _check_labels(f"{name}_labels", labels, len(audio))
+    spreads = {}
+    for label in dict.fromkeys(labels):
+        members = features[[other == label for other in labels]]
+        if len(members) < 2:
+            raise ValueError(f"{name} must hold at least 2 clips of each class; it holds 1 of {label!r}")
+        spreads[label] = torch.pdist(members).mean().item()
+    return spreads
+
+
+def _nearest_distance(features: Tensor, known: Tensor) -> float:
+    """Median over the rows [N, F] of the distance to the nearest known row [K, F]; 0 for equal ones."""
+    distances = torch.cdist(features, known, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.amin(dim=1).median().item()
+
+
+def _best_match(audio: Tensor, train: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
+    """Largest |correlation| over lags up to `max_lag` samples with any training clip, and which: both [N].
+
+    Few lags are wanted of long clips, so both are cut in blocks, the training clips' with `max_lag` more
+    samples at either end; a short FFT of each, summed over blocks, then gives those lags alone.
+    """
+    size = max(1024, 2 ** (4 * max_lag).bit_length())
+    block = size - 2 * max_lag
+    tail = -train.shape[-1] % block
+    ours = functional.pad(_unit_norm(audio), (0, tail)).unfold(-1, block, block)
+    known = functional.pad(_unit_norm(train), (max_lag, tail + max_lag)).unfold(-1, size, block)
+    ours_hat, known_hat = (  # [frequency, clip, channel * block]
+        torch.fft.rfft(blocks, n=size).flatten(1, 2).permute(2, 0, 1).contiguous() for blocks in (ours, known)
+    )
+    matches = []
+    for clips in ours_hat.split(16, dim=1):
+        spectrum = clips.conj() @ known_hat.mT  # [frequency, clips, K]
+        correlation = torch.fft.irfft(spectrum.permute(1, 2, 0), n=size)[..., : 2 * max_lag + 1]
+        matches.append(correlation.abs().amax(dim=-1).max(dim=1))
+    best = torch.cat([match.values for match in matches]).clamp(max=1.0)
+    return best, torch.cat([match.indices for match in matches])
+
+
+def _unit_norm(audio: Tensor) -> Tensor:
+    audio = audio.detach().float().cpu()
+    return audio / audio.square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-8)
+
+
+def _logistic_regression() -> Any:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError("LabelProbe needs scikit-learn: pip install scikit-learn") from error
+    return LogisticRegression(C=0.1, max_iter=1000)
+
+
+def _check_audio(name: str, audio: Tensor) -> None:
+    if audio.ndim != 3 or not audio.numel() or not audio.is_floating_point():
+        raise ValueError(f"{name} must be floating point [N, C, T]; got {audio.dtype} {list(audio.shape)}")
+    if bad := int((~audio.isfinite()).flatten(1).any(dim=1).sum()):
+        raise ValueError(f"{name} must be finite; {bad} of {len(audio)} clips hold NaN or infinity")
+
+
+def _check_labels(name: str, labels: Sequence[Label], count: int) -> None:
+    if len(labels) != count:
+        raise ValueError(f"{name} must be one a clip, {count} in all; got {len(labels)}")

@@ -1,0 +1,119 @@
+"""A compact 1-D U-Net on waveforms."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from audio_diffusion.models.layers import Attention, LabelEmbedding, ResBlock, TimeEmbedding
+
+
+class UNet1d(nn.Module):
+    """Waveform U-Net: patches of samples, residual levels, attention at the coarsest (after DDPM appendix B).
+
+    A strided convolution turns patches of ``patch_size`` samples into ``widths[0]`` features; level i then works
+    at width ``widths[i]`` on a sequence ``factors[i-1]`` times shorter than the level above it.
+
+    Audio has quiet parts beside loud ones, where x_t is nearly all noise even at small t. So x_t is also seen amplified
+    by a gain learnt from t and squashed; and the output is made of features plus a learnt filter bank's analysis of the
+    amplified x_t, gated band by band and patch by patch, as a Wiener filter would.
+
+    Args:
+        channels: C of the audio.
+        num_classes: number of labels; 0 makes an unconditional network, which takes no ``label``.
+        patch_size: samples per position of the finest level; even.
+        widths: features at each level, finest first; multiples of 8.
+        factors: downsampling between levels, one fewer than ``widths``.
+        num_blocks: residual blocks per level on the way down, and again on the way up.
+        cond_width: width of the time-and-label embedding.
+        attention: self-attention at the coarsest level; its width must then be a multiple of 64.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int = 0,
+        patch_size: int = 8,
+        widths: Sequence[int] = (64, 128, 256),
+        factors: Sequence[int] = (4, 4),
+        num_blocks: int = 2,
+        cond_width: int = 256,
+        attention: bool = True,
+    ):
+        super().__init__()
+        if len(factors) != len(widths) - 1:
+            raise ValueError(f"factors: expected one fewer than widths ({len(widths) - 1}), got {len(factors)}")
+        if patch_size < 2 or patch_size % 2:
+            raise ValueError(f"patch_size: expected an even number of samples, at least 2, got {patch_size}")
+        if any(width < 8 or width % 8 for width in widths):
+            raise ValueError(f"widths: expected multiples of 8, got {list(widths)}")
+        if any(factor < 2 or factor % 2 for factor in factors):
+            raise ValueError(f"factors: expected even numbers, got {list(factors)}")
+        self.channels, self.num_classes = channels, num_classes
+        #: the number of samples T must be a multiple of this
+        self.multiple = patch_size
+        for factor in factors:
+            self.multiple *= factor
+
+        self.time = TimeEmbedding(cond_width)
+        self.label = LabelEmbedding(num_classes, cond_width) if num_classes else None
+        self.log_gain = nn.Linear(cond_width, channels)
+        nn.init.zeros_(self.log_gain.weight)
+        nn.init.zeros_(self.log_gain.bias)
+        self.analysis = nn.Conv1d(channels, widths[0], patch_size, stride=patch_size, bias=False)
+        self.patch = nn.Conv1d(2 * channels, widths[0], patch_size, stride=patch_size)
+        self.gate = nn.Conv1d(widths[0], 2 * widths[0], 1)
+        self.unpatch = nn.ConvTranspose1d(widths[0], channels, patch_size, stride=patch_size)
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            self.down.append(nn.ModuleList(ResBlock(width, width, cond_width) for _ in range(num_blocks)))
+            self.up.append(nn.ModuleList(ResBlock(2 * width, width, cond_width) for _ in range(num_blocks)))
+            if level + 1 < len(widths):
+                f, below = factors[level], widths[level + 1]
+                self.shrink.append(nn.Conv1d(width, below, 2 * f, stride=f, padding=f // 2))
+                self.grow.append(nn.ConvTranspose1d(below, width, 2 * f, stride=f, padding=f // 2))
+        self.middle = ResBlock(widths[-1], widths[-1], cond_width)
+        self.attention = Attention(widths[-1]) if attention else nn.Identity()
+        self.norm = nn.GroupNorm(8, widths[0])
+
+    def embed(self, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Time and label -> ``[B, cond_width]``.
+
+        Raises:
+            ValueError: if the conditions given are not the ones the network was built with.
+        """
+        expected = {"label"} if self.label is not None else set()
+        if set(cond) != expected:
+            raise ValueError(f"cond: this network takes {sorted(expected) or 'none'}, got {sorted(cond) or 'none'}")
+        embedding = self.time(t)
+        return embedding if self.label is None else embedding + self.label(cond["label"])
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """``[B, C, T] -> [B, C, T]``; T a multiple of ``self.multiple``, t ``[B]``, cond["label"] int64 ``[B]``."""
+        if x_t.shape[1] != self.channels or x_t.shape[2] % self.multiple:
+            raise ValueError(
+                f"x_t: expected [B, {self.channels}, a multiple of {self.multiple}], got {list(x_t.shape)}"
+            )
+        embedding = self.embed(t, cond)
+        amplified = x_t * self.log_gain(embedding).exp()[:, :, None]
+        h = self.patch(torch.cat([x_t, amplified.tanh()], dim=1))
+        skips = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, embedding)
+                skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+        h = self.attention(self.middle(h, embedding))
+        for level in reversed(range(len(self.up))):
+            for block in self.up[level]:  # type: ignore[union-attr]
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            if level:
+                h = self.grow[level - 1](h)
+        gate, features = self.gate(nn.functional.silu(self.norm(h))).chunk(2, dim=1)
+        return self.unpatch(torch.addcmul(features, gate, self.analysis(amplified)))

@@ -1,0 +1,94 @@
+"""Pictures of sound: waveforms, mel spectrograms, the reverse process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+import torchaudio
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+FLOOR_DB = -90.0
+
+
+def mel_db(audio: Tensor, sample_rate: int, n_mels: int = 64) -> Tensor:
+    """Mel spectrogram in dB of full scale, ``[C, T] -> [n_mels, frames]``; channels are averaged.
+
+    The window is about 32 ms, the hop a quarter of it; nothing is shown below -90 dB.
+    """
+    n_fft = 2 ** max(6, round(torch.log2(torch.tensor(sample_rate * 0.032)).item()))
+    n_fft = min(n_fft, 2 ** (audio.shape[-1].bit_length() - 1))
+    mel = torchaudio.transforms.MelSpectrogram(
+        sample_rate, n_fft, hop_length=max(1, n_fft // 4), n_mels=min(n_mels, n_fft // 8), power=2.0
+    )
+    power = mel(audio.detach().cpu().float().mean(0)) / (n_fft / 4) ** 2  # a full-scale sine is near 0 dB
+    return 10 * torch.log10(power.clamp(min=10 ** (FLOOR_DB / 10)))
+
+
+def _show_mel(axes: Axes, audio: Tensor, sample_rate: int) -> None:
+    seconds = audio.shape[-1] / sample_rate
+    axes.imshow(
+        mel_db(audio, sample_rate).numpy(), origin="lower", aspect="auto", cmap="magma", vmin=FLOOR_DB, vmax=0,
+        extent=(0, seconds, 0, sample_rate / 2000), interpolation="nearest",
+    )  # fmt: skip
+    axes.set_yticks([])
+
+
+def _show_wave(axes: Axes, audio: Tensor, sample_rate: int) -> None:
+    times = torch.arange(audio.shape[-1]) / sample_rate
+    axes.plot(times.numpy(), audio.detach().cpu().float().T.numpy(), linewidth=0.4)
+    axes.set_xlim(0, audio.shape[-1] / sample_rate)
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_xticks([])
+    axes.set_yticks([-1, 0, 1] if axes.get_subplotspec().is_first_col() else [])  # type: ignore[union-attr]
+
+
+def sample_grid(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[str]]], sample_rate: int) -> Figure:
+    """Rows of clips, each as waveform above mel spectrogram (0 to half the rate, in mel; -90 to 0 dB).
+
+    Args:
+        rows: (title, clips each ``[C, T]``, name of each clip); e.g. real ones above, generated ones below.
+        sample_rate: Hz.
+    """
+    columns = max(len(clips) for _, clips, _ in rows)
+    figure, axes = plt.subplots(
+        2 * len(rows), columns, squeeze=False, figsize=(1.7 * columns + 0.6, 2.5 * len(rows)), layout="constrained"
+    )
+    for row, (title, clips, names) in enumerate(rows):
+        for column in range(columns):
+            wave, mel = axes[2 * row, column], axes[2 * row + 1, column]
+            if column >= len(clips):
+                wave.set_axis_off()
+                mel.set_axis_off()
+                continue
+            _show_wave(wave, clips[column], sample_rate)
+            _show_mel(mel, clips[column], sample_rate)
+            wave.set_title(names[column], fontsize=8)
+            mel.tick_params(labelsize=6)
+        axes[2 * row, 0].set_ylabel(title, fontsize=9)
+        axes[2 * row + 1, 0].set_ylabel("mel, dB", fontsize=7)
+    return figure
+
+
+def reverse_process(points: Sequence[tuple[float, Tensor]], sample_rate: int) -> Figure:
+    """The network's estimate of the clean audio at times t from noise (left) to audio (right).
+
+    Args:
+        points: (t, estimate ``[C, T]``).
+        sample_rate: Hz.
+    """
+    clips, names = [clip for _, clip in points], [f"t = {t:.2f}" for t, _ in points]
+    return sample_grid([("x0 estimate", clips, names)], sample_rate)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure as PNG and frees it; returns the path."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return Path(path)

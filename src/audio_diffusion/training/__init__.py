@@ -1,0 +1,1 @@
+"""How is it trained? The LightningModule, EMA weights, optimizer and learning rate."""

@@ -1,0 +1,194 @@
+"""Class-conditional metrics on drum hits: real ones score as real, copies and collapsed sets are found."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from audio_diffusion.data import drums
+from audio_diffusion.metrics.labelled import LabelProbe, log_mel_features, nearest_ratio, spread_ratio
+
+RATE = 16_000
+Clips = tuple[Tensor, list[str]]
+
+
+def make_clips(hits_per_class: int, seed: int) -> Clips:
+    """Audio [N, 1, 8192] and N labels."""
+    _, labels, audio = zip(*drums.hits(hits_per_class, seed), strict=True)
+    return torch.from_numpy(np.stack(audio))[:, None], list(labels)
+
+
+@pytest.fixture(scope="module")
+def train() -> Clips:
+    return make_clips(100, seed=0)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Clips:
+    return make_clips(40, seed=1)
+
+
+@pytest.fixture(scope="module")
+def probe(train: Clips) -> LabelProbe:
+    return LabelProbe(RATE).fit(*train)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_probe_names_held_out_hits(probe: LabelProbe, held_out: Clips) -> None:
+    audio, labels = held_out
+    assert probe.accuracy(audio, labels) >= 0.97
+    assert set(probe.predict(audio)) == set(drums.CLASSES)
+    assert probe.accuracy(audio, labels[1:] + labels[:1]) < 0.1  # the wrong labels
+
+
+def test_probe_forgives_level_and_hiss(probe: LabelProbe, held_out: Clips) -> None:
+    audio, labels = held_out
+    assert probe.accuracy(0.05 * audio, labels) >= 0.97
+    assert probe.accuracy(audio + 0.003 * normal(*audio.shape), labels) >= 0.97
+
+
+def test_probe_knows_whole_number_labels(train: Clips, held_out: Clips) -> None:
+    numbers = [drums.CLASSES.index(label) for label in train[1][:200]]
+    probe = LabelProbe(RATE).fit(train[0][:200], numbers)
+    assert probe.accuracy(held_out[0], [drums.CLASSES.index(label) for label in held_out[1]]) > 0.9
+
+
+def test_new_clips_are_as_new_as_real_ones(train: Clips, held_out: Clips) -> None:
+    novelty = nearest_ratio(held_out[0][:50], train[0][:250], held_out[0][50:100], RATE)
+    assert 0.8 < novelty.distance_ratio < 1.25
+    assert novelty.correlation.shape == novelty.nearest.shape == novelty.held_out_correlation.shape == (50,)
+    assert novelty.correlation.max() < 0.995
+
+
+def test_copies_are_found(train: Clips, held_out: Clips) -> None:
+    novelty = nearest_ratio(train[0][:50], train[0][:250], held_out[0][:50], RATE)
+    assert novelty.distance_ratio == 0
+    assert novelty.correlation.min() > 0.9999
+    assert novelty.nearest.tolist() == list(range(50))
+    assert novelty.held_out_correlation.max() < 0.995
+
+
+def test_shifted_inverted_noisy_copies_are_found(train: Clips, held_out: Clips) -> None:
+    copies = torch.roll(-0.3 * train[0][:50], 100, dims=-1) + 5e-4 * normal(50, 1, 8192)
+    novelty = nearest_ratio(copies, train[0][:250], held_out[0][:50], RATE)
+    assert novelty.distance_ratio < 0.8
+    assert novelty.correlation.min() > 0.98
+    assert novelty.nearest.tolist() == list(range(50))
+
+
+def test_a_copy_shifted_by_more_than_the_lag_is_not(train: Clips, held_out: Clips) -> None:
+    hats = train[0][1::5][:10]
+    shifted = torch.roll(hats, 400, dims=-1)
+    novelty = nearest_ratio(shifted, hats, held_out[0][1::5], RATE, max_lag_s=0.01)
+    assert novelty.correlation.max() < 0.6
+    assert nearest_ratio(shifted, hats, held_out[0][1::5], RATE, max_lag_s=0.03).correlation.min() > 0.99
+
+
+def test_correlation_agrees_with_its_definition() -> None:
+    """Against every lag computed one by one, for two channels and a length that is no multiple of a block."""
+    audio, train, max_lag = normal(2, 2, 1500), normal(5, 2, 1500)[2:] + 0.5 * normal(3, 2, 1500), 20
+    novelty = nearest_ratio(audio, train, normal(9, 2, 1500)[5:], 1000, max_lag_s=max_lag / 1000)
+    unit = [a / a.square().sum(dim=(1, 2), keepdim=True).sqrt() for a in (audio, train)]
+    lags = []
+    for lag in range(-max_lag, max_lag + 1):
+        ours = unit[0][..., max(0, -lag) : 1500 - max(0, lag)]
+        theirs = unit[1][..., max(0, lag) : 1500 - max(0, -lag)]
+        lags.append(torch.einsum("nct,mct->nm", ours, theirs).abs())
+    expected = torch.stack(lags).amax(dim=0).max(dim=1)
+    assert novelty.nearest.tolist() == expected.indices.tolist()
+    torch.testing.assert_close(novelty.correlation, expected.values, atol=1e-5, rtol=0)
+
+
+def test_noise_is_far_from_everything(train: Clips, held_out: Clips) -> None:
+    novelty = nearest_ratio(0.3 * normal(20, 1, 8192), train[0][:250], held_out[0][:50], RATE)
+    assert novelty.distance_ratio > 3
+    assert novelty.correlation.max() < 0.2
+
+
+def test_real_clips_are_as_varied_as_real_ones(train: Clips, held_out: Clips) -> None:
+    spread = spread_ratio(*held_out, *train, RATE)
+    assert set(spread.per_class) == set(drums.CLASSES)
+    assert all(0.8 < ratio < 1.2 for ratio in spread.per_class.values())
+    assert spread.ratio == pytest.approx(sum(spread.per_class.values()) / 5)
+
+
+def test_a_collapsed_set_is_found(train: Clips, held_out: Clips) -> None:
+    one_of_each, labels = held_out[0][:5], held_out[1][:5]
+    collapsed = one_of_each.repeat(8, 1, 1)
+    assert spread_ratio(collapsed, labels * 8, *train, RATE).ratio == 0
+    noisy = collapsed + 1e-3 * normal(*collapsed.shape)
+    assert spread_ratio(noisy, labels * 8, *train, RATE).ratio < 0.3
+
+
+def test_one_collapsed_class_shows(train: Clips, held_out: Clips) -> None:
+    audio = held_out[0].clone()
+    audio[2::5] = audio[2]
+    spread = spread_ratio(audio, held_out[1], *train, RATE)
+    assert spread.per_class["kick"] == 0
+    assert min(ratio for label, ratio in spread.per_class.items() if label != "kick") > 0.8
+
+
+def test_features_are_bounded_and_blind_to_level(held_out: Clips) -> None:
+    audio = held_out[0][:10]
+    features = log_mel_features(audio, RATE)
+    assert features.shape == (10, 40 * 17)
+    assert features.amax(dim=1).tolist() == [0.0] * 10
+    assert features.min() == -40
+    torch.testing.assert_close(log_mel_features(0.01 * audio, RATE), features, atol=1e-3, rtol=0)
+    torch.testing.assert_close(log_mel_features(torch.cat([audio, -audio], dim=1), RATE), features)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sample_rate", [8000, 22_050, 44_100, 48_000])
+def test_features_at_other_rates(sample_rate: int) -> None:
+    assert torch.isfinite(log_mel_features(normal(2, 2, 3000), sample_rate)).all()
+
+
+def test_silence_has_features() -> None:
+    assert (log_mel_features(torch.zeros(1, 1, 2000), RATE) == -40).all()
+
+
+def test_scikit_learn_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        LabelProbe(RATE)
+
+
+def test_bad_audio_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"floating point \[N, C, T\]; got torch.float32 \[2, 8\]"):
+        log_mel_features(torch.zeros(2, 8), RATE)
+    with pytest.raises(ValueError, match=r"got torch.int16"):
+        log_mel_features(torch.zeros(2, 1, 8, dtype=torch.int16), RATE)
+    with pytest.raises(ValueError, match="finite; 1 of 2 clips"):
+        log_mel_features(torch.tensor([[[0.0, 1.0]], [[0.0, torch.nan]]]), RATE)
+
+
+def test_bad_labels_are_refused(probe: LabelProbe, held_out: Clips) -> None:
+    audio = held_out[0][:10]
+    with pytest.raises(ValueError, match="labels must be one a clip, 10 in all; got 3"):
+        LabelProbe(RATE).fit(audio, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="at least 2 classes; got only 'a'"):
+        LabelProbe(RATE).fit(audio, ["a"] * 10)
+    with pytest.raises(ValueError, match="call fit"):
+        LabelProbe(RATE).predict(audio)
+    with pytest.raises(ValueError, match="as long as that of fit"):
+        probe.predict(audio[..., :4000])
+
+
+def test_sets_that_cannot_be_compared_are_refused(held_out: Clips) -> None:
+    audio, labels = held_out[0][:10], held_out[1][:10]
+    with pytest.raises(
+        ValueError, match=r"generated must be \[N, 1, 8192\] as train is; got \[10, 1, 4000\]"
+    ):
+        nearest_ratio(audio[..., :4000], audio, audio, RATE)
+    with pytest.raises(ValueError, match="held_out must be new"):
+        nearest_ratio(audio, audio, audio, RATE)
+    with pytest.raises(ValueError, match="generated must hold at least 2 clips of each class; it holds 1 of"):
+        spread_ratio(audio[:6], labels[:6], audio, labels, RATE)
+    with pytest.raises(ValueError, match="every generated class; it does not of"):
+        spread_ratio(audio, ["new"] * 10, audio, labels, RATE)
