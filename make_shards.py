@@ -1,7 +1,7 @@
 """Packs a folder of audio into WebDataset shards.
 
-    python make_shards.py input=FOLDER output=SHARDS              # labels are the names of the sub-folders
-    python make_shards.py input=FOLDER output=SHARDS manifest=FOLDER/manifest.csv
+python make_shards.py input=FOLDER output=SHARDS              # labels are the names of the sub-folders
+python make_shards.py input=FOLDER output=SHARDS manifest=FOLDER/manifest.csv
 """
 
 import os
@@ -24,7 +24,9 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
     folder, output, manifest = Path(options["input"]), Path(options["output"]), options["manifest"]
     try:
-        sources = scan_manifest(folder, Path(manifest)) if manifest else scan_folder(folder, options["labels"] == "folder")
+        sources = (
+            scan_manifest(folder, Path(manifest)) if manifest else scan_folder(folder, options["labels"] == "folder")
+        )
         with tqdm(total=len(sources), unit="file", desc="checking", file=sys.stdout) as bar:
             report = pack(
                 sources,

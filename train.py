@@ -1,8 +1,8 @@
 """Trains a diffusion model on shards of audio.
 
-    python train.py                                   # configs/train.yaml: the contents page of all options
-    python train.py experiment=speech data.train=SHARDS name=my_run
-    python train.py name=my_run                       # again: resumes it
+python train.py                                   # configs/train.yaml: the contents page of all options
+python train.py experiment=speech data.train=SHARDS name=my_run
+python train.py name=my_run                       # again: resumes it
 """
 
 import json
@@ -17,15 +17,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import config
-from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, checkpoints
+from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.loggers import JsonlLogger
+from audio_diffusion.checkpoint import in_run
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.shards import MANIFEST, expand, read_classes
 
 
 def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     """The checkpoint to go on from, by the rules of ``ckpt`` in configs/train.yaml; None starts anew."""
-    found = checkpoints(run_dir)
+    found = in_run(run_dir)
     if ckpt == "auto":
         return found[-1] if found else None
     if ckpt == "last":
@@ -34,9 +35,11 @@ def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
         return found[-1]
     if ckpt == "none":
         if found:
-            raise ConfigError(f"ckpt=none: {run_dir} already holds {found[-1].name}; choose another name=, or remove it")
+            raise ConfigError(
+                f"ckpt=none: {run_dir} already holds {found[-1].name}; choose another name=, or remove it"
+            )
         return None
-    folder = checkpoints(ckpt) if Path(ckpt).is_dir() else [Path(ckpt)]
+    folder = in_run(ckpt) if Path(ckpt).is_dir() else [Path(ckpt)]
     if not folder or not folder[-1].is_file():
         raise ConfigError(f"ckpt: expected auto, last, none, a checkpoint file or a run folder, got {ckpt!r}")
     return folder[-1]
@@ -57,7 +60,16 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     given = {"training": ("net", "process", "representation", "recipe")}
     problems = [
         problem
-        for group in ("data", "model", "representation", "diffusion", "sampler", "training", "trainer", "logger")
+        for group in (
+            "data",
+            "model",
+            "representation",
+            "diffusion",
+            "sampler",
+            "training",
+            "trainer",
+            "logger",
+        )
         if plain[group]
         for problem in config.target_problems(plain[group], group, given.get(group, ()))
     ]
@@ -69,7 +81,16 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 def git_commit() -> str:
     """The commit of the code, with "-dirty" where it was changed since; "unknown" outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -120,6 +141,7 @@ def main(cfg: DictConfig) -> None:
         log_every_n_steps=plain["log_every_steps"],
         use_distributed_sampler=False,  # the stream is split by rank already
         enable_model_summary=False,
+        enable_checkpointing=False,  # callbacks.checkpoint does that
     )
     details = {"git_commit": git_commit(), "data_manifest": data_manifest(plain["data"]["train"])}
     record(plain, run_dir, details)

@@ -1,5 +1,6 @@
 """Checkpoint file -> something that generates: network, process and configuration, without Lightning."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,17 @@ from audio_diffusion.models.representations import Waveform
 
 #: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
 TRUSTED = ("audio_diffusion.models.", "audio_diffusion.diffusion.")
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name, step_<step>.ckpt; -1 where there is none."""
+    match = re.fullmatch(r"step_(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else -1
+
+
+def in_run(run_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run's folder, by step."""
+    return sorted((p for p in Path(run_dir, "checkpoints").glob("step_*.ckpt") if step_of(p) >= 0), key=step_of)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Configuration: every bad one ends here, in one clear error.
 
 Four doors, and nothing behind them checks again: (1) option names, by Hydra, with the nearest name added;
-(2) root keys and types, by a strict merge into ``Config``; (3) every ``_target_``'s arguments against its signature, all
+(2) root keys and types, by a strict merge into ``Config``; (3) each ``_target_``'s arguments against its signature, all
 problems at once; (4) values, by constructors, which raise ``ValueError``.
 """
 
@@ -65,7 +65,7 @@ class Config:
 
 
 def nearest(name: str, among: Iterator[str] | list[str]) -> str:
-    """" Did you mean …?" with the closest of the names, or the list of all of them."""
+    """ " Did you mean …?" with the closest of the names, or the list of all of them."""
     names = sorted(set(among))
     close = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=1, cutoff=0.6)
     if close:
@@ -131,7 +131,7 @@ def _is_ours(error: ValueError) -> bool:
 
 
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml`` whose mistakes end in one line, exit status 2."""
+    """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         def guarded(cfg: DictConfig) -> None:

@@ -9,9 +9,9 @@ import torchaudio
 from torch import Tensor
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 FLOOR_DB = -90.0
 
@@ -57,7 +57,11 @@ def sample_grid(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[str]]], sam
     """
     columns = max(len(clips) for _, clips, _ in rows)
     figure, axes = plt.subplots(
-        2 * len(rows), columns, squeeze=False, figsize=(1.7 * columns + 0.6, 2.5 * len(rows)), layout="constrained"
+        2 * len(rows),
+        columns,
+        squeeze=False,
+        figsize=(1.7 * columns + 0.6, 2.5 * len(rows)),
+        layout="constrained",
     )
     for row, (title, clips, names) in enumerate(rows):
         for column in range(columns):

@@ -182,9 +182,7 @@ def test_bad_labels_are_refused(probe: LabelProbe, held_out: Clips) -> None:
 
 def test_sets_that_cannot_be_compared_are_refused(held_out: Clips) -> None:
     audio, labels = held_out[0][:10], held_out[1][:10]
-    with pytest.raises(
-        ValueError, match=r"generated must be \[N, 1, 8192\] as train is; got \[10, 1, 4000\]"
-    ):
+    with pytest.raises(ValueError, match=r"generated must be \[N, 1, 8192\] as train is; got \[10, 1, 4000\]"):
         nearest_ratio(audio[..., :4000], audio, audio, RATE)
     with pytest.raises(ValueError, match="held_out must be new"):
         nearest_ratio(audio, audio, audio, RATE)

@@ -1,14 +1,12 @@
 """Checkpoints: one file that holds all, written so that a kill at any moment leaves the previous one whole."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -33,18 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name, -1 where there is none."""
-    match = re.fullmatch(r"step_(\d+)\.ckpt", path.name)
-    return int(match[1]) if match else -1
-
-
-def checkpoints(run_dir: str | Path) -> list[Path]:
-    """A run's checkpoints, oldest step first."""
-    return sorted((p for p in Path(run_dir, "checkpoints").glob("step_*.ckpt") if step_of(p) >= 0), key=step_of)
-
-
-class SaveCheckpoint(Checkpoint):
+class SaveCheckpoint(L.Callback):
     """Saves ``checkpoints/step_<step>.ckpt`` every ``every_n_steps`` optimizer steps and at the end.
 
     Args:
@@ -81,5 +68,5 @@ class SaveCheckpoint(Checkpoint):
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt")
         if trainer.is_global_zero:
-            for old in checkpoints(self.folder)[: -self.keep]:
+            for old in sorted(self.folder.glob("checkpoints/step_????????.ckpt"))[: -self.keep]:
                 old.unlink()

@@ -1,4 +1,4 @@
-"""Where a run is logged: W&B, and a local file that is always complete; audio and pictures to whichever can take them."""
+"""Where a run is logged: W&B, and a local file that is always complete."""
 
 import json
 import netrc
@@ -44,7 +44,7 @@ def wandb_logger(run_dir: str, name: str, project: str = "audio_diffusion", mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_credentials() else "offline")
     id_file = Path(run_dir, "wandb_id")
-    if rank_zero_only.rank == 0 and not id_file.exists():
+    if getattr(rank_zero_only, "rank", 0) == 0 and not id_file.exists():
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text(uuid.uuid4().hex[:12])
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -113,7 +113,7 @@ def log_samples(
                 wandb.Audio(clip.cpu().float().clamp(-1, 1).T.numpy(), sample_rate=sample_rate, caption=name)
                 for clip, name in zip(clips, names, strict=True)
             ]
-            columns = list(table[0])
+            columns: list[Any] = list(table[0])
             media["samples/table"] = wandb.Table(columns, [[row[c] for c in columns] for row in table])
             logger.experiment.log({**media, "trainer/global_step": step})
         elif isinstance(logger, TensorBoardLogger):

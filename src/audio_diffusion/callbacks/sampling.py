@@ -18,7 +18,7 @@ from audio_diffusion.training.module import DiffusionModule
 
 
 def level_row(clip: Tensor) -> dict[str, float]:
-    """Levels of a clip ``[C, T]``: peak and RMS (full scale 1), % of samples clipped (over 1), % silent (below -60 dB)."""
+    """Levels of a clip ``[C, T]``: peak, RMS (full scale 1), % of samples clipped (over 1), silent (below -60 dB)."""
     magnitude = clip.abs()
     return {
         "peak": round(magnitude.max().item(), 4),
@@ -80,7 +80,8 @@ class SampleAudio(L.Callback):
             self._sample_once(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._sample_once(trainer, pl_module)
+        if not trainer.should_stop:  # a run that was stopped has other things to do
+            self._sample_once(trainer, pl_module)
 
     def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._sampled_at and trainer.global_step > 0 and not trainer.sanity_checking:
@@ -94,7 +95,7 @@ class SampleAudio(L.Callback):
         share = -(-count // ranks)
         # every rank runs the same number of slots, as networks sharded over ranks need; surplus ones repeat
         mine = [slot % count for slot in range(rank * share, (rank + 1) * share)]
-        points: list[tuple[float, Tensor]] = []
+        points: list[tuple[float, Tensor]] = []  # (t, x0 estimate of the first slot) of every step
         x0 = generate(
             module.ema.net,
             module.process,
@@ -104,15 +105,15 @@ class SampleAudio(L.Callback):
             self._cond(mine, module.device),
             guidance_scale=self.guidance_scale,
             device=module.device,
-            on_step=lambda t, estimate: points.append((t, estimate[:1].clone())) if rank == 0 else None,
+            on_step=lambda t, estimate: points.append((t, estimate[:1].clone())),
         )
         audio = module.representation.decode(x0)
-        gathered = module.all_gather(audio) if ranks > 1 else audio
+        gathered = torch.as_tensor(module.all_gather(audio)) if ranks > 1 else audio
         audio = gathered.reshape(-1, *self.shape)[:count].cpu()
         if trainer.is_global_zero:
             shown = torch.linspace(0, len(points) - 1, min(self.num_process_points, len(points))).round().long()
             process = [(t, module.representation.decode(x)[0].cpu()) for t, x in (points[i] for i in shown.tolist())]
-            self._write(trainer, audio, process)
+            self._write(trainer, audio, process, len(points) * (1 if self.guidance_scale == 1 else 2))
         return audio
 
     def _cond(self, slots: Sequence[int], device: torch.device) -> dict[str, Tensor]:
@@ -120,14 +121,12 @@ class SampleAudio(L.Callback):
             return {}
         return {"label": torch.tensor([self.labels[slot] for slot in slots], device=device)}
 
-    def _write(self, trainer: L.Trainer, audio: Tensor, process: list[tuple[float, Tensor]]) -> None:
+    def _write(self, trainer: L.Trainer, audio: Tensor, process: list[tuple[float, Tensor]], nfe: int) -> None:
         folder = self.folder / f"step_{trainer.global_step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         labels = [self.classes[label] if self.classes else "sample" for label in self.labels]
         names = [f"{i:03d}_{label}" for i, label in enumerate(labels)]
-        keywords = getattr(self.sampler, "keywords", {})
         name = getattr(getattr(self.sampler, "func", self.sampler), "__name__", str(self.sampler))
-        nfe = keywords.get("num_steps", 0) * (1 if self.guidance_scale == 1 else 2)
         table = []
         for clip, label, seed, file in zip(audio, labels, self.seeds, names, strict=True):
             write_audio(folder / f"{file}.wav", clip, self.sample_rate)

@@ -36,7 +36,12 @@ class ReportSkipped(L.Callback):
             self._name(trainer.datamodule.refused())  # type: ignore[attr-defined]
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AudioBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: AudioBatch,
+        batch_idx: int,
     ) -> None:
         self._count(trainer, batch)
 

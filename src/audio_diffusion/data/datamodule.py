@@ -98,14 +98,15 @@ class AudioDataModule(L.LightningDataModule):
         return self.batch_size // parts
 
     def _loader(
-        self, indexes: list[ShardIndex], order: ClipOrder, positions: Positions, seed: int | None, last: int | None
+        self,
+        indexes: list[ShardIndex],
+        order: ClipOrder,
+        positions: Positions,
+        seed: int | None,
+        last: int | None,
     ) -> DataLoader:
-        reader = ClipReader(
-            indexes, order, self.sample_rate, self.channels, self.num_samples, self.classes, seed, last
-        )
-        to_batch = partial(
-            collate, channels=self.channels, num_samples=self.num_samples, with_label=bool(self.classes)
-        )
+        reader = ClipReader(indexes, order, self.sample_rate, self.channels, self.num_samples, self.classes, seed, last)
+        to_batch = partial(collate, channels=self.channels, num_samples=self.num_samples, with_label=bool(self.classes))
         batches = wds.DataPipeline(
             positions,
             wds.map(reader),
@@ -133,7 +134,7 @@ class AudioDataModule(L.LightningDataModule):
         return self._loader(self.train_indexes, self.train_order, positions, self.seed, None)
 
     def val_dataloader(self) -> DataLoader:
-        """All held-out clips once, the start of each, in the shards' order; the last batch is filled with empty slots."""
+        """All held-out clips once, the start of each, in order; the last batch is filled with empty slots."""
         assert self.trainer is not None
         per_rank, world_size = self._per_rank(), self.trainer.world_size
         num_clips = self.val_order.num_clips

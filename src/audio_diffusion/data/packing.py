@@ -116,7 +116,12 @@ def _check(source: Source) -> AudioInfo | str:
 
 def _members(source: Source, info: AudioInfo) -> dict[str, Any]:
     meta = {k: v for k, v in source.fields.items() if k != "split"}
-    meta |= {"source": source.name, "frames": info.frames, "sample_rate": info.sample_rate, "channels": info.channels}
+    meta |= {
+        "source": source.name,
+        "frames": info.frames,
+        "sample_rate": info.sample_rate,
+        "channels": info.channels,
+    }
     extension = source.path.suffix.lower().lstrip(".")
     return {"__key__": source.key, extension: source.path.read_bytes(), "json": json.dumps(meta).encode()}
 

@@ -1,5 +1,6 @@
 """WebDataset shards and their indexes: which clip lies at which bytes of which tar."""
 
+import contextlib
 import io
 import json
 import mmap
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 import webdataset as wds
 
@@ -101,9 +103,7 @@ def _scan(path: str) -> ShardIndex:
         refused.append((Path(path).name, f"the tar cannot be read to its end: {error}"))
     refused += [(key, "json without audio") for key in meta.keys() - audio.keys()]
     keys = list(audio)
-    return ShardIndex(
-        path, num_bytes, keys, [audio[k] for k in keys], [meta.get(k, (0, 0)) for k in keys], refused
-    )
+    return ShardIndex(path, num_bytes, keys, [audio[k] for k in keys], [meta.get(k, (0, 0)) for k in keys], refused)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -123,10 +123,8 @@ def write_index(shard: str | Path) -> ShardIndex:
     index = _scan(str(shard))
     columns = {"version": INDEX_VERSION, **asdict(index)}
     del columns["path"]  # the folder may be moved
-    try:
+    with contextlib.suppress(OSError):
         write_atomic(index_path(shard), json.dumps(columns))
-    except OSError:
-        pass
     return index
 
 
@@ -188,10 +186,10 @@ class ShardReader:
         self._open[shard] = memory  # last in the dict: used latest
         return memory
 
-    def audio(self, shard: int, clip: int) -> io.RawIOBase:
+    def audio(self, shard: int, clip: int) -> BinaryIO:
         """The encoded audio of a clip as an open file."""
         offset, size = self.indexes[shard].audio[clip]
-        return _Window(self._memory(shard)[offset : offset + size])
+        return cast(BinaryIO, _Window(self._memory(shard)[offset : offset + size]))
 
     def meta(self, shard: int, clip: int) -> dict:
         """The json of a clip; empty where there is none.

@@ -11,9 +11,7 @@ from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
 
 def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
     """The conditions with those of the samples in ``where`` (bool ``[B]``) replaced by "not given" (-1)."""
-    return {
-        name: value.masked_fill(where.reshape(-1, *[1] * (value.ndim - 1)), -1) for name, value in cond.items()
-    }
+    return {name: value.masked_fill(where.reshape(-1, *[1] * (value.ndim - 1)), -1) for name, value in cond.items()}
 
 
 def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> Denoise:
@@ -39,8 +37,6 @@ def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> D
         x0, noise = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
         (x0_cond, x0_uncond), (noise_cond, noise_uncond) = x0.chunk(2), noise.chunk(2)
         # x0 is linear in noise for given x_t and t, so both are moved alike
-        return Prediction(
-            torch.lerp(x0_uncond, x0_cond, scale), torch.lerp(noise_uncond, noise_cond, scale)
-        )
+        return Prediction(torch.lerp(x0_uncond, x0_cond, scale), torch.lerp(noise_uncond, noise_cond, scale))
 
     return denoise

@@ -54,9 +54,7 @@ class Diffusion:
         alpha, sigma = self._alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
-    def loss(
-        self, net: Net, x0: Tensor, noise: Tensor, t: Tensor, cond: Cond, mask: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, net: Net, x0: Tensor, noise: Tensor, t: Tensor, cond: Cond, mask: Tensor | None = None) -> Tensor:
         """Mean squared error of each sample, float32 ``[B]`` (DDPM eq. 14).
 
         Args:

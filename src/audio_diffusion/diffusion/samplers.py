@@ -20,7 +20,7 @@ from audio_diffusion.diffusion.schedules import Schedule
 OnStep = Callable[[float, Tensor], None]
 
 
-def _steps(schedule: Schedule, num_steps: int) -> list[tuple[float, float, float]]:
+def _steps(schedule: Schedule, num_steps: int | None) -> list[tuple[float, float, float]]:
     """(t, ᾱ_t, ᾱ_s) for every step from t down to the next time s; the last ᾱ_s is exactly 1."""
     times = schedule.times(num_steps)
     alpha_bar = schedule.alpha_bar(torch.tensor(times, dtype=torch.float64)).tolist()
@@ -33,7 +33,7 @@ def ddpm(
     schedule: Schedule,
     draw_noise: Callable[[], Tensor],
     *,
-    num_steps: int = 1000,
+    num_steps: int | None = None,
     variance: Literal["beta", "beta_tilde"] = "beta",
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -43,6 +43,7 @@ def ddpm(
     (Nichol & Dhariwal 2021, eq. 19).
 
     Args:
+        num_steps: None is the schedule's full chain.
         variance: σ_t² = β_t ("beta") or β̃_t = (1 - ᾱ_s)/(1 - ᾱ_t)·β_t ("beta_tilde"), DDPM section 3.2.
 
     Raises:

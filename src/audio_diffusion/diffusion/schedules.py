@@ -30,9 +30,7 @@ class Schedule:
         if len(betas) == 0:
             raise ValueError("betas: expected at least one step, got none")
         if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(
-                f"betas: expected every β inside (0, 1), got {betas.min():.6g} to {betas.max():.6g}"
-            )
+            raise ValueError(f"betas: expected every β inside (0, 1), got {betas.min():.6g} to {betas.max():.6g}")
         self.num_steps = len(betas)
         #: -log ᾱ at t = 0, 1/T, .. 1
         self._neg_log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), -torch.log1p(-betas).cumsum(0)])
@@ -63,15 +61,22 @@ class Schedule:
         neg_log = self._interpolate(t)
         return -neg_log - torch.log(-torch.expm1(-neg_log))
 
-    def times(self, num_steps: int) -> list[float]:
-        """``num_steps + 1`` times from 1 down to 0 for a sampler, spaced evenly and lying on the grid of T steps.
+    def times(self, num_steps: int | None) -> list[float]:
+        """``num_steps + 1`` times down to 0 for a sampler, spaced evenly on the grid of T steps; None: all.
+
+        The first is the last grid point with alpha_t of at least 0.005: t = 1 on most schedules. Where the signal
+        is fainter, x_t is noise all the same, but x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network
+        more than 200 times larger: chains on the cosine schedule that start there diverge.
 
         Raises:
-            ValueError: if ``num_steps`` is not in 1..T.
+            ValueError: if ``num_steps`` is not between 1 and the number of grid points left.
         """
-        if not 1 <= num_steps <= self.num_steps:
-            raise ValueError(f"num_steps: expected 1 to {self.num_steps} (the schedule's T), got {num_steps}")
-        index = torch.linspace(self.num_steps, 0, num_steps + 1, dtype=torch.float64).round()
+        first = int((self._neg_log_alpha_bar <= -2 * math.log(0.005)).sum()) - 1
+        first = max(first, 1)
+        num_steps = first if num_steps is None else num_steps
+        if not 1 <= num_steps <= first:
+            raise ValueError(f"num_steps: expected 1 to {first} for this schedule of {self.num_steps}, got {num_steps}")
+        index = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64).round()
         return [float(i) / self.num_steps for i in index]
 
 

@@ -117,8 +117,7 @@ class LabelProbe:
     def _standardise(self, features: Tensor) -> Any:
         if features.shape[1] != len(self._mean):
             raise ValueError(
-                "audio must be as long as that of fit; "
-                f"got {features.shape[1]} features a clip, not {len(self._mean)}"
+                f"audio must be as long as that of fit; got {features.shape[1]} features a clip, not {len(self._mean)}"
             )
         return ((features - self._mean) / self._scale).numpy()
 

@@ -19,7 +19,7 @@ class TimeEmbedding(nn.Module):
         index = torch.arange(self.num_frequencies, device=t.device, dtype=torch.float32)
         frequency = torch.exp(-math.log(10_000) * index / self.num_frequencies)
         angle = 1000 * t.float()[:, None] * frequency
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 def positions(x: Tensor, longest: float = 10_000.0) -> Tensor:

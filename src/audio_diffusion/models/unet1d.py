@@ -104,14 +104,14 @@ class UNet1d(nn.Module):
         h = self.patch(torch.cat([x_t, amplified.tanh()], dim=1))
         skips = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
                 skips.append(h)
             if level < len(self.shrink):
                 h = self.shrink[level](h)
         h = self.attention(self.middle(h, embedding))
         for level in reversed(range(len(self.up))):
-            for block in self.up[level]:  # type: ignore[union-attr]
+            for block in self.up[level]:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if level:
                 h = self.grow[level - 1](h)

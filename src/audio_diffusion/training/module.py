@@ -110,7 +110,7 @@ class DiffusionModule(L.LightningModule):
         ema = self._losses(self.ema.net, batch, x0, noise, t, batch.cond)
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """One optimizer over two parameter groups, and a learning rate that changes every step."""
         optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay))
         return {

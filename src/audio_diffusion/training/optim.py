@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: weight matrices and kernels, which decay; biases, norms and embeddings, which do not."""
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in net.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else kept).append(parameter)

@@ -1,0 +1,42 @@
+# make train: everything from nothing to sounds.   make test: all checks.   Both set themselves up first.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: install data train learnt test clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# the embedded data set: synthesised drum hits, packed as a user would pack a folder
+data: data/drums/manifest.json
+
+data/drums/manifest.json: | install
+	$(BIN)/python -m audio_diffusion.data.drums data/drums_wav
+	rm -rf data/drums
+	$(BIN)/python make_shards.py input=data/drums_wav output=data/drums
+
+train: install data
+	$(BIN)/python train.py experiment=drums name=quickstart
+	$(BIN)/python sample.py ckpt=runs/quickstart num_samples=20
+
+# has it learnt? names 100 generated hits by a classifier of real ones; looks for copies and for sameness
+learnt: install data
+	$(BIN)/python benchmarks/learnt.py ckpt=runs/quickstart
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,87 @@
+"""Has a class-conditional model learnt? Names generated clips by a classifier of real ones; looks for copies.
+
+    python benchmarks/learnt.py ckpt=runs/quickstart [num_samples=100] [guidance_scale=1]
+
+The classifier (log-mel features, logistic regression) is fitted on the training shards and must name at least 95 % of
+the held-out real clips. Of the generated ones at least 80 % must be named as the class that was asked for, they must be
+about as far from the training clips as held-out real ones are, and differ among themselves. Exit status 1 if not.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from audio_diffusion import checkpoint, config
+from audio_diffusion.config import ConfigError, build
+from audio_diffusion.data.shards import expand, held_out, load_index
+from audio_diffusion.data.stream import ClipOrder, ClipReader
+from audio_diffusion.metrics.labelled import LabelProbe, nearest_ratio, spread_ratio
+from audio_diffusion.seeding import seed_of
+
+
+def real(model: checkpoint.Generator, shards: str) -> tuple[torch.Tensor, list[str]]:
+    """All clips of the shards, ``[N, C, T]``, and their labels."""
+    indexes, audio = [load_index(path) for path in expand(shards)], model.config["audio"]
+    order = ClipOrder([len(index.keys) for index in indexes], None)
+    reader = ClipReader(
+        indexes, order, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, None
+    )
+    clips = [reader(position) for position in range(order.num_clips)]
+    used = [(clip.audio, model.classes[clip.label]) for clip in clips if clip.audio is not None]
+    return torch.stack([audio for audio, _ in used]), [label for _, label in used]
+
+
+@config.entry("learnt")
+def main(cfg: DictConfig) -> None:
+    """Fit, generate, judge, print."""
+    options = config.to_plain(cfg)
+    run = Path(options["ckpt"])
+    found = checkpoint.in_run(run) if run.is_dir() else [run]
+    if not found:
+        raise ConfigError(f"ckpt: the folder {str(run)!r} holds no checkpoints/step_*.ckpt")
+    model = checkpoint.load(found[-1], weights=options["weights"])
+    if not model.classes:
+        raise ConfigError("ckpt: the model is unconditional; this benchmark needs classes")
+    data = model.config["data"]
+    train, train_labels = real(model, data["train"])
+    val, val_labels = real(model, data["val"] or held_out(data["train"]))
+
+    count = options["num_samples"]
+    sampler = build(options["sampler"], "sampler") if options["sampler"] else None
+    labels = [model.classes[i % len(model.classes)] for i in range(count)]
+    seeds = [seed_of(options["seed"], "learnt", i) for i in range(count)]
+    batches = [slice(i, i + options["batch_size"]) for i in range(0, count, options["batch_size"])]
+    generated = torch.cat(
+        [
+            model.generate(seeds[b], labels[b], guidance_scale=options["guidance_scale"], sampler=sampler)
+            for b in batches
+        ]
+    )
+
+    probe = LabelProbe(model.sample_rate).fit(train, train_labels)
+    ceiling, accuracy = probe.accuracy(val, val_labels), probe.accuracy(generated, labels)
+    novelty = nearest_ratio(generated, train, val, model.sample_rate)
+    spread = spread_ratio(generated, labels, val, val_labels, model.sample_rate)
+    copies = int((novelty.correlation > max(0.995, float(novelty.held_out_correlation.max()))).sum())
+
+    print(f"{found[-1]}: step {model.step}, {model.weights} weights, guidance {options['guidance_scale']}")
+    print(f"classifier on {len(val)} held-out real clips       {ceiling:7.1%}   (needed 95 %)")
+    print(f"classifier on {count} generated clips           {accuracy:7.1%}   (needed 80 %)")
+    for name in model.classes:
+        chosen = [i for i, label in enumerate(labels) if label == name]
+        of_class = probe.accuracy(generated[chosen], [name] * len(chosen))
+        print(f"    {name:12} {of_class:7.1%}   spread {spread.per_class[name]:.2f}")
+    print(f"distance to training clips / real ones'     {novelty.distance_ratio:7.2f}   (needed 0.5; a copy has 0)")
+    print(f"clips that match a training clip's waveform  {copies:6d}   (needed 0)")
+    print(f"spread within a class / real ones'          {spread.ratio:7.2f}   (needed 0.5; all alike is 0)")
+    passed = (
+        ceiling >= 0.95 and accuracy >= 0.8 and novelty.distance_ratio >= 0.5 and not copies and spread.ratio >= 0.5
+    )
+    print("learnt" if passed else "NOT learnt")
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

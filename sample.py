@@ -1,0 +1,127 @@
+"""Generates audio with a trained model: checkpoint -> .wav files and a picture. Needs no Trainer and no W&B.
+
+python sample.py ckpt=runs/quickstart num_samples=16
+python sample.py ckpt=step_00010000.ckpt labels=[kick,snare] guidance_scale=2 sampler=ddpm
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from audio_diffusion import checkpoint, config, pictures
+from audio_diffusion.config import ConfigError, build
+from audio_diffusion.data.audio import write_audio
+from audio_diffusion.data.shards import expand, held_out, load_index
+from audio_diffusion.data.stream import ClipOrder, ClipReader
+from audio_diffusion.seeding import seed_of
+
+COLUMNS = 10  # clips in the picture
+
+
+def find(ckpt: str) -> Path:
+    """The checkpoint file that ``ckpt`` names: itself, or the newest of a run's folder."""
+    if not Path(ckpt).is_dir():
+        return Path(ckpt)
+    found = checkpoint.in_run(ckpt)
+    if not found:
+        raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
+    return found[-1]
+
+
+def real_clips(model: checkpoint.Generator, shards: str | None, labels: list[str]) -> list[Tensor]:
+    """One held-out clip per wanted label, each another; fewer where there are not so many."""
+    data, audio = model.config["data"], model.config["audio"]
+    try:
+        indexes = [load_index(path) for path in expand(shards or data["val"] or held_out(data["train"]))]
+    except ValueError:
+        if shards:
+            raise
+        return []  # the shards of training are not here: the picture does without
+    order = ClipOrder([len(index.keys) for index in indexes], None)
+    reader = ClipReader(
+        indexes, order, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, None
+    )
+    wanted = [model.classes.index(label) if model.classes else -1 for label in labels]
+    found: list[Tensor | None] = [None] * len(wanted)
+    for position in range(order.num_clips):
+        clip = reader(position)
+        slot = next((i for i, label in enumerate(wanted) if found[i] is None and label == clip.label), None)
+        if slot is not None and clip.audio is not None:
+            found[slot] = clip.audio
+        if all(audio is not None for audio in found):
+            break
+    return [audio for audio in found if audio is not None]
+
+
+def label_per_sample(model: checkpoint.Generator, labels: list[str] | None, num_samples: int) -> list[str] | None:
+    """The label of every sample, taken in turn; None for an unconditional model.
+
+    Raises:
+        ConfigError: for labels given to a model that takes none.
+    """
+    if labels and not model.classes:
+        raise ConfigError(f"labels: got {labels}, but this model is unconditional and takes none")
+    names = labels or model.classes
+    return [names[i % len(names)] for i in range(num_samples)] if names else None
+
+
+def write(model: checkpoint.Generator, clips: list[Tensor], names: list[str], output: Path, real: list[Tensor]) -> Path:
+    """Writes <index>_<label>.wav and the picture beside the folder; returns the picture's path."""
+    output.mkdir(parents=True, exist_ok=True)
+    for i, (clip, name) in enumerate(zip(clips, names, strict=True)):
+        write_audio(output / f"{i:03d}_{name}.wav", clip, model.sample_rate)
+    shown = min(COLUMNS, len(clips))
+    rows: list[tuple[str, list[Tensor], list[str]]] = [("generated", clips[:shown], names[:shown])]
+    if real:
+        rows.insert(0, ("real", real, names[: len(real)]))
+    return pictures.save(pictures.sample_grid(rows, model.sample_rate), output.with_suffix(".png"))
+
+
+@config.entry("sample")
+def main(cfg: DictConfig) -> None:
+    """Load, generate batch by batch, write."""
+    options: dict[str, Any] = config.to_plain(cfg)
+    for name in ("num_samples", "batch_size"):
+        if options[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    path = find(options["ckpt"])
+    device = options["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = checkpoint.load(path, weights=options["weights"], device=device)
+    sampler = build(options["sampler"], "sampler") if options["sampler"] else None
+    num_samples, batch_size = options["num_samples"], options["batch_size"]
+    labels = label_per_sample(model, options["labels"], num_samples)
+    seeds = [seed_of(options["seed"], "sample", i) for i in range(num_samples)]
+    print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
+
+    clips: list[Tensor] = []
+    for start in tqdm(range(0, num_samples, batch_size), desc="generating", unit="batch"):
+        part = slice(start, start + batch_size)
+        audio = model.generate(
+            seeds[part],
+            labels[part] if labels else None,
+            guidance_scale=options["guidance_scale"],
+            sampler=sampler,
+        )
+        clips.extend(audio.cpu())
+
+    names = labels or ["sample"] * num_samples
+    run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+    output = Path(options["output"] or run_dir / "generated")
+    picture = write(model, clips, names, output, real_clips(model, options["real"], names[:COLUMNS]))
+    clipped = sum(int((clip.abs() > 1).any()) for clip in clips)
+    if clipped:
+        print(f"{clipped} of {num_samples} clips go over full scale and were clipped in the .wav files")
+    if (run_dir / "wandb").is_dir():
+        print(f"the training run in W&B: wandb login && wandb sync {run_dir}/wandb/offline-run-*   (if it ran offline)")
+    print(f"listen with any player: the files are 16-bit WAV, {model.sample_rate} Hz, named <index>_<label>.wav")
+    print(f"{num_samples} generated clips: {output}/   picture, real above generated below: {picture}")
+
+
+if __name__ == "__main__":
+    main()
