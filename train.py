@@ -6,13 +6,16 @@ python train.py name=my_run                       # again: resumes it
 """
 
 import json
+import logging
 import os
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -111,9 +114,23 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
     (run_dir / "details.json").write_text(json.dumps(details, indent=1))
 
 
+def quiet() -> None:
+    """Leaves out what Lightning says of things that are meant: advertising, the stream's length, EMA in eval mode."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    for message in (
+        ".*IterableDataset. has .__len__. defined.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",  # the stream goes on from the position in the checkpoint
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 @config.entry("train")
 def main(cfg: DictConfig) -> None:
     """Load and check the configuration, build the parts, fit."""
+    quiet()
     plain = resolve(cfg)
     run_dir = Path(plain["run_dir"])
     ckpt = find_checkpoint(plain["ckpt"], run_dir)
@@ -133,7 +150,7 @@ def main(cfg: DictConfig) -> None:
     trainer = build(
         plain["trainer"],
         "trainer",
-        callbacks=callbacks,
+        callbacks=[*callbacks, TQDMProgressBar(refresh_rate=5)],
         logger=[JsonlLogger(str(run_dir)), *logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),

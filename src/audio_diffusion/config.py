@@ -6,9 +6,12 @@ problems at once; (4) values, by constructors, which raise ``ValueError``.
 """
 
 import difflib
+import importlib
 import inspect
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +20,16 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
 OmegaConf.register_new_resolver("len", len, replace=True)
+
+
+_UNIONS = (typing.Union, types.UnionType)
 
 
 class ConfigError(ValueError):
@@ -201,15 +207,47 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _targets(value, f"{path}[{i}]")
 
 
-_SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+_PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
 
 def _type_problem(annotation: Any, value: Any) -> str | None:
-    """What is wrong with a plain value for a plainly annotated argument; None where that cannot be said."""
-    if annotation not in _SIMPLE or isinstance(value, (dict, list)):
+    """What is wrong with a number, string or bool for an annotated argument; None where that cannot be said."""
+    if not isinstance(value, (bool, int, float, str)) or annotation is inspect.Parameter.empty:
         return None
-    fits = isinstance(value, _SIMPLE[annotation]) and not (annotation is not bool and isinstance(value, bool))
-    return None if fits else f"expected {annotation.__name__}, got {value!r}"
+    allowed = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    known = [kind for kind in allowed if kind in _PLAIN]
+    open_to_more = any(kind is Any or typing.get_origin(kind) is typing.Literal for kind in allowed)
+    if not known or open_to_more or (isinstance(value, str) and len(allowed) > len(known) and str in known):
+        return None
+    if any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind is bool) for kind in known):
+        return None
+    return f"expected {' or '.join(kind.__name__ for kind in known)}, got {value!r}"
+
+
+def _load(target: str) -> Any:
+    """What a dotted ``_target_`` names.
+
+    Raises:
+        ConfigError: with the nearest name, if there is no such module or nothing of that name in it.
+    """
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot import {module_name!r}: {error}") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"{module_name} has no {name!r}.{nearest(name, dir(module))}")
+    return getattr(module, name)
+
+
+def _signature(target: Any) -> dict[str, inspect.Parameter]:
+    """Arguments by name, annotations evaluated where they can be."""
+    parameters = dict(inspect.signature(target).parameters)
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+    return {name: p.replace(annotation=hints.get(name, p.annotation)) for name, p in parameters.items()}
 
 
 def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> list[str]:
@@ -223,9 +261,9 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
     problems = []
     for place, target in _targets(node, path):
         try:
-            parameters = inspect.signature(get_object(target["_target_"])).parameters
-        except Exception as error:
-            problems.append(f"{place}._target_: cannot use {target['_target_']!r}: {str(error).splitlines()[0]}")
+            parameters = _signature(_load(target["_target_"]))
+        except ConfigError as error:
+            problems.append(f"{place}._target_: {error}")
             continue
         arguments = {key: value for key, value in target.items() if not key.startswith("_")}
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

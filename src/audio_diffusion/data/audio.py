@@ -15,6 +15,8 @@ from torch import Tensor
 #: file name endings (without the dot) that are taken for audio
 EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "aifc", "au", "caf", "w64")
 SAMPLE_RATES = (1_000, 768_000)  # Hz; a header that says otherwise is wrong
+MAX_SAMPLE = 100.0  # 40 dB over full scale: no float file is mixed that hot, but one on the scale of integers is
+_MAX_FILTER = 20_000_000  # up·down: taps of the resampler's filter bank, 80 MB; all usual pairs of rates are far below
 _CONTEXT = 64  # samples at the lower of two rates: more than the resampler's filter reaches
 
 
@@ -53,19 +55,25 @@ def _open(file: str | Path | BinaryIO) -> sf.SoundFile:
     return opened
 
 
+def _check_samples(samples: np.ndarray) -> None:
+    if not np.isfinite(samples).all():
+        raise UnusableAudio("holds NaN or infinite samples")
+    if len(samples) and (loudest := max(samples.max(), -samples.min())) > MAX_SAMPLE:
+        raise UnusableAudio(f"holds samples of {loudest:.3g}, where full scale is 1")
+
+
 def check(path: str | Path) -> AudioInfo:
     """Decodes all of a file, block by block in bounded memory, and tells what it holds.
 
     Raises:
-        UnusableAudio: if it does not decode to its end, is empty, or holds NaN or infinite samples.
+        UnusableAudio: if it does not decode to its end, is empty, or holds NaN, infinite or absurdly large samples.
     """
     frames = 0
     with _open(path) as f:
         try:
             for block in f.blocks(blocksize=1 << 18, dtype="float32", always_2d=True):
                 frames += len(block)
-                if not np.isfinite(block).all():
-                    raise UnusableAudio("holds NaN or infinite samples")
+                _check_samples(block)
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"broken after {frames} frames: {error}") from error
         if frames == 0:
@@ -113,11 +121,14 @@ def read_crop(
         samples that are the file's own.
 
     Raises:
-        UnusableAudio: if it cannot be decoded, or holds NaN or infinite samples.
+        UnusableAudio: if it cannot be decoded, holds NaN, infinite or absurdly large samples, or has a rate that is in no
+            short ratio to the wanted one (a broken header; resampling would take gigabytes).
     """
     with _open(file) as f:
         ratio = Fraction(sample_rate, f.samplerate)
         up, down = ratio.numerator, ratio.denominator
+        if up * down > _MAX_FILTER:
+            raise UnusableAudio(f"sample rate {f.samplerate} Hz is in no short ratio to {sample_rate} Hz")
         total = f.frames * up // down  # samples of the file at the wanted rate
         periods = int(where * (max(total - num_samples, 0) // up + 1))
         start = min(periods, max(total - num_samples, 0) // up) * up  # at the wanted rate, a multiple of `up`
@@ -131,8 +142,7 @@ def read_crop(
             raise UnusableAudio(f"broken near {first * down / f.samplerate:.1f} s: {error}") from error
     if len(samples) == 0:
         raise UnusableAudio(f"ends before {first * down} frames, though its header says {total * down // up}")
-    if not np.isfinite(samples).all():
-        raise UnusableAudio("holds NaN or infinite samples")
+    _check_samples(samples)
     audio = map_channels(torch.from_numpy(samples.T), channels)
     if ratio != 1:
         audio = _resampler(f.samplerate, sample_rate)(audio)

@@ -66,13 +66,16 @@ class Schedule:
 
         The first is the last grid point with alpha_t of at least 0.005: t = 1 on most schedules. Where the signal
         is fainter, x_t is noise all the same, but x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network
-        more than 200 times larger: chains on the cosine schedule that start there diverge.
+        more than 200 times larger: chains on the cosine schedule that start there diverge. Where that point is not
+        noise yet (alpha_t above 0.1, which takes few and coarse steps), the first is t = 1 after all.
 
         Raises:
             ValueError: if ``num_steps`` is not between 1 and the number of grid points left.
         """
-        first = int((self._neg_log_alpha_bar <= -2 * math.log(0.005)).sum()) - 1
-        first = max(first, 1)
+        alpha = torch.exp(-0.5 * self._neg_log_alpha_bar)
+        first = int((alpha >= 0.005).sum()) - 1
+        if alpha[first] > 0.1:
+            first = self.num_steps
         num_steps = first if num_steps is None else num_steps
         if not 1 <= num_steps <= first:
             raise ValueError(f"num_steps: expected 1 to {first} for this schedule of {self.num_steps}, got {num_steps}")

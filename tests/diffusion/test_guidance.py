@@ -1,0 +1,94 @@
+"""Classifier-free guidance: the formula, its special scales, and what it costs."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_diffusion.diffusion.guidance import classifier_free, drop
+from audio_diffusion.diffusion.parameterization import Epsilon
+from audio_diffusion.diffusion.process import Cond, Diffusion
+from audio_diffusion.diffusion.schedules import linear
+
+PROCESS = Diffusion(linear(), Epsilon())
+LABEL = {"label": torch.tensor([0, 3, 1, 2])}
+NOTHING = {"label": torch.full((4,), -1)}
+T = torch.tensor([0.1, 0.4, 0.7, 1.0])
+
+
+def x_t() -> Tensor:
+    return torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net:
+    """A network whose output depends on everything it is given; remembers the size of each call."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        self.batches.append(len(x_t))
+        label = cond["label"][:, None, None]
+        return torch.tanh(x_t * (label + 2)) + t[:, None, None] - 0.3 * label
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 0.5, 1.0, 2.0, 7.5])
+def test_estimates_are_moved_away_from_the_unconditional(scale: float) -> None:
+    """noise = noise_uncond + scale·(noise_cond - noise_uncond), and x0 alike: together they still make up x_t."""
+    guided = classifier_free(PROCESS, Net(), LABEL, scale)(x_t(), T)
+    with_label, without = (PROCESS.denoiser(Net(), cond)(x_t(), T) for cond in (LABEL, NOTHING))
+    for got, cond, uncond in zip(guided, with_label, without, strict=True):
+        torch.testing.assert_close(got, uncond + scale * (cond - uncond), rtol=1e-4, atol=1e-4)
+    alpha, sigma = (v[:, None, None] for v in PROCESS.schedule.alpha_sigma(T))
+    torch.testing.assert_close(alpha * guided.x0 + sigma * guided.noise, x_t(), rtol=1e-4, atol=1e-4)
+
+
+def test_scale_zero_forgets_the_label() -> None:
+    other = {"label": torch.tensor([1, 1, 1, 1])}
+    one, two = (classifier_free(PROCESS, Net(), cond, 0.0)(x_t(), T) for cond in (LABEL, other))
+    torch.testing.assert_close(one.x0, two.x0)
+    torch.testing.assert_close(one.x0, PROCESS.denoiser(Net(), NOTHING)(x_t(), T).x0)
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(1.0, 4), (1, 4), (0.0, 8), (3.0, 8)])
+def test_one_call_of_the_network_doubled_only_where_needed(scale: float, batch: int) -> None:
+    net = Net()
+    denoise = classifier_free(PROCESS, net, LABEL, scale)
+    assert net.batches == []
+    denoise(x_t(), T)
+    denoise(x_t(), T)
+    assert net.batches == [batch, batch]
+
+
+def test_every_condition_is_dropped_together() -> None:
+    seen: list[Cond] = []
+    net = lambda x_t, t, cond: (seen.append(cond), x_t)[1]  # noqa: E731
+    classifier_free(PROCESS, net, {**LABEL, "pitch": torch.ones(4, 2)}, 2.0)(x_t(), T)
+    assert seen[0]["label"].tolist() == [0, 3, 1, 2, -1, -1, -1, -1]
+    assert torch.equal(seen[0]["pitch"], torch.cat([torch.ones(4, 2), -torch.ones(4, 2)]))
+
+
+def test_without_conditions_scale_one_is_the_plain_model() -> None:
+    net = lambda x_t, t, cond: (torch.tanh(x_t), dict(cond) == {} or 1 / 0)[0]  # noqa: E731
+    got, plain = classifier_free(PROCESS, net, {}, 1.0)(x_t(), T), PROCESS.denoiser(net, {})(x_t(), T)
+    assert torch.equal(got.x0, plain.x0)
+
+
+@pytest.mark.parametrize("cond", [LABEL, {}])
+def test_negative_scale_is_refused(cond: Cond) -> None:
+    with pytest.raises(ValueError, match=r"guidance_scale: expected 0 or more, got -0\.5"):
+        classifier_free(PROCESS, Net(), cond, -0.5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_guidance_needs_a_condition(scale: float) -> None:
+    with pytest.raises(ValueError, match=rf"guidance_scale: got {scale}, but the model has no condition"):
+        classifier_free(PROCESS, Net(), {}, scale)
+
+
+def test_drop_takes_the_conditions_of_the_chosen_samples() -> None:
+    cond = {"label": torch.tensor([5, 6, 7]), "pitch": torch.ones(3, 2, dtype=torch.int64)}
+    dropped = drop(cond, torch.tensor([True, False, True]))
+    assert dropped["label"].tolist() == [-1, 6, -1]
+    assert dropped["pitch"].tolist() == [[-1, -1], [1, 1], [-1, -1]]
+    assert cond["label"].tolist() == [5, 6, 7]  # what was given is left alone
+    assert dict(drop({}, torch.tensor([True]))) == {}

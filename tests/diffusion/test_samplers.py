@@ -1,0 +1,306 @@
+"""The samplers on data whose exact denoiser is known, and against DDPM's and DDIM's formulas."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
+from audio_diffusion.diffusion.process import Denoise, Diffusion
+from audio_diffusion.diffusion.samplers import ddim, ddpm
+from audio_diffusion.diffusion.schedules import Schedule, cosine, explicit, linear
+
+Sampler = Callable[..., Tensor]
+Exact = Callable[..., Denoise]
+
+EVERY = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(partial(ddpm, variance="beta"), id="ddpm-beta"),
+        pytest.param(partial(ddpm, variance="beta_tilde"), id="ddpm-beta_tilde"),
+        pytest.param(partial(ddim, eta=0.0), id="ddim"),
+        pytest.param(partial(ddim, eta=0.5), id="ddim-eta0.5"),
+        pytest.param(partial(ddim, eta=1.0), id="ddim-eta1"),
+    ],
+)
+SCHEDULES = pytest.mark.parametrize("schedule", [linear(), cosine()], ids=["linear", "cosine"])
+
+
+class Draws:
+    """Standard normal float64 noise from a seed; counts how often it was asked for."""
+
+    def __init__(self, *shape: int, seed: int = 0):
+        self.shape, self.count, self.generator = shape, 0, torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> Tensor:
+        self.count += 1
+        return torch.randn(self.shape, generator=self.generator, dtype=torch.float64)
+
+
+def no_noise() -> Tensor:
+    raise AssertionError("noise was drawn")
+
+
+def nonlinear(schedule: Schedule) -> Denoise:
+    """A denoiser with no structure that a wrong coefficient could hide behind."""
+    net = lambda x_t, t, cond: torch.tanh(2 * x_t) + 0.3 * t[:, None, None] + 0.1  # noqa: E731
+    return Diffusion(schedule, Epsilon()).denoiser(net, {})
+
+
+# The right distribution
+
+
+def mean_and_variance(sampler: Sampler, denoise: Denoise, schedule: Schedule, width: int) -> tuple[Tensor, Tensor]:
+    """Exact mean and variance of what a sampler draws where each step is affine, as it is for Gaussian data.
+
+    x0 is then a constant plus a weighted sum of x_T and of every noise. Each weight is read off a sample of its own,
+    in which that one noise is 1 and the others are 0.
+    """
+    units = iter(torch.eye(schedule.num_steps + 1, dtype=torch.float64)[:, 1:, None, None].expand(-1, -1, 1, width))
+    constant_first = lambda: torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), next(units)])  # noqa: E731
+    next(units)
+    x0 = sampler(denoise, constant_first(), schedule, constant_first, num_steps=None)
+    return x0[0, 0], (x0[1:] - x0[0]).square().sum((0, 1))
+
+
+@EVERY
+@SCHEDULES
+def test_gaussian_data_comes_out_with_its_mean_and_std(
+    sampler: Sampler, schedule: Schedule, exact_denoise: Exact
+) -> None:
+    mean = torch.tensor([0.0, 0.5, -1.0], dtype=torch.float64)
+    std = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    got_mean, got_variance = mean_and_variance(sampler, exact_denoise(schedule, mean, std), schedule, width=3)
+    torch.testing.assert_close(got_mean, mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(got_variance.sqrt(), std, rtol=0.02, atol=0)
+
+
+@EVERY
+def test_samples_of_gaussian_data(sampler: Sampler, exact_denoise: Exact) -> None:
+    """The same with real noise and many samples: the mean and std of each dimension, and none correlated."""
+    schedule, draws = linear(), Draws(4000, 1, 3)
+    mean = torch.tensor([0.0, 0.5, -1.0], dtype=torch.float64)
+    std = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    x0 = sampler(exact_denoise(schedule, mean, std), draws(), schedule, draws, num_steps=1000)[:, 0]
+    assert ((x0.mean(0) - mean).abs() / std).max() < 4 / 4000**0.5 + 0.01
+    assert (x0.std(0) / std - 1).abs().max() < 4 / 8000**0.5 + 0.02
+    assert (torch.corrcoef(x0.T) - torch.eye(3)).abs().max() < 5 / 4000**0.5
+
+
+@EVERY
+def test_mixture_comes_out_with_its_weights(sampler: Sampler) -> None:
+    """30 % at -1 and 70 % at 2: the posterior is not Gaussian here, and the denoiser not linear."""
+    schedule, draws = cosine(), Draws(4000, 1, 1)
+    weight, mean, std = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 2.0]), 0.3
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        alpha, sigma = (v.double()[:, None, None] for v in schedule.alpha_sigma(t))
+        variance = alpha**2 * std**2 + sigma**2
+        away = x_t - alpha * mean  # [B, 1, 2]: from each mode
+        share = (weight.log() - away**2 / (2 * variance)).softmax(-1)
+        x0 = (share * (mean + alpha * std**2 / variance * away)).sum(-1, keepdim=True)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    x0 = sampler(denoise, draws(), schedule, draws, num_steps=250).flatten()
+    upper = x0 > 0.5
+    assert upper.double().mean().item() == pytest.approx(0.7, abs=4 * (0.21 / 4000) ** 0.5)
+    for part, centre in ((x0[~upper], -1.0), (x0[upper], 2.0)):
+        assert part.mean().item() == pytest.approx(centre, abs=0.05)
+        assert part.std().item() == pytest.approx(std, rel=0.1)
+
+
+@SCHEDULES
+def test_ddim_converges_at_first_order(schedule: Schedule, exact_denoise: Exact) -> None:
+    """Against the exact solution of the probability flow: (x_t - alpha·mean)/√(alpha²·std² + sigma²) is constant."""
+    mean, std = 0.4, 0.5
+    x_t = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 9)
+    start = schedule.times(None)[0]
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(start, dtype=torch.float64))
+    exact = mean + std * (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2).sqrt()
+    denoise, steps = exact_denoise(schedule, mean, std), [25, 50, 100, 200, 500]
+    ends = torch.stack([ddim(denoise, x_t, schedule, no_noise, num_steps=n) for n in steps])
+    errors = (ends - exact).abs().amax((1, 2, 3))
+    order = -errors.log().diff() / torch.tensor(steps).double().log().diff()
+    assert ((order > 0.9) & (order < 1.1)).all(), order
+    assert errors[-1] < 0.005
+
+
+# The formulas of the papers
+
+
+def test_ddpm_is_algorithm_2() -> None:
+    """x_{t-1} = (x_t - β_t/√(1-ᾱ_t)·ε_θ)/√α_t + √β_t·z, z = 0 at the last step, as DDPM writes it."""
+    alphas, draws, again = [0.9, 0.8, 0.7], Draws(4, 1, 3), Draws(4, 1, 3)
+    schedule = explicit(alphas)
+    denoise = nonlinear(schedule)
+    got = ddpm(denoise, draws(), schedule, draws, num_steps=3)
+    x = again()
+    for i, bar in ((3, 0.504), (2, 0.72), (1, 0.9)):
+        alpha = alphas[i - 1]
+        noise = denoise(x, torch.full((4,), i / 3)).noise
+        x = (x - (1 - alpha) / (1 - bar) ** 0.5 * noise) / alpha**0.5
+        if i > 1:
+            x = x + (1 - alpha) ** 0.5 * again()
+    torch.testing.assert_close(got, x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_ddpm_step_is_the_posterior(variance: str) -> None:
+    """Eq. 7 is Bayes' rule: N(x_s; √ᾱ_s·x0, 1-ᾱ_s) times N(x_t; √α·x_s, β), here by adding precisions."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    bars = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
+    schedule, seen, clean = linear(), [], 0.6
+    denoise = lambda x_t, t: (seen.append(x_t), Prediction(torch.full_like(x_t, clean), x_t))[1]  # noqa: E731
+    draws, again = Draws(2, 1, 3), Draws(2, 1, 3)
+    ddpm(denoise, draws(), schedule, draws, num_steps=1000, variance=variance)
+    assert torch.equal(seen[0], again())
+    for index in range(1000, 1, -1):  # x at each index is the posterior's draw given x at the index above
+        x_t, x_s, beta, bar_s = seen[1000 - index], seen[1001 - index], betas[index - 1], bars[index - 1]
+        precision = 1 / (1 - bar_s) + (1 - beta) / beta
+        mean = (bar_s.sqrt() * clean / (1 - bar_s) + (1 - beta).sqrt() * x_t / beta) / precision
+        std = beta.sqrt() if variance == "beta" else precision**-0.5
+        torch.testing.assert_close(x_s, mean + std * again(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, None])
+@SCHEDULES
+def test_ddim_at_eta_one_is_ddpm_with_beta_tilde(schedule: Schedule, num_steps: int | None) -> None:
+    draws, again, denoise = Draws(2, 1, 5), Draws(2, 1, 5), nonlinear(schedule)
+    one = ddim(denoise, draws(), schedule, draws, num_steps=num_steps, eta=1.0)
+    other = ddpm(denoise, again(), schedule, again, num_steps=num_steps, variance="beta_tilde")
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert draws.count == again.count
+
+
+def test_ddim_walks_along_the_noise_it_is_told() -> None:
+    """Told the true x0 and noise, it visits x_s = alpha_s·x0 + sigma_s·noise at every time (eq. 12, eta = 0)."""
+    schedule, draws, seen = cosine(), Draws(2, 1, 3), []
+    x0, noise = draws(), draws()
+    process = Diffusion(schedule, Epsilon())
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        torch.testing.assert_close(x_t, process.add_noise(x0, noise, t), rtol=1e-5, atol=1e-6)
+        seen.append(t[0].item())
+        return Prediction(x0, noise)
+
+    start = process.add_noise(x0, noise, torch.full((2,), schedule.times(20)[0]))
+    end = ddim(denoise, start, schedule, no_noise, num_steps=20)
+    assert seen == pytest.approx(schedule.times(20)[:-1])
+    torch.testing.assert_close(end, x0)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7])
+def test_ddim_noise_and_direction_share_the_variance(eta: float) -> None:
+    """Eq. 12 and 16: √(1-ᾱ_s-σ²) along the noise, σ = eta·√((1-ᾱ_s)/(1-ᾱ_t)·(1-ᾱ_t/ᾱ_s)) fresh."""
+    schedule, one, zero = explicit([0.9, 0.8, 0.7]), torch.ones(1, 1, 1).double(), torch.zeros(1, 1, 1).double()
+    seen: list[Tensor] = []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        seen.append(x_t)
+        return Prediction(zero, one)
+
+    for draw in (zero, one):
+        ddim(denoise, one, schedule, lambda draw=draw: draw, num_steps=3, eta=eta)
+    along, both = seen[1].item(), seen[4].item()  # at ᾱ_s = 0.72, from ᾱ_t = 0.504
+    sigma = eta * ((1 - 0.72) / (1 - 0.504) * (1 - 0.7)) ** 0.5
+    assert both - along == pytest.approx(sigma)
+    assert along == pytest.approx((1 - 0.72 - sigma**2) ** 0.5)
+
+
+# Fewer steps than T, and what is drawn and told
+
+
+@EVERY
+@pytest.mark.parametrize("num_steps", [2, 10, 77])
+def test_fewer_steps_are_the_schedule_of_the_visited_times(
+    sampler: Sampler, num_steps: int, exact_denoise: Exact
+) -> None:
+    """Every step of the schedule whose α is ᾱ_t/ᾱ_s of the times visited does the same."""
+    full = linear()
+    bars = full.alpha_bar(torch.tensor(full.times(num_steps), dtype=torch.float64)).tolist()
+    short = explicit([t / s for t, s in pairwise(bars)][::-1])
+    draws, again = Draws(2, 1, 4), Draws(2, 1, 4)
+    one = sampler(exact_denoise(full, 0.3, 0.5), draws(), full, draws, num_steps=num_steps)
+    other = sampler(exact_denoise(short, 0.3, 0.5), again(), short, again, num_steps=num_steps)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+def test_one_step_is_the_estimate_from_pure_noise(sampler: Sampler, exact_denoise: Exact) -> None:
+    schedule, x_t = linear(), Draws(2, 1, 4)()
+    denoise = exact_denoise(schedule, 0.3, 0.5)
+    got = sampler(denoise, x_t, schedule, no_noise, num_steps=1)
+    torch.testing.assert_close(got, denoise(x_t, torch.ones(2)).x0)
+
+
+@EVERY
+@pytest.mark.parametrize("num_steps", [1, 5, 1000])
+def test_last_step_adds_no_noise(sampler: Sampler, num_steps: int) -> None:
+    """It ends on the estimate itself; noise is drawn once for each other step, or never where there is none."""
+    schedule, draws, clean = linear(), Draws(2, 1, 4), torch.full((2, 1, 4), 0.3, dtype=torch.float64)
+    end = sampler(lambda x_t, t: Prediction(clean, x_t), draws(), schedule, draws, num_steps=num_steps)
+    torch.testing.assert_close(end, clean, rtol=1e-12, atol=1e-12)
+    deterministic = sampler.keywords.get("eta") == 0  # type: ignore[attr-defined]
+    assert draws.count - 1 == (0 if deterministic else num_steps - 1)
+
+
+@EVERY
+@pytest.mark.parametrize("num_steps", [1, 7, 1000])
+def test_one_evaluation_a_step_and_each_is_told(sampler: Sampler, num_steps: int) -> None:
+    schedule, draws, asked, told = linear(), Draws(3, 1, 2), [], []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        assert t.shape == (3,)
+        assert t.dtype == torch.float32
+        asked.append((t.unique().item(), torch.tanh(x_t)))
+        return Prediction(asked[-1][1], x_t)
+
+    sampler(denoise, draws(), schedule, draws, num_steps=num_steps, on_step=lambda t, x0: told.append((t, x0)))
+    assert [t for t, _ in told] == schedule.times(num_steps)[:-1]
+    assert [t for t, _ in asked] == pytest.approx([t for t, _ in told])
+    assert all(a is b for (_, a), (_, b) in zip(asked, told, strict=True))
+
+
+@pytest.mark.parametrize("sampler", [ddpm, ddim])
+def test_float32_stays_float32_and_the_start_is_left_alone(sampler: Sampler) -> None:
+    schedule, x_t = linear(), torch.ones(2, 1, 4)
+    end = sampler(nonlinear(schedule), x_t, schedule, lambda: torch.ones(2, 1, 4), num_steps=3)
+    assert end.dtype == torch.float32
+    assert torch.equal(x_t, torch.ones(2, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (partial(ddpm, variance="gamma"), 'variance: expected "beta" or "beta_tilde", got \'gamma\''),
+        (partial(ddim, eta=-0.1), "eta: expected 0 to 1, got -0.1"),
+        (partial(ddim, eta=1.5), "eta: expected 0 to 1, got 1.5"),
+        (partial(ddim, eta=float("nan")), "eta: expected 0 to 1, got nan"),
+        (partial(ddpm, num_steps=4), "num_steps: expected 1 to 3 for this schedule of 3, got 4"),
+        (partial(ddpm, num_steps=0), "num_steps: expected 1 to 3 for this schedule of 3, got 0"),
+        (partial(ddim, num_steps=4), "num_steps: expected 1 to 3 for this schedule of 3, got 4"),
+        (partial(ddim, num_steps=0), "num_steps: expected 1 to 3 for this schedule of 3, got 0"),
+    ],
+)
+def test_bad_options_are_refused(sampler: Sampler, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampler(nonlinear(explicit([0.9, 0.8, 0.7])), torch.zeros(1, 1, 1), explicit([0.9, 0.8, 0.7]), no_noise)
+
+
+def test_default_of_ddpm_is_the_whole_chain() -> None:
+    told: list[float] = []
+    schedule = explicit([0.9, 0.8, 0.7])
+    ddpm(nonlinear(schedule), Draws(1, 1, 1)(), schedule, Draws(1, 1, 1), on_step=lambda t, x0: told.append(t))
+    assert told == schedule.times(None)[:-1]
+    assert len(told) == 3
+
+
+def test_noise_that_ends_abruptly_is_still_sampled_right(exact_denoise: Exact) -> None:
+    """A last step that takes nearly all signal away: the chain must start after it, where x_t is noise."""
+    schedule, draws = explicit([0.99] * 30 + [1e-6]), Draws(4000, 1, 1)
+    x0 = ddpm(exact_denoise(schedule, 2.0, 0.5), draws(), schedule, draws)
+    assert x0.mean().item() == pytest.approx(2, abs=0.04)
+    assert x0.std().item() == pytest.approx(0.5, rel=0.05)

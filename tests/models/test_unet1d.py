@@ -1,0 +1,171 @@
+"""The U-Net's contract: shapes, conditions, errors, and that all of it learns. No private part is looked at."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from audio_diffusion.models.unet1d import UNet1d
+
+SMALL: dict[str, Any] = {"patch_size": 4, "widths": (16, 64), "factors": (2,), "num_blocks": 1, "cond_width": 32}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def small(channels: int = 1, num_classes: int = 3, **options: Any) -> UNet1d:
+    return UNet1d(channels, num_classes, **{**SMALL, **options})
+
+
+def wake(net: nn.Module) -> nn.Module:
+    """Moves every weight off its start, so that the parts which start at zero take part."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
+def inputs(batch: int = 3, channels: int = 1, length: int = 32) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """x_t, t and cond with three different labels."""
+    return torch.randn(batch, channels, length), torch.rand(batch), {"label": torch.arange(batch) % 3}
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(
+    ("options", "multiple"),
+    [
+        ({}, 8),
+        ({"attention": False}, 8),
+        ({"num_blocks": 2, "patch_size": 2}, 4),
+        ({"widths": (16,), "factors": (), "attention": False}, 4),
+        ({"widths": [8, 24, 64], "factors": [4, 2]}, 32),
+        ({"widths": (64, 32), "attention": False, "patch_size": 16}, 32),
+    ],
+)
+def test_output_has_the_shape_of_the_input(
+    channels: int, num_classes: int, options: dict[str, Any], multiple: int
+) -> None:
+    net = wake(small(channels, num_classes, **options))
+    assert net.multiple == multiple
+    for batch, length in ((1, multiple), (3, 2 * multiple), (2, 7 * multiple)):
+        x_t, t, cond = inputs(batch, channels, length)
+        out = net(x_t, t, cond if num_classes else {})
+        assert out.shape == x_t.shape
+        assert out.dtype == x_t.dtype
+        assert out.isfinite().all()
+        assert out.std() > 0
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 33), (2, 1, 36), (2, 2, 32), (2, 1, 7)])
+def test_a_wrong_signal_is_refused(shape: tuple[int, ...]) -> None:
+    message = r"x_t: expected \[B, 1, a multiple of 8\], got " + str(list(shape)).replace("[", r"\[")
+    with pytest.raises(ValueError, match=message):
+        small()(torch.zeros(shape), torch.rand(2), {"label": torch.zeros(2, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "given", "message"),
+    [
+        (0, ["label"], r"cond: this network takes none, got \['label'\]"),
+        (3, [], r"cond: this network takes \['label'\], got none"),
+        (3, ["label", "pitch"], r"cond: this network takes \['label'\], got \['label', 'pitch'\]"),
+        (3, ["lable"], r"cond: this network takes \['label'\], got \['lable'\]"),
+    ],
+)
+def test_wrong_conditions_are_refused(num_classes: int, given: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(1, num_classes)(torch.zeros(2, 1, 32), torch.rand(2), {name: torch.zeros(2).long() for name in given})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factors": (2, 2)}, r"factors: expected one fewer than widths \(1\), got 2"),
+        ({"factors": ()}, r"factors: expected one fewer than widths \(1\), got 0"),
+        ({"patch_size": 5}, "patch_size: expected an even number of samples, at least 2, got 5"),
+        ({"patch_size": 0}, "patch_size: expected an even number of samples, at least 2, got 0"),
+        ({"widths": (16, 20)}, r"widths: expected multiples of 8, got \[16, 20\]"),
+        ({"widths": (0, 64)}, r"widths: expected multiples of 8, got \[0, 64\]"),
+        ({"factors": (3,)}, r"factors: expected even numbers, got \[3\]"),
+        ({"factors": (0,)}, r"factors: expected even numbers, got \[0\]"),
+        ({"widths": (16, 32)}, "head_width: expected a divisor of the width 32, got 64"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_every_label_and_its_absence_say_something_else() -> None:
+    net = wake(small())
+    x_t, t = torch.randn(1, 1, 32).expand(4, 1, 32), torch.full((4,), 0.5)
+    out = net(x_t, t, {"label": torch.tensor([-1, 0, 1, 2])}).flatten(1)
+    assert (torch.cdist(out, out) + torch.eye(4)).min() > 1e-3
+
+
+def test_time_matters() -> None:
+    net = wake(small())
+    x_t, t = torch.randn(1, 1, 32).expand(4, 1, 32), torch.tensor([0.001, 0.1, 0.5, 1.0])
+    out = net(x_t, t, {"label": torch.zeros(4, dtype=torch.int64)}).flatten(1)
+    assert (torch.cdist(out, out) + torch.eye(4)).min() > 1e-3
+
+
+def test_condition_has_no_say_before_training() -> None:
+    """What conditions the network starts at zero: its first output depends on x_t alone."""
+    net, (x_t, t, cond) = small(), inputs()
+    first = net(x_t, t, cond)
+    assert first.std() > 0
+    torch.testing.assert_close(net(x_t, t.flip(0), {"label": cond["label"].flip(0)}), first)
+
+
+def test_a_sample_does_not_see_its_batch() -> None:
+    net, (x_t, t, cond) = wake(small(2)), inputs(3, 2)
+    together = net(x_t, t, cond)
+    for i in range(3):
+        alone = net(x_t[i : i + 1], t[i : i + 1], {"label": cond["label"][i : i + 1]})
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_output_sample_sees_the_whole_signal() -> None:
+    """Attention at the coarsest level reaches from end to end."""
+    net, (x_t, t, cond) = wake(small()), inputs(1, 1, 256)
+    x_t.requires_grad_()
+    for place in (0, 255):
+        (gradient,) = torch.autograd.grad(net(x_t, t, cond)[0, 0, place], x_t)
+        assert gradient.abs().min() > 0
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("attention", [False, True])
+def test_gradient_reaches_every_parameter_after_a_step(num_classes: int, attention: bool) -> None:
+    """At first the parts behind a zero get none, so: after one step of the optimizer."""
+    net = small(2, num_classes, attention=attention)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    x_t, t, cond = inputs(4, 2, 64)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (net(x_t, t, cond if num_classes else {}) - torch.randn_like(x_t)).square().mean().backward()
+        optimizer.step()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_bfloat16_autocast_says_nearly_the_same() -> None:
+    net, (x_t, t, cond) = wake(small()), inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(x_t, t, cond)
+        out.float().square().mean().backward()
+    full = net(x_t, t, cond)
+    assert (out.float() - full).square().mean() < 0.05**2 * full.square().mean()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_weights_say_everything() -> None:
+    """A network built anew and given the state dict does the same: there is no hidden state."""
+    net, other, given = wake(small()), small(), inputs()
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(net(*given), other(*given))
