@@ -22,6 +22,10 @@ def main(cfg: DictConfig) -> None:
     options = config.to_plain(cfg)
     if options["labels"] not in ("folder", "none"):
         raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
+    numbers = {"val_fraction": (int, float), "shard_mb": (int, float), "num_workers": (int, type(None))}
+    for name, types in numbers.items():
+        if not isinstance(options[name], types) or isinstance(options[name], bool):
+            raise ConfigError(f"{name}: expected a number, got {options[name]!r}")
     folder, output, manifest = Path(options["input"]), Path(options["output"]), options["manifest"]
     try:
         sources = (
@@ -44,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     if report.refused:
         print(f"refused {len(report.refused)} files, named with the reasons in {output / 'refused.csv'}, e.g.")
         for name, reason in report.refused[:3]:
-            print(f"    {name}: {reason}")
+            print(f"    {name!r}: {reason}")
     print(f"{len(report.shards)} shards in {output}/  ->  python train.py data.train={output}")
 
 

@@ -122,6 +122,7 @@ def quiet() -> None:
         ".*module.s. in eval mode at the start of training.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not have many workers.*",
+        ".*sync_dist=True.*",  # what is logged was summed over the ranks already
         ".*dataloader is not resumable.*",  # the stream goes on from the position in the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -78,6 +78,19 @@ def test_gaussian_data_comes_out_with_its_mean_and_std(
     torch.testing.assert_close(got_variance.sqrt(), std, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("num_steps", [3, 10])
+def test_beta_is_exact_for_data_of_unit_variance(num_steps: int, exact_denoise: Exact) -> None:
+    """However few the steps (DDPM, section 3.2), but for the β_1 that the last step leaves out."""
+    schedule = linear(num_steps, 0.1, 0.6)
+
+    def variance(name: str) -> float:
+        sampler = partial(ddpm, variance=name)
+        return mean_and_variance(sampler, exact_denoise(schedule, 0.0, 1.0), schedule, width=1)[1].item()
+
+    assert variance("beta") == pytest.approx(1 - 0.1, abs=1e-6)
+    assert variance("beta_tilde") < 0.85
+
+
 @EVERY
 def test_samples_of_gaussian_data(sampler: Sampler, exact_denoise: Exact) -> None:
     """The same with real noise and many samples: the mean and std of each dimension, and none correlated."""
@@ -125,7 +138,7 @@ def test_ddim_converges_at_first_order(schedule: Schedule, exact_denoise: Exact)
     errors = (ends - exact).abs().amax((1, 2, 3))
     order = -errors.log().diff() / torch.tensor(steps).double().log().diff()
     assert ((order > 0.9) & (order < 1.1)).all(), order
-    assert errors[-1] < 0.005
+    assert errors[-1] < 0.01
 
 
 # The formulas of the papers
@@ -300,7 +313,7 @@ def test_default_of_ddpm_is_the_whole_chain() -> None:
 
 def test_noise_that_ends_abruptly_is_still_sampled_right(exact_denoise: Exact) -> None:
     """A last step that takes nearly all signal away: the chain must start after it, where x_t is noise."""
-    schedule, draws = explicit([0.99] * 30 + [1e-6]), Draws(4000, 1, 1)
-    x0 = ddpm(exact_denoise(schedule, 2.0, 0.5), draws(), schedule, draws)
-    assert x0.mean().item() == pytest.approx(2, abs=0.04)
-    assert x0.std().item() == pytest.approx(0.5, rel=0.05)
+    schedule = explicit([0.99] * 30 + [1e-6])
+    mean, variance = mean_and_variance(ddpm, exact_denoise(schedule, 2.0, 1.0), schedule, width=1)
+    assert mean.item() == pytest.approx(2, abs=0.01)
+    assert variance.item() == pytest.approx(1, abs=0.01)

@@ -66,7 +66,8 @@ class SaveCheckpoint(L.Callback):
         if trainer.global_step == self._saved_at:
             return
         self._saved_at = trainer.global_step
-        trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt")
+        path = self.folder / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("checkpoints/step_????????.ckpt"))[: -self.keep]:
                 old.unlink()

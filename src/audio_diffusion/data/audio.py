@@ -17,6 +17,7 @@ EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "aifc",
 SAMPLE_RATES = (1_000, 768_000)  # Hz; a header that says otherwise is wrong
 MAX_SAMPLE = 100.0  # 40 dB over full scale: no float file is mixed that hot, but one on the scale of integers is
 _MAX_FILTER = 20_000_000  # up·down: taps of the resampler's filter bank, 80 MB; all usual pairs of rates are far below
+_MP3_PREROLL = 29 * 1152  # frames decoded before a crop: what an MP3 decoder gives right after a seek is wrong
 _CONTEXT = 64  # samples at the lower of two rates: more than the resampler's filter reaches
 
 
@@ -135,9 +136,10 @@ def read_crop(
         context = -(-_CONTEXT * max(down, up) // (up * down)) if ratio != 1 else 0  # in periods
         first = max(start // up - context, 0)
         stop = -(-(start + num_samples) // up) + context
+        preroll = min(_MP3_PREROLL, first * down) if f.format == "MP3" else 0
         try:
-            f.seek(first * down)
-            samples = f.read((stop - first) * down, dtype="float32", always_2d=True)
+            f.seek(first * down - preroll)
+            samples = f.read((stop - first) * down + preroll, dtype="float32", always_2d=True)[preroll:]
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"broken near {first * down / f.samplerate:.1f} s: {error}") from error
     if len(samples) == 0:

@@ -102,6 +102,7 @@ class AudioDataModule(L.LightningDataModule):
         indexes: list[ShardIndex],
         order: ClipOrder,
         positions: Positions,
+        length: int,
         seed: int | None,
         last: int | None,
     ) -> DataLoader:
@@ -111,7 +112,7 @@ class AudioDataModule(L.LightningDataModule):
             positions,
             wds.map(reader),
             wds.batched(positions.batch_size, collation_fn=to_batch, partial=False),
-        ).with_length(positions.num_batches, silent=True)
+        ).with_length(length, silent=True)
         return DataLoader(
             batches,
             batch_size=None,
@@ -120,18 +121,33 @@ class AudioDataModule(L.LightningDataModule):
             prefetch_factor=4 if self.num_workers else None,
         )
 
+    def _count_batches_from(self, done: int) -> None:
+        """Makes Lightning count the run's batches as if ``done`` lay behind it, as the loader does.
+
+        Its own counts come from the checkpoint: in batches of the accumulation there was then, with those of an
+        unfinished step. They decide when the loader is at its end and which batch ends an optimizer step.
+        """
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        unfinished = progress.current.processed - progress.current.completed  # 1 in a checkpoint saved after a batch
+        progress.current.ready = progress.current.started = progress.current.processed = done
+        progress.current.completed = done - unfinished
+        progress.is_last_batch = False  # it was, where a finished run goes on to more steps
+
     def train_dataloader(self) -> DataLoader:
         """Batches from the resumed position to the end of the run, in the order (seed, position) says."""
         assert self.trainer is not None
         per_rank, accumulate = self._per_rank(), self.trainer.accumulate_grad_batches
+        self._count_batches_from(self._resume_step * accumulate)
         positions = Positions(
             per_rank,
-            (self.max_steps - self._resume_step) * accumulate,
+            max(self.max_steps - self._resume_step, 0) * accumulate,
             self.trainer.global_rank,
             self.trainer.world_size,
             self._resume_position,
         )
-        return self._loader(self.train_indexes, self.train_order, positions, self.seed, None)
+        num_batches = self.max_steps * accumulate  # with those that lie behind, as Lightning counts them
+        return self._loader(self.train_indexes, self.train_order, positions, num_batches, self.seed, None)
 
     def val_dataloader(self) -> DataLoader:
         """All held-out clips once, the start of each, in order; the last batch is filled with empty slots."""
@@ -140,7 +156,7 @@ class AudioDataModule(L.LightningDataModule):
         num_clips = self.val_order.num_clips
         num_batches = -(-num_clips // (per_rank * world_size))
         positions = Positions(per_rank, num_batches, self.trainer.global_rank, world_size)
-        return self._loader(self.val_indexes, self.val_order, positions, None, num_clips)
+        return self._loader(self.val_indexes, self.val_order, positions, num_batches, None, num_clips)
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: of the first clip that no finished optimizer step has seen."""

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ class Source:
     @property
     def digest(self) -> str:
         """Hash of the name: decides order and split, so adding files never moves others between splits."""
-        return hashlib.sha256(self.name.encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(self.name)).hexdigest()  # not every file's name is UTF-8
 
     @property
     def key(self) -> str:
@@ -73,9 +74,9 @@ def scan_manifest(folder: Path, manifest: Path) -> list[Source]:
     """The files a csv names in its column ``file`` or ``path`` (relative to the folder); its other columns are kept.
 
     Raises:
-        ValueError: if the csv lacks that column, names a file twice, or one outside the folder.
+        ValueError: if the csv lacks that column, or a line names no file, one twice, or one outside the folder.
     """
-    with open(manifest, newline="", encoding="utf-8") as f:
+    with open(manifest, newline="", encoding="utf-8-sig") as f:  # spreadsheets write the signature
         reader = csv.DictReader(f)
         column = next((c for c in ("file", "path") if c in (reader.fieldnames or [])), None)
         if column is None:
@@ -83,7 +84,10 @@ def scan_manifest(folder: Path, manifest: Path) -> list[Source]:
         rows = list(reader)
     root, sources, seen = folder.resolve(), [], set()
     for number, row in enumerate(rows, 2):
-        path = (root / row.pop(column)).resolve()
+        name = row.pop(column)
+        if not name:
+            raise ValueError(f"manifest: line {number} of {manifest} names no file")
+        path = (root / name).resolve()
         if not path.is_relative_to(root):
             raise ValueError(f"manifest: line {number} of {manifest} names {path}, which is outside {root}")
         if path in seen:
@@ -108,6 +112,8 @@ def split_of(source: Source, val_fraction: float) -> str:
 
 
 def _check(source: Source) -> AudioInfo | str:
+    if source.path.suffix.lower().lstrip(".") not in EXTENSIONS:
+        return f"its name ends in none of {', '.join(EXTENSIONS)}"
     try:
         return check(source.path)
     except (UnusableAudio, OSError) as error:
@@ -190,12 +196,14 @@ def pack(
         progress: told (files checked, files in all).
 
     Raises:
-        ValueError: if the output holds shards, no file could be used, or no clip was held out.
+        ValueError: if the output holds shards, a number is out of range, or no clip is left to train on or held out.
     """
     if list(output.glob("*.tar")):
         raise ValueError(f"output: {str(output)!r} already holds shards; remove them or choose another folder")
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction: expected between 0 and 1, got {val_fraction}")
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes: expected at least 1, got {shard_bytes}")
     sources = sorted(sources, key=lambda source: source.digest)
     splits: dict[str, list[tuple[Source, AudioInfo]]] = {"train": [], "val": [], "test": []}
     refused = []
@@ -218,15 +226,15 @@ def pack(
         for split, clips in splits.items()
         for shard in _write_shards(output, split, iter(clips), shard_bytes)
     ]
-    labels = Counter(str(source.fields.get("label")) for clips in splits.values() for source, _ in clips)
+    labels = Counter(source.fields.get("label") for clips in splits.values() for source, _ in clips)
     report = PackReport(
         clips={split: len(clips) for split, clips in splits.items()},
         seconds={split: round(sum(info.duration_s for _, info in clips), 3) for split, clips in splits.items()},
-        classes=sorted(labels) if "None" not in labels else [],
+        classes=sorted(labels) if None not in labels else [],
         shards=shards,
         refused=refused,
     )
-    with open(output / "refused.csv", "w", newline="") as f:
+    with open(output / "refused.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
         csv.writer(f).writerows([("file", "reason"), *refused])
     write_atomic(output / MANIFEST, json.dumps({"version": 1, **asdict(report), "labels": labels}, indent=1))
     return report

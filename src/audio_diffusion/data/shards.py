@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -27,7 +27,7 @@ class ShardIndex:
 
     Attributes:
         path: the shard.
-        num_bytes: its size, by which a replaced shard is told from the one that was indexed.
+        num_bytes: its size; like its time, it tells a replaced shard from the one that was indexed.
         keys: each clip's key: its members' path up to the last dot.
         audio: (offset, size) in bytes of each clip's audio member.
         meta: (offset, size) of its json member; (0, 0) where there is none.
@@ -52,7 +52,7 @@ def expand(pattern: str) -> list[str]:
         ValueError: if nothing matches, or a shard of a brace pattern is missing.
     """
     if Path(pattern).is_dir():
-        pattern = str(Path(pattern) / "train-*.tar")
+        pattern = _inside(pattern, "train-*.tar")
     paths = sorted(glob(pattern)) if has_magic(pattern) and "{" not in pattern else []
     if not paths:
         paths = [p for part in wds.shardlists.expand_urls(pattern) for p in (sorted(glob(part)) or [part])]
@@ -66,15 +66,20 @@ def expand(pattern: str) -> list[str]:
     return paths
 
 
+def _inside(folder: str, names: str) -> str:
+    return str(Path(escape(folder)) / names)  # a folder may have brackets in its name
+
+
 def held_out(pattern: str) -> str:
     """The pattern of the val-*.tar beside training shards, as make_shards.py lays them out."""
-    return str((Path(pattern) if Path(pattern).is_dir() else Path(pattern).parent) / "val-*.tar")
+    return _inside(pattern, "val-*.tar") if Path(pattern).is_dir() else str(Path(pattern).parent / "val-*.tar")
 
 
 def read_classes(pattern: str) -> list[str]:
     """The class names in the manifest beside the shards; none where there is no manifest or no label."""
-    manifest = Path(expand(pattern)[0]).parent / MANIFEST
-    return list(json.loads(manifest.read_text())["classes"]) if manifest.is_file() else []
+    path = Path(expand(pattern)[0]).parent / MANIFEST
+    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    return list(manifest.get("classes", [])) if isinstance(manifest, dict) else []  # it may be another tool's
 
 
 def _scan(path: str) -> ShardIndex:
@@ -84,14 +89,18 @@ def _scan(path: str) -> ShardIndex:
     meta: dict[str, tuple[int, int]] = {}
     refused: list[tuple[str, str]] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open(path, "rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
                 key, _, extension = member.name.rpartition(".")
                 place = (member.offset_data, member.size)
                 kind = audio if extension.lower() in EXTENSIONS else meta if extension == "json" else None
-                if not member.isfile() or kind is None:
+                if member.isdir() or kind is None:
                     continue
-                if ".." in PurePosixPath(key).parts or key.startswith("/"):
+                if not member.isfile() or member.issparse():
+                    refused.append((member.name, "a link or another special member, not a plain file"))
+                elif ".." in PurePosixPath(key).parts or key.startswith("/"):
                     refused.append((member.name, "its name leads out of the shard"))
                 elif sum(place) > num_bytes:
                     refused.append((member.name, "cut off by the end of the shard"))
@@ -99,9 +108,12 @@ def _scan(path: str) -> ShardIndex:
                     refused.append((member.name, "a second member of this name"))
                 else:
                     kind[key] = place
+            f.seek(tar.offset)
+            if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError("no end mark after the last member found; it is cut off or damaged there")
     except tarfile.ReadError as error:
         refused.append((Path(path).name, f"the tar cannot be read to its end: {error}"))
-    refused += [(key, "json without audio") for key in meta.keys() - audio.keys()]
+    refused += [(key, "json without audio") for key in meta if key not in audio]
     keys = list(audio)
     return ShardIndex(path, num_bytes, keys, [audio[k] for k in keys], [meta.get(k, (0, 0)) for k in keys], refused)
 
@@ -129,10 +141,12 @@ def write_index(shard: str | Path) -> ShardIndex:
 
 
 def load_index(shard: str | Path) -> ShardIndex:
-    """A shard's index, made on first sight, and anew where it does not fit the shard."""
+    """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
+    path, tar = index_path(shard), os.stat(shard)
     try:
-        columns = json.loads(index_path(shard).read_text())
-        if columns.pop("version") == INDEX_VERSION and columns["num_bytes"] == os.path.getsize(shard):
+        columns = json.loads(path.read_text())
+        fits = columns["num_bytes"] == tar.st_size and path.stat().st_mtime_ns >= tar.st_mtime_ns
+        if columns.pop("version") == INDEX_VERSION and fits:
             return ShardIndex(path=str(shard), **columns)
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -143,6 +143,6 @@ class ClipReader:
         if not self.label_of:
             return -1
         label = meta.get("label")
-        if label not in self.label_of:
+        if not isinstance(label, str) or label not in self.label_of:
             raise ValueError(f"label {label!r} is not one of {', '.join(self.label_of)}")
         return self.label_of[label]

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class EmaWeights(nn.Module):
@@ -45,6 +46,11 @@ class EmaWeights(nn.Module):
         """ema ← decay·ema + (1 - decay)·net, once per optimizer step; buffers are copied."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        torch._foreach_lerp_(list(self.net.parameters()), [p.detach() for p in net.parameters()], 1 - decay)
+        torch._foreach_lerp_(_local(self.net), _local(net), 1 - decay)
         for mine, theirs in zip(self.net.buffers(), net.buffers(), strict=True):
             mine.copy_(theirs)
+
+
+def _local(net: nn.Module) -> list[Tensor]:
+    """The parameters' data; of sharded ones this rank's part, which is all that an average of elements needs."""
+    return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in net.parameters()]

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -68,8 +69,24 @@ class DiffusionModule(L.LightningModule):
         self.make_optimizer, self.make_lr_schedule = optimizer, lr_schedule
         self.weight_decay, self.cond_dropout, self.mask_padding = weight_decay, cond_dropout, mask_padding
         self.seed, self.recipe = seed, recipe
+        self._sharded = False
         if compile:
             self.net.compile()  # in place: names in the checkpoint stay as they are
+
+    def configure_model(self) -> None:
+        """Shards the network and its EMA copy block by block, where the strategy asks for it (trainer=fsdp).
+
+        Weights are sharded over the devices of a node and replicated over nodes.
+        """
+        if self.device_mesh is None or self._sharded:
+            return
+        self._sharded = True
+        for net in (self.net, self.ema.net):
+            for blocks in [m for m in net.modules() if isinstance(m, nn.ModuleList)]:
+                for block in blocks:
+                    if not isinstance(block, nn.ModuleList):
+                        fully_shard(block, mesh=self.device_mesh)
+            fully_shard(net, mesh=self.device_mesh, reshard_after_forward=True)  # also where no backward follows
 
     def _draws(self, batch: AudioBatch, like: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
         """u ``[B]`` and v ``[B]`` uniform in [0, 1), and noise of ``like``'s shape, keyed by each sample's position."""

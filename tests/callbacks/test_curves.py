@@ -1,0 +1,143 @@
+"""Diagnostics, throughput, checkpoints, preemption: what they log and leave."""
+
+import json
+
+import pytest
+import torch
+
+from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoint
+from audio_diffusion.callbacks.diagnostics import Diagnostics
+from audio_diffusion.callbacks.loggers import JsonlLogger, has_wandb_credentials, wandb_logger
+from audio_diffusion.callbacks.preemption import StopOnFile
+from audio_diffusion.callbacks.throughput import Throughput
+
+
+def test_loss_by_noise_level_is_consistent_with_the_whole(make_run):
+    run = make_run(max_steps=4, batch_size=6, accumulate=2, callbacks=[Diagnostics(every_n_steps=2, num_buckets=2)])
+    run.fit()
+    rows = [row for row in run.rows if "train/loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        low, high = row["train/loss_t_0.0-0.5"], row["train/loss_t_0.5-1.0"]
+        assert min(low, high) <= row["train/loss"] <= max(low, high)
+        assert row["train/grad_norm"] > 0
+    assert rows[0]["train/lr"] == pytest.approx(1e-3)
+
+
+def test_gradient_norm_is_the_norm_before_clipping(make_run):
+    clipped = make_run(max_steps=1, callbacks=[Diagnostics(every_n_steps=1)], clip=1e-3)
+    free = make_run(max_steps=1, callbacks=[Diagnostics(every_n_steps=1)])
+    clipped.fit()
+    free.fit()
+    assert clipped.rows[0]["train/grad_norm"] == free.rows[0]["train/grad_norm"]
+
+
+def test_throughput_counts_audio_and_waiting(make_run):
+    run = make_run(max_steps=4, callbacks=[Throughput(16000, every_n_steps=2)])
+    run.fit()
+    rows = [row for row in run.rows if "speed/audio_seconds_per_second" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        assert 0 <= row["speed/data_wait_percent"] <= 100
+    last = rows[-1]  # audio-seconds per step are known: the two speeds must agree
+    per_step = run.data.batch_size * 2048 / 16000
+    assert last["speed/audio_seconds_per_second"] == pytest.approx(per_step * last["speed/steps_per_second"], rel=1e-6)
+
+
+def test_checkpoints_are_kept_by_step_and_written_whole(make_run, tmp_path):
+    run = make_run(max_steps=5, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=2, keep=2)])
+    run.fit()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000004.ckpt", "step_00000005.ckpt"]
+
+
+def test_a_failed_write_leaves_the_checkpoint_before_it_whole(tmp_path, monkeypatch):
+    io, path = AtomicCheckpointIO(), tmp_path / "step_00000001.ckpt"
+    io.save_checkpoint({"x": torch.ones(2)}, path)
+
+    def broken(content, f):
+        f.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        io.save_checkpoint({"x": torch.zeros(2)}, path)
+    assert torch.equal(io.load_checkpoint(path)["x"], torch.ones(2))
+
+
+def test_loading_runs_no_code(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "canary"), "w"))
+
+    torch.save({"x": Canary()}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_stop_file_ends_the_run_with_everything_saved(make_run, tmp_path):
+    stop = tmp_path / "stop"
+    stop.touch()
+    callbacks = [SaveCheckpoint(str(tmp_path), every_n_steps=100), StopOnFile(str(stop), every_n_steps=2)]
+    run = make_run(max_steps=50, callbacks=callbacks)
+    run.fit()
+    assert run.trainer.global_step == 2
+    assert (tmp_path / "checkpoints" / "step_00000002.ckpt").exists()
+    assert (tmp_path / "stop.done").exists()
+
+
+def test_a_run_that_ends_by_itself_asks_for_no_requeue(make_run, tmp_path):
+    run = make_run(max_steps=2, callbacks=[StopOnFile(str(tmp_path / "stop"), every_n_steps=1)])
+    run.fit()
+    assert list(tmp_path.glob("stop*")) == []
+
+
+def test_the_local_log_has_every_row(tmp_path):
+    logger = JsonlLogger(str(tmp_path / "run"))
+    logger.log_metrics({"a": torch.tensor(1.5)}, step=1)
+    logger.log_metrics({"b": 2}, step=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "a": 1.5}, {"step": 2, "b": 2.0}]
+
+
+@pytest.fixture
+def no_wandb(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path
+
+
+def test_wandb_is_offline_without_credentials_and_keeps_its_id(no_wandb):
+    assert not has_wandb_credentials()
+    first, second = (wandb_logger(str(no_wandb / "run"), "x") for _ in range(2))
+    assert first._offline
+    assert second._offline
+    assert first._wandb_init["id"] == second._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    with pytest.raises(ValueError, match="mode: expected"):
+        wandb_logger(str(no_wandb), "x", mode="sometimes")
+
+
+def test_wandb_credentials_are_found(no_wandb, monkeypatch):
+    (no_wandb / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    assert has_wandb_credentials()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_wandb_credentials()
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert has_wandb_credentials()
+    assert not wandb_logger(str(no_wandb / "run"), "x")._offline
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Diagnostics(every_n_steps=0),
+        lambda: Diagnostics(num_buckets=0),
+        lambda: Throughput(16000, every_n_steps=0),
+        lambda: SaveCheckpoint("x", keep=0),
+        lambda: StopOnFile("x", every_n_steps=0),
+    ],
+)
+def test_bad_numbers_are_refused(make):
+    with pytest.raises(ValueError, match="expected at least 1, got 0"):
+        make()

@@ -1,0 +1,173 @@
+"""What several tests need: encoded audio, tars written by hand, and a small set of shards made by the real packer."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from lightning.pytorch.loggers import Logger
+from numpy.typing import NDArray
+
+from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
+from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.drums import write_folder
+from audio_diffusion.data.packing import pack, scan_folder
+from audio_diffusion.diffusion import schedules
+from audio_diffusion.diffusion.parameterization import Epsilon
+from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.models.representations import Waveform
+from audio_diffusion.models.unet1d import UNet1d
+from audio_diffusion.training.module import DiffusionModule
+from audio_diffusion.training.optim import warmup_cosine
+
+HITS_PER_CLASS = 8
+
+
+@pytest.fixture(scope="session")
+def drum_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FOLDER/<class>/<name>.wav: 8 drum hits of each of the 5 classes, mono, 16 kHz, 0.5 s. Not to be changed."""
+    folder = tmp_path_factory.mktemp("drums")
+    write_folder(folder, HITS_PER_CLASS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drum_shards(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path) -> Path:
+    """The drum hits as shards: several train-*.tar and val-*.tar. Not to be changed; take a copy."""
+    shards = tmp_path_factory.mktemp("shards")
+    pack(scan_folder(drum_folder, label_from_folder=True), shards, val_fraction=0.25, shard_bytes=100_000)
+    return shards
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """encode(samples [T] or [T, C], sample_rate, format="WAV", subtype=None) -> the bytes of an audio file."""
+
+    def encoded(samples: NDArray, sample_rate: int, format: str = "WAV", subtype: str | None = None) -> bytes:
+        file = io.BytesIO()
+        sf.write(file, samples, sample_rate, format=format, subtype=subtype)
+        return file.getvalue()
+
+    return encoded
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., NDArray[np.float32]]:
+    """noise(num_frames, channels=1, seed=0) -> float32 [T, C], white: no two places are alike."""
+
+    def made(num_frames: int, channels: int = 1, seed: int = 0) -> NDArray[np.float32]:
+        return np.random.default_rng(seed).uniform(-0.5, 0.5, (num_frames, channels)).astype(np.float32)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def write_tar() -> Callable[..., Path]:
+    """write_tar(path, [(name, bytes) or TarInfo of a special member, ...]) -> path of the tar."""
+
+    def written(path: Path, members: Iterable[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
+        with tarfile.open(path, "w") as tar:
+            for member in members:
+                if isinstance(member, tarfile.TarInfo):
+                    tar.addfile(member)
+                else:
+                    info = tarfile.TarInfo(member[0])
+                    info.size = len(member[1])
+                    tar.addfile(info, io.BytesIO(member[1]))
+        return path
+
+    return written
+
+
+class Rows(Logger):
+    """A logger that keeps what it is given: every row a dict, with its step."""
+
+    name, version = "rows", ""  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append({"step": step, **metrics})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing to keep."""
+
+
+@dataclass
+class Run:
+    """A small training run, all real: network, shards, Trainer."""
+
+    trainer: L.Trainer
+    module: DiffusionModule
+    data: AudioDataModule
+    rows: list[dict[str, float]]
+
+    def fit(self, ckpt_path: Path | None = None) -> None:
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
+
+
+@pytest.fixture
+def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """make_run(max_steps=.., batch_size=.., callbacks=[..], ...) -> a Run of a tiny U-Net on the drum shards."""
+
+    def make(
+        *,
+        max_steps: int = 2,
+        batch_size: int = 4,
+        accumulate: int = 1,
+        val_every: int = 1000,
+        callbacks: Sequence[L.Callback] = (),
+        lr: float = 1e-3,
+        clip: float = 1.0,
+        mask_padding: bool = False,
+        recipe: dict | None = None,
+        weight_seed: int = 0,
+    ) -> Run:
+        torch.manual_seed(weight_seed)
+        classes = ["clap", "hat", "kick", "snare", "tom"]
+        net = UNet1d(1, len(classes), 16, widths=(8, 16), factors=(4,), num_blocks=1, cond_width=16, attention=False)
+        module = DiffusionModule(
+            net,
+            Diffusion(schedules.linear(), Epsilon()),
+            Waveform(4.0),
+            partial(torch.optim.AdamW, lr=lr),
+            partial(warmup_cosine, warmup_steps=0, total_steps=10, final_fraction=1.0),
+            ema_decay=0.9,
+            mask_padding=mask_padding,
+            recipe=recipe,
+        )
+        data = AudioDataModule(
+            str(drum_shards), None, 16000, 1, 2048, classes, batch_size, max_steps, num_workers=0, shuffle_block=16
+        )
+        logger = Rows()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=max_steps,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip,
+            val_check_interval=val_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=list(callbacks),
+            logger=logger,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(tmp_path_factory.mktemp("run")),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+        )
+        return Run(trainer, module, data, logger.rows)
+
+    return make

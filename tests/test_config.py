@@ -1,0 +1,182 @@
+"""The four doors: what a mistyped group, key, argument and value print."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from audio_diffusion import config
+from audio_diffusion.config import CONFIG_DIR, ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=drms", "experiment=drms: there is no such config. Did you mean 'drums'?"),
+        ("modle=unet1d", "modle: there is no such option. Did you mean 'model'?"),
+        ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
+        ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
+        ("+model.chanels=2", "options are neither added nor deleted on the command line"),
+    ],
+)
+def test_door_1_names(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config._check_command_line("train", [override])
+    assert message in str(caught.value)
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("train", overrides=["classes=[a,b]", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=abc", "max_steps: expected int: Value 'abc'"),
+        ("audio.channels=two", "audio.channels: expected int: Value 'two'"),
+        ("seed=", "seed: expected int: Value ''"),
+    ],
+)
+def test_door_2_root_types(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.check_root(composed(override))
+    assert str(caught.value).startswith(message)
+
+
+def test_door_2_unknown_root_key() -> None:
+    cfg = composed()
+    with open_dict(cfg):
+        cfg.max_stepps = 3
+    with pytest.raises(ConfigError, match="max_stepps"):
+        config.check_root(cfg)
+
+
+def test_door_2_missing_value() -> None:
+    with pytest.raises(ConfigError, match="input"), initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config.to_plain(compose("make_shards"))
+
+
+def test_door_3_tells_all_problems_at_once_with_the_nearest_name() -> None:
+    node = {
+        "_target_": "audio_diffusion.models.unet1d.UNet1d",
+        "chanels": 1,
+        "patch_size": "eight",
+        "attention": 1,
+    }
+    problems = config.target_problems(node, "model")
+    assert (
+        "model.chanels: audio_diffusion.models.unet1d.UNet1d has no such argument. Did you mean 'channels'?" in problems
+    )
+    assert "model.patch_size: expected int, got 'eight'" in problems
+    assert "model.attention: expected bool, got 1" in problems
+    assert "model.channels: audio_diffusion.models.unet1d.UNet1d needs this argument" in problems
+    assert len(problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("audio_diffusion.models.unet1d.UNet", "has no 'UNet'. Did you mean 'UNet1d'?"),
+        ("audio_difusion.models.UNet1d", "cannot import 'audio_difusion.models'"),
+    ],
+)
+def test_door_3_targets(target: str, message: str) -> None:
+    (problem,) = config.target_problems({"_target_": target}, "model")
+    assert problem.startswith("model._target_: ")
+    assert message in problem
+
+
+def test_door_3_unions_literals_and_nested_targets() -> None:
+    optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": "fast"}
+    assert config.target_problems({"a": {"optimizer": optimizer}}) == ["a.optimizer.lr: expected float, got 'fast'"]
+    ddpm = {"_target_": "audio_diffusion.diffusion.samplers.ddpm", "_partial_": True, "variance": "beta"}
+    assert config.target_problems(ddpm) == []
+    assert config.target_problems({**ddpm, "num_steps": None}) == []
+
+
+def test_door_4_values_name_the_argument_the_value_and_the_rule() -> None:
+    node = {"_target_": "audio_diffusion.models.unet1d.UNet1d", "channels": 1, "patch_size": 7}
+    with pytest.raises(ConfigError, match=r"model\.patch_size: expected an even number of samples, at least 2, got 7"):
+        config.build(node, "model")
+
+
+def test_build_passes_given_objects_on_as_they_are() -> None:
+    schedule = config.build({"_target_": "audio_diffusion.diffusion.schedules.linear"}, "s")
+    process = config.build(
+        {"_target_": "audio_diffusion.diffusion.process.Diffusion"}, "p", schedule=schedule, parameterization=None
+    )
+    assert process.schedule is schedule
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "make_shards.py"])
+def test_scripts_end_in_one_line_and_status_2(script: str, tmp_path: Path) -> None:
+    done = run(script, "nmae=x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nmae: there is no such option.")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_train_names_missing_data(tmp_path: Path) -> None:
+    done = run("train.py", "data.train=nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: data.train: shards: expected files at 'nowhere'" in done.stderr
+    assert "make_shards.py input=FOLDER output=SHARDS" in done.stderr
+
+
+GROUPS = [
+    f"{folder.name}={file.stem}"
+    for folder in sorted(CONFIG_DIR.iterdir())
+    if folder.is_dir()
+    for file in sorted(folder.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> None:
+    cfg = composed(choice)
+    cfg.trainer.precision = "32-true"
+    config.check_root(cfg)
+    plain = config.to_plain(cfg)
+    assert [p for p in config.target_problems(plain) if not p.startswith("training.")] == []
+    given = ("net", "process", "representation")
+    assert config.target_problems(plain["training"], "training", given) == []
+
+
+@pytest.mark.parametrize(
+    "choice", [c for c in GROUPS if c.split("=")[0] in ("model", "diffusion", "sampler", "experiment")]
+)
+def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str) -> None:
+    plain = config.to_plain(composed(choice))
+    net = config.build(plain["model"], "model")
+    process = config.build(plain["diffusion"], "diffusion")
+    sampler = config.build(plain["sampler"], "sampler")
+    channels, num_samples = plain["audio"]["channels"], plain["audio"]["num_samples"]
+    x0 = 0.1 * torch.randn(2, channels, num_samples)
+    t, cond = process.time_of(torch.tensor([0.1, 0.9])), {"label": torch.tensor([0, -1])}
+    process.loss(net, x0, torch.randn_like(x0), t, cond).mean().backward()
+    steps = {"num_steps": min(3, process.schedule.num_steps)}
+    with torch.no_grad():
+        denoise = process.denoiser(net, cond)
+        made = sampler(denoise, torch.randn_like(x0), process.schedule, lambda: torch.randn_like(x0), **steps)
+    assert made.shape == x0.shape
+    assert made.isfinite().all()
+
+
+def test_resolved_config_is_plain_and_yaml() -> None:
+    plain = config.to_plain(composed())
+    assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain)))) == plain
+    assert plain["model"]["num_classes"] == 2

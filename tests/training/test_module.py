@@ -1,0 +1,123 @@
+"""The LightningModule under a real Trainer: EMA, validation and resuming, compared bit by bit."""
+
+import torch
+
+from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
+from audio_diffusion.callbacks.diagnostics import Diagnostics
+
+
+def same(a, b) -> bool:
+    """Whether two nested structures of tensors and plain values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def test_ema_is_updated_once_per_optimizer_step_also_under_accumulation(make_run):
+    for accumulate in (1, 2):
+        run = make_run(max_steps=3, accumulate=accumulate)
+        run.fit()
+        assert run.module.ema.num_updates == run.trainer.global_step == 3
+    assert not same(run.module.ema.net.state_dict(), run.module.net.state_dict())
+
+
+def test_accumulated_batches_train_as_one_large_one(make_run):
+    losses = []
+    for accumulate in (1, 2, 4):
+        run = make_run(max_steps=4, accumulate=accumulate, callbacks=[Diagnostics(every_n_steps=1)])
+        run.fit()
+        losses.append(torch.tensor([row["train/loss"] for row in run.rows if "train/loss" in row]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[0], losses[2], rtol=1e-5, atol=0)
+    assert losses[0][0] != losses[0][3]
+
+
+def test_two_validations_of_the_same_weights_agree_exactly(make_run):
+    run = make_run(max_steps=2, callbacks=[Diagnostics(every_n_steps=1)])
+    run.fit()
+    run.rows.clear()
+    for _ in range(2):
+        run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+    first, second = [row for row in run.rows if "val/loss" in row]
+    assert first == second
+    assert first["val/loss"] != first["val/loss_ema"]
+
+
+def test_validation_does_not_depend_on_the_batch_size(make_run):
+    losses = []
+    for batch_size in (2, 3, 8):  # 8 held-out clips or so: the last batch has empty slots
+        run = make_run(max_steps=1, batch_size=batch_size, callbacks=[Diagnostics()], lr=0.0)
+        run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+        losses.append(run.rows[-1]["val/loss"])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[0], losses[2], rtol=1e-5, atol=0)
+
+
+def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path):
+    through = make_run(max_steps=6, val_every=2, callbacks=[Diagnostics(every_n_steps=1)])
+    through.fit()
+
+    stopped = make_run(
+        max_steps=6,
+        val_every=2,
+        callbacks=[Diagnostics(every_n_steps=1), SaveCheckpoint(str(tmp_path), every_n_steps=1)],
+    )
+    stopped.trainer.fit_loop.epoch_loop.max_steps = 3  # dies after step 3, in the middle of an epoch of the data
+    stopped.fit()
+    assert stopped.trainer.global_step == 3
+
+    resumed = make_run(max_steps=6, val_every=2, callbacks=[Diagnostics(every_n_steps=1)], weight_seed=99)
+    resumed.fit(ckpt_path=tmp_path / "checkpoints" / "step_00000003.ckpt")
+
+    assert same(resumed.module.state_dict(), through.module.state_dict())
+    assert same(resumed.trainer.optimizers[0].state_dict(), through.trainer.optimizers[0].state_dict())
+    assert resumed.rows == [row for row in through.rows if row["step"] > 3]
+
+
+def test_the_checkpoint_is_plain_data_and_holds_all(make_run, tmp_path):
+    run = make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=1, keep=1)], recipe={"a": 1})
+    run.fit()
+    (path,) = (tmp_path / "checkpoints").glob("*")  # one kept, no temporary file left
+    content = torch.load(path, weights_only=True)
+    assert content["global_step"] == 2
+    assert content["config"] == {"a": 1}
+    assert content["AudioDataModule"] == {"position": 2 * run.data.batch_size, "step": 2}
+    assert {name.split(".")[0] for name in content["state_dict"]} == {"net", "ema"}
+    assert content["optimizer_states"]
+
+
+def test_padding_is_trained_on_unless_masked(make_run):
+    batch = next(iter_batches(make_run))
+    batch.audio[:, :, 1000:] = 0
+    batch.mask[:, :, 1000:] = False
+    losses = {}
+    for masked in (False, True):
+        module = make_run(mask_padding=masked).module
+        before = module.validation_step(batch, 0)["raw"]
+        batch.audio[:, :, 1000:] = 0.5
+        losses[masked] = (before, module.validation_step(batch, 0)["raw"])
+        batch.audio[:, :, 1000:] = 0
+    assert losses[False][0] != losses[False][1]
+    torch.testing.assert_close(*losses[True], rtol=0.5, atol=0)  # only through the network's view of it
+
+
+def test_empty_slots_do_not_count(make_run):
+    batch = next(iter_batches(make_run))
+    module = make_run().module
+    loss = module.training_step(batch, 0)["losses"]
+    batch.valid[1] = False
+    out = module.training_step(batch, 0)
+    assert out["losses"][1] == 0
+    assert torch.equal(out["losses"][0], loss[0])
+    assert torch.allclose(out["loss"], (loss.sum() - loss[1]) / (len(loss) - 1))
+
+
+def iter_batches(make_run):
+    run = make_run(max_steps=1)
+    run.data.trainer = run.trainer
+    run.data.setup()
+    return iter(run.data.train_dataloader())
