@@ -93,7 +93,7 @@ def main(cfg: DictConfig) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = checkpoint.load(path, weights=options["weights"], device=device)
-    sampler = build(options["sampler"], "sampler") if options["sampler"] else None
+    sampler = build(options["sampler"], "sampler") if "sampler" in options else None
     num_samples, batch_size = options["num_samples"], options["batch_size"]
     labels = label_per_sample(model, options["labels"], num_samples)
     seeds = [seed_of(options["seed"], "sample", i) for i in range(num_samples)]

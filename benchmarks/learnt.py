@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     val, val_labels = real(model, data["val"] or held_out(data["train"]))
 
     count = options["num_samples"]
-    sampler = build(options["sampler"], "sampler") if options["sampler"] else None
+    sampler = build(options["sampler"], "sampler") if "sampler" in options else None
     labels = [model.classes[i % len(model.classes)] for i in range(count)]
     seeds = [seed_of(options["seed"], "learnt", i) for i in range(count)]
     batches = [slice(i, i + options["batch_size"]) for i in range(0, count, options["batch_size"])]

@@ -1,5 +1,6 @@
 """Reading, cropping, resampling and writing audio: the one file here that knows soundfile and torchaudio."""
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -39,7 +40,9 @@ class AudioInfo:
         return self.frames / self.sample_rate
 
 
-def _open(file: str | Path | BinaryIO) -> sf.SoundFile:
+def _open(file: str | bytes | Path | BinaryIO) -> sf.SoundFile:
+    if isinstance(file, str | Path) and os.name == "posix":
+        file = os.fsencode(file)  # not every file's name is UTF-8
     try:
         opened = sf.SoundFile(file)
     except (sf.LibsndfileError, RuntimeError) as error:
@@ -122,7 +125,7 @@ def read_crop(
         samples that are the file's own.
 
     Raises:
-        UnusableAudio: if it cannot be decoded, holds NaN, infinite or absurdly large samples, or has a rate that is in no
+        UnusableAudio: if it cannot be decoded, holds NaN, infinite or absurdly large samples, or has a rate in no
             short ratio to the wanted one (a broken header; resampling would take gigabytes).
     """
     with _open(file) as f:

@@ -1,0 +1,190 @@
+"""train.py and sample.py as a user runs them: whole processes, on one rank and two."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from wandb.proto.wandb_internal_pb2 import Record
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "model.widths=[8,16]", "model.factors=[4]", "model.num_blocks=1", "model.cond_width=16", "model.attention=false",
+    "audio.num_samples=2048", "batch_size=4", "val_every_steps=2", "log_every_steps=1", "data.num_workers=0",
+    "sampler.num_steps=2", "callbacks.sampling.every_n_steps=2", "callbacks.sampling.num_samples=3",
+    "callbacks.checkpoint.every_n_steps=2", "training.lr_schedule.final_fraction=1.0",
+]  # fmt: skip
+
+
+def run(cwd: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    env |= {"OMP_NUM_THREADS": "1", "HOME": str(cwd), "NETRC": str(cwd / "none")}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, stdin=subprocess.DEVNULL
+    )
+
+
+def train(cwd: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess:
+    done = run(cwd, "train.py", f"data.train={shards}", *TINY, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def metrics(run_dir: Path, name: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, drum_shards: Path) -> Path:
+    """A folder with runs/one: four steps on one rank, W&B without credentials."""
+    cwd = tmp_path_factory.mktemp("user")
+    done = train(cwd, drum_shards, "name=one", "max_steps=4", "trainer=cpu")
+    assert "W&B: offline" in done.stdout + done.stderr
+    assert "wandb sync runs/one/wandb/offline-run-*" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return cwd
+
+
+def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
+    run_dir = trained / "runs" / "one"
+    assert {p.name for p in trained.iterdir() if not p.name.startswith(".")} == {"runs"}
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_00000002.ckpt", "step_00000004.ckpt"]
+    assert (run_dir / "samples" / "step_00000004" / "002_kick.wav").is_file()
+    assert "max_steps: 4" in (run_dir / "config.yaml").read_text()
+    details = json.loads((run_dir / "details.json").read_text())
+    assert details["git_commit"]
+    assert details["data_manifest"]["classes"] == ["clap", "hat", "kick", "snare", "tom"]
+    assert sorted(metrics(run_dir, "val/loss_ema")) == [2, 4]
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a .wandb file: ":W&B" + 3 bytes, then 32 KiB blocks of (crc, size, kind, data) as LevelDB's log."""
+    data, at, part = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        part += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            yield Record.FromString(part)
+            part = b""
+
+
+def test_wandb_holds_audio_pictures_table_config_and_commit(trained: Path) -> None:
+    (folder,) = (trained / "runs" / "one" / "wandb").glob("offline-run-*")
+    everything = list(records(next(folder.glob("*.wandb"))))
+    history = [
+        {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in r.history.item}
+        for r in everything
+        if r.WhichOneof("record_type") == "history"
+    ]
+    media: dict[str, Any] = next(
+        row for row in history if "samples/audio" in " ".join(row) or "samples/table" in str(row)
+    )
+    text = json.dumps(media)
+    assert "audio-file" in text
+    assert "image-file" in text
+    assert "table-file" in text
+    assert len(list((folder / "files" / "media" / "audio").rglob("*.wav"))) >= 2 * 3  # two rounds of three slots
+    config = "".join(u.value_json for r in everything for u in r.config.update) + "".join(
+        u.key for r in everything for u in r.config.update
+    )
+    assert "git_commit" in config
+    assert "data_manifest" in config
+    assert any("train/loss" in json.dumps(row) for row in history)
+
+
+def test_two_ranks_train_as_one_and_sample_the_same_audio(trained: Path, drum_shards: Path) -> None:
+    train(
+        trained, drum_shards, "name=two", "max_steps=4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"
+    )
+    one, two = trained / "runs" / "one", trained / "runs" / "two"
+    for name in ("train/loss", "val/loss", "val/loss_ema", "train/grad_norm"):
+        assert metrics(one, name) == pytest.approx(metrics(two, name), rel=1e-4)
+    folder = Path("samples", "step_00000004")
+    files = sorted(p.name for p in (one / folder).iterdir())
+    assert files == sorted(p.name for p in (two / folder).iterdir())
+    for file in files:
+        if file.endswith(".wav"):
+            first, second = (soundfile.read(run_dir / folder / file)[0] for run_dir in (one, two))
+            np.testing.assert_allclose(first, second, atol=2e-3)
+            assert np.abs(first).max() > 0.01
+
+
+def test_resuming_goes_on_in_the_same_run(trained: Path, drum_shards: Path) -> None:
+    through = train(trained, drum_shards, "name=through", "max_steps=6", "trainer=cpu", "logger=csv")
+    train(trained, drum_shards, "name=again", "max_steps=4", "trainer=cpu", "logger=tensorboard")
+    done = train(trained, drum_shards, "name=again", "max_steps=6", "trainer=cpu", "logger=tensorboard", "ckpt=last")
+    assert "starting anew" in through.stdout + through.stderr
+    assert "resuming from runs/again/checkpoints/step_00000004.ckpt" in done.stdout + done.stderr
+    for name in ("train/loss", "val/loss_ema"):
+        assert metrics(trained / "runs" / "again", name) == metrics(trained / "runs" / "through", name)
+    last = [
+        torch.load(trained / f"runs/{n}/checkpoints/step_00000006.ckpt", weights_only=True)
+        for n in ("again", "through")
+    ]
+    for key, value in last[0]["state_dict"].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(last[1]["state_dict"][key])), key
+    assert list((trained / "runs" / "through" / "csv").rglob("metrics.csv"))
+    assert list((trained / "runs" / "again" / "tensorboard").glob("events.*"))
+
+    refused = run(trained, "train.py", f"data.train={drum_shards}", *TINY, "name=again", "ckpt=none")
+    assert refused.returncode == 2
+    assert "ckpt=none: runs/again already holds step_00000006.ckpt" in refused.stderr
+
+
+def test_the_same_wandb_run_goes_on(trained: Path, drum_shards: Path) -> None:
+    before = (trained / "runs" / "one" / "wandb_id").read_text()
+    train(trained, drum_shards, "name=one", "max_steps=6", "trainer=cpu")
+    assert (trained / "runs" / "one" / "wandb_id").read_text() == before
+    folders = list((trained / "runs" / "one" / "wandb").glob(f"offline-run-*-{before}"))
+    assert len(folders) == 2
+
+
+def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(trained: Path) -> None:
+    done = run(trained, "sample.py", "ckpt=runs/one", "num_samples=7", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    folder = trained / "runs" / "one" / "generated"
+    names = [f"{i:03d}_{['clap', 'hat', 'kick', 'snare', 'tom'][i % 5]}.wav" for i in range(7)]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert (trained / "runs" / "one" / "generated.png").is_file()
+    last = done.stdout.strip().splitlines()[-1]
+    assert "runs/one/generated/" in last
+    assert "runs/one/generated.png" in last
+    assert "EMA weights" in done.stdout
+
+    other = run(trained, "sample.py", "ckpt=runs/one", "num_samples=7", "batch_size=2", "output=other", "device=cpu")
+    assert other.returncode == 0, other.stderr
+    for name in names:
+        first, second = soundfile.read(folder / name)[0], soundfile.read(trained / "other" / name)[0]
+        np.testing.assert_allclose(first, second, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ckpt=runs/one", "labels=[kik]"], "label 'kik' is unknown to this model. Did you mean 'kick'?"),
+        (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
+        (["ckpt=runs/one/config.yaml"], "ckpt: 'runs/one/config.yaml' cannot be read as plain data"),
+        (["ckpt=runs/one", "num_samples=0"], "num_samples: expected at least 1, got 0"),
+        (["ckpt=runs/one", "weights=best"], 'weights: expected "ema" or "raw", got \'best\''),
+        (["num_samples=3"], "ckpt"),
+    ],
+)
+def test_sample_says_what_is_wrong(trained: Path, arguments: list[str], message: str) -> None:
+    done = run(trained, "sample.py", "device=cpu", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
