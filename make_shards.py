@@ -26,10 +26,13 @@ def main(cfg: DictConfig) -> None:
     for name, types in numbers.items():
         if not isinstance(options[name], types) or isinstance(options[name], bool):
             raise ConfigError(f"{name}: expected a number, got {options[name]!r}")
-    folder, output, manifest = Path(options["input"]), Path(options["output"]), options["manifest"]
+    folder, output = Path(str(options["input"])), Path(str(options["output"]))  # a folder may be called 2024
+    manifest = options["manifest"]
     try:
         sources = (
-            scan_manifest(folder, Path(manifest)) if manifest else scan_folder(folder, options["labels"] == "folder")
+            scan_manifest(folder, Path(str(manifest)))
+            if manifest
+            else scan_folder(folder, options["labels"] == "folder")
         )
         with tqdm(total=len(sources), unit="file", desc="checking", file=sys.stdout) as bar:
             report = pack(

@@ -4,6 +4,11 @@ python sample.py ckpt=runs/quickstart num_samples=16
 python sample.py ckpt=step_00010000.ckpt labels=[kick,snare] guidance_scale=2 sampler=ddpm
 """
 
+import os
+
+# before torch: threads that spin while they wait make steps several times slower on a machine that is shared
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from pathlib import Path
 from typing import Any
 

@@ -5,9 +5,13 @@ python train.py experiment=speech data.train=SHARDS name=my_run
 python train.py name=my_run                       # again: resumes it
 """
 
+import os
+
+# before torch: threads that spin while they wait make steps several times slower on a machine that is shared
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import json
 import logging
-import os
 import subprocess
 import warnings
 from pathlib import Path

@@ -146,11 +146,11 @@ def test_a_fully_masked_sample_counts_for_nothing(process: Diffusion) -> None:
     assert not output.grad[1].any()
 
 
-def test_half_precision_output_is_compared_in_float32(process: Diffusion) -> None:
-    noise = 300 * normal(2, 1, 64)  # its square is beyond float16
-    loss = process.loss(Recorder(torch.zeros(2, 1, 64).half()), noise, noise, torch.full((2,), 0.5), {})
+def test_half_precision_is_compared_in_float32(process: Diffusion) -> None:
+    noise = (300 * normal(2, 1, 64)).half()  # its square is beyond float16
+    loss = process.loss(Recorder(torch.zeros_like(noise)), noise, noise, torch.full((2,), 0.5), {})
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, noise.square().mean((1, 2)))
+    torch.testing.assert_close(loss, noise.float().square().mean((1, 2)))
 
 
 def test_denoiser_reads_the_output(process: Diffusion) -> None:

@@ -126,6 +126,8 @@ def test_buffers_are_copied() -> None:
 def test_averages_never_train() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
     parent = nn.ModuleDict({"net": net, "ema": EmaWeights(net)})
+    assert net.training
+    assert not any(module.training for module in EmaWeights(net).net.modules())
     parent.train()
     assert net.training
     assert net[1].training

@@ -32,6 +32,9 @@ class ReportSkipped(L.Callback):
         self._named: set[Skipped] = set()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.path.is_file():  # of the run that is resumed
+            with open(self.path, newline="") as f:
+                self._named.update(Skipped(*row) for row in csv.reader(f) if len(row) == len(Skipped._fields))
         if trainer.is_global_zero:
             self._name(trainer.datamodule.refused())  # type: ignore[attr-defined]
 

@@ -92,7 +92,7 @@ class AudioDataModule(L.LightningDataModule):
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if self.batch_size % parts:
             raise ValueError(
-                f"training.batch_size: expected a multiple of {parts} ({self.trainer.world_size} devices × "
+                f"batch_size: expected a multiple of {parts} ({self.trainer.world_size} devices × "
                 f"{self.trainer.accumulate_grad_batches} accumulated batches), got {self.batch_size}"
             )
         return self.batch_size // parts

@@ -1,0 +1,371 @@
+"""Under a real Trainer: the batches are the stream's, whatever reads them, and a resumed run goes on exactly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.shards import expand, index_path, load_index
+from audio_diffusion.data.stream import ClipOrder, ClipReader
+
+CLASSES = ["clap", "hat", "kick", "snare", "tom"]
+
+
+class Recorder(L.LightningModule):
+    """Keeps the batches it is given: (optimizer steps done, batch)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained: list[tuple[int, AudioBatch]] = []
+        self.validated: list[AudioBatch] = []
+
+    def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
+        self.trained.append((self.global_step, batch))
+        return self.weight * batch.audio.mean()
+
+    def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
+        self.validated.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Save(L.Callback):
+    """Saves once so many batches are trained, in the hook where checkpoints are saved, and stops there."""
+
+    def __init__(self, path: Path, after: int):
+        self.path, self.after = path, after
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.after -= 1
+        if self.after == 0:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def make_trainer(
+    max_steps: int, accumulate: int = 1, callbacks: tuple[L.Callback, ...] = (), **options: Any
+) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", devices=1, max_steps=max_steps, accumulate_grad_batches=accumulate,
+        callbacks=list(callbacks), check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_data(drum_shards: Path) -> Callable[..., AudioDataModule]:
+    """make_data(max_steps, batch_size=6, num_workers=0, ...) -> a DataModule of the drum hits."""
+
+    def made(max_steps: int, batch_size: int = 6, num_workers: int = 0, **options: Any) -> AudioDataModule:
+        options = {"train": str(drum_shards), "val": None, "classes": CLASSES, "seed": 3, "shuffle_block": 16} | options
+        return AudioDataModule(
+            sample_rate=16_000, channels=1, num_samples=2048, batch_size=batch_size, max_steps=max_steps,
+            num_workers=num_workers, **options,
+        )  # fmt: skip
+
+    return made
+
+
+def fit(
+    data: AudioDataModule, *, accumulate: int = 1, ckpt: Path | None = None, save: Save | None = None, **options: Any
+) -> Recorder:
+    recorder = Recorder()
+    trainer = make_trainer(data.max_steps, accumulate, (save,) if save else (), **options)
+    trainer.fit(recorder, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return recorder
+
+
+def clips_of(batches: list[AudioBatch]) -> list[tuple[int, str, int, bytes]]:
+    """(position, key, label, samples) of each clip, in the order of the batches."""
+    return [
+        (batch.positions[i], batch.keys[i], int(batch.label[i]), batch.audio[i].numpy().tobytes())
+        for batch in batches
+        if batch.label is not None
+        for i in range(len(batch))
+    ]
+
+
+def trained(*recorders: Recorder) -> list[tuple[int, str, int, bytes]]:
+    return clips_of([batch for recorder in recorders for _, batch in recorder.trained])
+
+
+def expected(drum_shards: Path, positions: range) -> list[tuple[int, str, int, bytes]]:
+    """What the stream says lies at these positions."""
+    indexes = [load_index(path) for path in expand(str(drum_shards))]
+    order = ClipOrder([len(index.keys) for index in indexes], 3, 16)
+    reader = ClipReader(indexes, order, 16_000, 1, 2048, CLASSES, 3)
+    clips = [reader(position) for position in positions]
+    return [(c.position, c.key, c.label, c.audio.numpy().tobytes()) for c in clips if c.audio is not None]
+
+
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 1), (0, 3), (2, 3)])
+def test_training_gets_the_stream_in_order_for_exactly_the_steps_asked(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, num_workers: int, accumulate: int
+) -> None:
+    recorder = fit(make_data(9, num_workers=num_workers), accumulate=accumulate)
+    assert recorder.global_step == 9
+    assert trained(recorder) == expected(drum_shards, range(54))  # more than an epoch
+    assert [step for step, _ in recorder.trained] == [k // accumulate for k in range(9 * accumulate)]
+    for _, batch in recorder.trained:
+        assert batch.audio.shape == (6 // accumulate, 1, 2048)
+        assert batch.valid.all()
+        assert batch.skipped == ()
+
+
+RESUMES = {
+    # batches trained before the kill, then (batch size, accumulation, workers) before and after it
+    "before the half": (3, (6, 1, 0), (6, 1, 0)),
+    "after the half": (7, (6, 1, 0), (6, 1, 2)),
+    "at the first step": (1, (6, 1, 2), (6, 1, 0)),
+    "at the last but one": (8, (6, 1, 0), (6, 1, 0)),
+    "accumulating": (6, (6, 2, 0), (6, 2, 2)),
+    "more accumulation": (4, (6, 1, 0), (6, 3, 0)),
+    "less accumulation": (12, (6, 3, 0), (6, 1, 0)),
+    "other accumulation": (4, (6, 2, 0), (6, 3, 0)),
+    "larger batches": (5, (6, 1, 0), (8, 1, 0)),
+    "smaller batches, accumulated": (5, (6, 1, 0), (4, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("case", RESUMES)
+def test_a_resumed_run_goes_on_with_exactly_the_next_clips(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path, case: str
+) -> None:
+    num_batches, (size, accumulate, workers), (size_after, accumulate_after, workers_after) = RESUMES[case]
+    stop = num_batches // accumulate
+    ckpt = tmp_path / "c.ckpt"
+    before = fit(make_data(9, size, workers), accumulate=accumulate, save=Save(ckpt, num_batches))
+    after = fit(make_data(9, size_after, workers_after), accumulate=accumulate_after, ckpt=ckpt)
+    assert before.global_step == stop
+    assert after.global_step == 9
+    assert trained(before, after) == expected(drum_shards, range(stop * size + (9 - stop) * size_after))
+    steps = [step for step, _ in after.trained]
+    assert steps == [step for step in range(stop, 9) for _ in range(accumulate_after)]
+
+
+def test_a_run_killed_in_the_middle_of_a_step_repeats_that_step(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path
+) -> None:
+    ckpt = tmp_path / "c.ckpt"
+    before = fit(make_data(4), accumulate=3, save=Save(ckpt, after=5))
+    assert before.global_step == 1
+    after = fit(make_data(4), accumulate=3, ckpt=ckpt)
+    assert trained(after) == expected(drum_shards, range(6, 24))
+    assert [step for step, _ in after.trained] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_resuming_twice(make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "1.ckpt", tmp_path / "2.ckpt"
+    parts = [
+        fit(make_data(9), save=Save(first, 2)),
+        fit(make_data(9), accumulate=2, ckpt=first, save=Save(second, 4)),
+        fit(make_data(9), accumulate=3, ckpt=second),
+    ]
+    assert [part.global_step for part in parts] == [2, 4, 9]
+    assert trained(*parts) == expected(drum_shards, range(54))
+
+
+@pytest.mark.parametrize("in_hook", [True, False])
+def test_a_finished_run_goes_on_to_more_steps(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path, in_hook: bool
+) -> None:
+    ckpt, recorder = tmp_path / "c.ckpt", Recorder()
+    trainer = make_trainer(4, callbacks=(Save(ckpt, 4),) if in_hook else ())
+    trainer.fit(recorder, datamodule=make_data(4))
+    if not in_hook:
+        trainer.save_checkpoint(ckpt)
+    for max_steps in (7, 12):
+        more = fit(make_data(max_steps), ckpt=ckpt)
+        assert more.global_step == max_steps
+        assert trained(recorder, more) == expected(drum_shards, range(max_steps * 6))
+    for max_steps in (4, 2):  # nothing is left to do
+        assert fit(make_data(max_steps), ckpt=ckpt).trained == []
+
+
+def test_the_checkpoint_holds_the_position_as_plain_data(
+    make_data: Callable[..., AudioDataModule], tmp_path: Path
+) -> None:
+    fit(make_data(5), accumulate=2, save=Save(tmp_path / "c.ckpt", 6))
+    checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert checkpoint["AudioDataModule"] == {"position": 18, "step": 3}
+
+
+def test_lightning_counts_a_resumed_run_from_where_it_was(
+    make_data: Callable[..., AudioDataModule], tmp_path: Path
+) -> None:
+    """Its progress bar and its batch numbers go on, and validation keeps its rhythm."""
+
+    class Numbers(L.Callback):
+        def __init__(self) -> None:
+            self.batches: list[int] = []
+            self.validations: list[int] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            self.batches.append(batch_idx)
+            assert trainer.num_training_batches == 9
+
+        def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+            self.validations.append(trainer.global_step)
+
+    fit(make_data(9), save=Save(tmp_path / "c.ckpt", 4), limit_val_batches=0)
+    numbers = Numbers()
+    trainer = make_trainer(9, callbacks=(numbers,), val_check_interval=3)
+    trainer.fit(Recorder(), datamodule=make_data(9), ckpt_path=tmp_path / "c.ckpt", weights_only=True)
+    assert numbers.batches == [4, 5, 6, 7, 8]
+    assert numbers.validations == [6, 9]
+
+
+# --- validation
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (3, 0), (7, 2), (100, 0)])
+def test_validation_covers_each_held_out_clip_once_and_fills_up_with_empty_slots(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, batch_size: int, num_workers: int
+) -> None:
+    recorder = fit(make_data(2, batch_size, num_workers), val_check_interval=1)
+    indexes = [load_index(path) for path in sorted(drum_shards.glob("val-*.tar"))]
+    keys = [key for index in indexes for key in index.keys]
+    half = len(recorder.validated) // 2
+    for batches in (recorder.validated[:half], recorder.validated[half:]):  # after each of the two steps
+        assert len(batches) == -(-len(keys) // batch_size)
+        assert all(len(batch) == batch_size for batch in batches)
+        slots = clips_of(batches)
+        assert [key for _, key, _, _ in slots] == keys + [""] * (len(slots) - len(keys))
+        assert [position for position, *_ in slots] == list(range(len(slots)))
+        valid = torch.cat([batch.valid for batch in batches]).tolist()
+        assert valid == [True] * len(keys) + [False] * (len(slots) - len(keys))
+        assert all(not any(samples) for *_, samples in slots[len(keys) :])
+        assert all(CLASSES[label] == key.split("_")[0] for _, key, label, _ in slots[: len(keys)])
+        assert all(batch.skipped == () for batch in batches)
+    assert clips_of(recorder.validated[:half]) == clips_of(recorder.validated[half:])
+
+
+def test_validation_hears_the_start_of_each_clip(make_data: Callable[..., AudioDataModule]) -> None:
+    data, whole = make_data(1, 4), make_data(1, 4)
+    whole.num_samples = 8192
+    crops, wholes = (fit(each).validated for each in (data, whole))
+    assert len(crops) == len(wholes) > 1
+    for crop, clip in zip(crops, wholes, strict=True):
+        assert torch.equal(crop.audio, clip.audio[:, :, :2048])
+
+
+# --- ranks
+
+
+@pytest.fixture
+def as_rank(
+    make_data: Callable[..., AudioDataModule], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., AudioDataModule]:
+    """as_rank(rank, world_size, ...) -> a DataModule that is set up as on that rank of a larger run."""
+
+    def made(
+        rank: int, world_size: int, accumulate: int = 1, state: dict | None = None, **options: Any
+    ) -> AudioDataModule:
+        data = make_data(6, 12, **options)
+        data.trainer = make_trainer(6, accumulate)
+        monkeypatch.setattr(L.Trainer, "world_size", property(lambda trainer: world_size))
+        monkeypatch.setattr(L.Trainer, "global_rank", property(lambda trainer: rank))
+        data.setup()
+        if state:
+            data.load_state_dict(state)
+        return data
+
+    return made
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (4, 3), (3, 2)])
+@pytest.mark.parametrize("step", [0, 2])
+def test_all_ranks_together_read_the_stream(
+    as_rank: Callable[..., AudioDataModule], drum_shards: Path, world_size: int, accumulate: int, step: int
+) -> None:
+    state = {"position": 12 * step, "step": step}
+    ranks = [list(as_rank(rank, world_size, accumulate, state).train_dataloader()) for rank in range(world_size)]
+    in_order = [batch for parts in zip(*ranks, strict=True) for batch in parts]
+    assert clips_of(in_order) == expected(drum_shards, range(12 * step, 72))
+    assert {len(batch) for batch in in_order} == {12 // (world_size * accumulate)}
+
+
+def test_all_ranks_together_validate_each_clip_once_in_as_many_batches(as_rank: Callable[..., AudioDataModule]) -> None:
+    [alone] = [list(as_rank(0, 1).val_dataloader())]
+    ranks = [list(as_rank(rank, 3).val_dataloader()) for rank in range(3)]
+    in_order = [batch for parts in zip(*ranks, strict=True) for batch in parts]
+    assert clips_of(in_order) == clips_of(alone)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(5, 1), (1, 5), (2, 4), (8, 2)])
+def test_a_batch_size_that_cannot_be_divided_is_refused(
+    as_rank: Callable[..., AudioDataModule], world_size: int, accumulate: int
+) -> None:
+    problem = (
+        f"batch_size: expected a multiple of {world_size * accumulate} \\({world_size} devices × "
+        f"{accumulate} accumulated batches\\), got 12"
+    )
+    data = as_rank(0, world_size, accumulate)
+    with pytest.raises(ValueError, match=problem):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=problem):
+        data.val_dataloader()
+
+
+# --- what it is made from
+
+
+@pytest.mark.parametrize("name", ["sample_rate", "channels", "num_samples", "batch_size", "max_steps", "shuffle_block"])
+def test_sizes_below_one_are_refused(name: str) -> None:
+    sizes = {"sample_rate": 1, "channels": 1, "num_samples": 1, "batch_size": 1, "max_steps": 1, "shuffle_block": 1}
+    AudioDataModule("train", None, classes=[], **sizes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+        AudioDataModule("train", None, classes=[], **(sizes | {name: 0}))  # type: ignore[arg-type]
+
+
+def test_missing_shards_are_refused_at_setup(make_data: Callable[..., AudioDataModule], drum_shards: Path) -> None:
+    with pytest.raises(ValueError, match="shards: expected files at 'nowhere'"):
+        make_data(1, train="nowhere").setup()
+    with pytest.raises(ValueError, match="shards: expected files at 'nowhere'"):
+        make_data(1, val="nowhere").setup()
+
+
+def test_data_is_described_in_plain_values(make_data: Callable[..., AudioDataModule], drum_shards: Path) -> None:
+    data = make_data(1)
+    data.setup()
+    train, val = data.describe()["train"], data.describe()["val"]
+    assert train["clips"] + val["clips"] == 40
+    assert (train["shards"], val["shards"]) == tuple(
+        len(list(drum_shards.glob(f"{s}-*.tar"))) for s in ("train", "val")
+    )
+    assert train["bytes"] == sum(path.stat().st_size for path in drum_shards.glob("train-*.tar"))
+    assert (train["pattern"], val["pattern"]) == (str(drum_shards), str(drum_shards / "val-*.tar"))
+    assert data.refused() == []
+
+
+def test_shards_of_other_tools_work_and_say_what_is_wrong_with_them(
+    make_data: Callable[..., AudioDataModule],
+    tmp_path: Path,
+    write_tar: Callable[..., Path],
+    encode: Callable[..., bytes],
+    noise: Callable[..., Any],
+) -> None:
+    clip = encode(noise(4000, 2), 44_100, "FLAC")
+    train = write_tar(tmp_path / "a.tar", [(f"{i}.flac", clip) for i in range(3)] + [("../x.flac", clip)])
+    val = write_tar(tmp_path / "b.tar", [("0.flac", clip), ("0.json", b"{}"), ("0.flac", clip)])
+    data = make_data(2, 4, train=str(train), val=str(val), classes=[])
+    recorder = fit(data)
+    assert [skip[:2] for skip in data.refused()] == [(str(train), "../x.flac"), (str(val), "0.flac")]
+    assert index_path(train).is_file()
+    batches = [batch for _, batch in recorder.trained]
+    keys = [key for batch in batches for key in batch.keys]
+    assert sorted(keys[:3]) == sorted(keys[3:6]) == ["0", "1", "2"]
+    for batch in batches:
+        assert batch.label is None
+        assert batch.cond == {}
+        assert batch.audio.any(-1).all()
+        assert batch.mask.sum(-1).flatten().tolist() == [1452] * 4  # 4000 samples at 44.1 kHz, at 16 kHz
