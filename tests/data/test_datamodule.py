@@ -24,9 +24,11 @@ class Recorder(L.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.trained: list[tuple[int, AudioBatch]] = []
+        self.numbers: list[int] = []  # of the batches, as Lightning counts them
         self.validated: list[AudioBatch] = []
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
+        self.numbers.append(batch_idx)
         self.trained.append((self.global_step, batch))
         return self.weight * batch.audio.mean()
 
@@ -186,6 +188,7 @@ def test_a_finished_run_goes_on_to_more_steps(
     for max_steps in (7, 12):
         more = fit(make_data(max_steps), ckpt=ckpt)
         assert more.global_step == max_steps
+        assert more.numbers == list(range(4, max_steps))
         assert trained(recorder, more) == expected(drum_shards, range(max_steps * 6))
     for max_steps in (4, 2):  # nothing is left to do
         assert fit(make_data(max_steps), ckpt=ckpt).trained == []

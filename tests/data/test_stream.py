@@ -66,6 +66,12 @@ def test_each_epoch_and_each_seed_has_its_own_order() -> None:
     assert max(in_place) < 0.15
 
 
+def test_a_single_shard_is_shuffled_anew_each_epoch() -> None:
+    order = ClipOrder([30], 0)
+    epochs = [epoch_of(order, epoch) for epoch in range(3)]
+    assert all(epochs[i] != epochs[j] for i in range(3) for j in range(i))
+
+
 def test_shards_change_places_from_epoch_to_epoch_even_where_blocks_are_small() -> None:
     order = ClipOrder([4] * 6, 0, shuffle_block=1)
     shards = [[shard for shard, _ in epoch_of(order, epoch)][::4] for epoch in range(4)]

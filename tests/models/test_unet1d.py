@@ -154,6 +154,24 @@ def test_gradient_reaches_every_parameter_after_a_step(num_classes: int, attenti
     assert without == []
 
 
+def test_gradient_is_the_slope() -> None:
+    """Each parameter's gradient against the difference of the loss along a random direction: none is cut on its way."""
+    net, (x_t, t, cond) = wake(small()).double(), inputs()
+    loss = lambda: net(x_t.double(), t, cond).square().mean()  # noqa: E731
+    loss().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        along, kept, ends = torch.randn_like(parameter), parameter.detach().clone(), []
+        for step in (-1e-5, 1e-5):
+            with torch.no_grad():
+                parameter.copy_(kept + step * along)
+                ends.append(loss().item())
+        with torch.no_grad():
+            parameter.copy_(kept)
+        slope = (parameter.grad * along).sum().item()
+        assert (ends[1] - ends[0]) / 2e-5 == pytest.approx(slope, rel=1e-4, abs=1e-6), name
+
+
 def test_bfloat16_autocast_says_nearly_the_same() -> None:
     net, (x_t, t, cond) = wake(small()), inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):

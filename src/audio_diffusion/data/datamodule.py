@@ -129,9 +129,10 @@ class AudioDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        unfinished = progress.current.processed - progress.current.completed  # 1 in a checkpoint saved after a batch
-        progress.current.ready = progress.current.started = progress.current.processed = done
-        progress.current.completed = done - unfinished
+        current: Any = progress.current
+        unfinished = current.processed - current.completed  # 1 in a checkpoint saved after a batch
+        current.ready = current.started = current.processed = done
+        current.completed = done - unfinished
         progress.is_last_batch = False  # it was, where a finished run goes on to more steps
 
     def train_dataloader(self) -> DataLoader:

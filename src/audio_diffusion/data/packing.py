@@ -226,7 +226,7 @@ def pack(
         for split, clips in splits.items()
         for shard in _write_shards(output, split, iter(clips), shard_bytes)
     ]
-    labels = Counter(source.fields.get("label") for clips in splits.values() for source, _ in clips)
+    labels: Counter[Any] = Counter(source.fields.get("label") for clips in splits.values() for source, _ in clips)
     report = PackReport(
         clips={split: len(clips) for split, clips in splits.items()},
         seconds={split: round(sum(info.duration_s for _, info in clips), 3) for split, clips in splits.items()},

@@ -2,7 +2,7 @@
 
     sampler(denoise, x_t, schedule, draw_noise, num_steps=..., on_step=...) -> x0 [B, C, T]
 
-``denoise(x_t, t)`` is network + parameterization + guidance. ``x_t`` is where the chain starts, N(0, I) at t = 1.
+``denoise(x_t, t)`` is network + parameterization + guidance. ``x_t`` is where the chain starts, N(0, I) at ``schedule.times``' first.
 ``draw_noise()`` gives fresh noise of x_t's shape. ``on_step(t, x0)`` is told the estimate of x0 that was made at
 time t, after each network call. Coefficients are computed before the loop as plain floats: nothing in the loop
 waits for the device.
@@ -47,7 +47,7 @@ def ddpm(
         variance: σ_t² = β_t ("beta") or β̃_t = (1 - ᾱ_s)/(1 - ᾱ_t)·β_t ("beta_tilde"), DDPM section 3.2.
 
     Raises:
-        ValueError: if ``variance`` is neither, or ``num_steps`` is not in 1..T.
+        ValueError: if ``variance`` is neither, or the schedule has not so many steps.
     """
     if variance not in ("beta", "beta_tilde"):
         raise ValueError(f'variance: expected "beta" or "beta_tilde", got {variance!r}')
@@ -77,7 +77,7 @@ def ddim(
     """DDIM (Song et al. 2020, arXiv:2010.02502, eqs. 12 and 16); deterministic at eta = 0, DDPM's β̃ chain at 1.
 
     Raises:
-        ValueError: if ``eta`` lies outside [0, 1], or ``num_steps`` is not in 1..T.
+        ValueError: if ``eta`` lies outside [0, 1], or the schedule has not so many steps.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: expected 0 to 1, got {eta}")

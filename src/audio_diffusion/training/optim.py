@@ -22,7 +22,7 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:
 def warmup_cosine(
     optimizer: Optimizer, *, warmup_steps: int, total_steps: int, final_fraction: float = 0.0
 ) -> LambdaLR:
-    """Learning rate: linear from 0 over ``warmup_steps``, then half a cosine down to ``final_fraction`` of the full
+    """Learning rate: linear up over ``warmup_steps``, then half a cosine down to ``final_fraction`` of the full
     rate at ``total_steps`` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5). ``final_fraction`` 1 keeps it constant.
     A run shorter than the warm-up ends in the middle of it.
 
