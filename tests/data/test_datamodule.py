@@ -189,6 +189,8 @@ def test_a_finished_run_goes_on_to_more_steps(
         more = fit(make_data(max_steps), ckpt=ckpt)
         assert more.global_step == max_steps
         assert more.numbers == list(range(4, max_steps))
+        epochs = more.trainer.fit_loop.epoch_progress.current
+        assert epochs.ready == epochs.processed
         assert trained(recorder, more) == expected(drum_shards, range(max_steps * 6))
     for max_steps in (4, 2):  # nothing is left to do
         assert fit(make_data(max_steps), ckpt=ckpt).trained == []

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_diffusion.models.layers import Attention, LabelEmbedding, ResBlock, TimeEmbedding
@@ -52,7 +53,7 @@ class UNet1d(nn.Module):
             raise ValueError(f"widths: expected multiples of 8, got {list(widths)}")
         if any(factor < 2 or factor % 2 for factor in factors):
             raise ValueError(f"factors: expected even numbers, got {list(factors)}")
-        self.channels, self.num_classes = channels, num_classes
+        self.channels, self.num_classes, self.patch_size = channels, num_classes, patch_size
         #: the number of samples T must be a multiple of this
         self.multiple = patch_size
         for factor in factors:
@@ -63,10 +64,10 @@ class UNet1d(nn.Module):
         self.log_gain = nn.Linear(cond_width, channels)
         nn.init.zeros_(self.log_gain.weight)
         nn.init.zeros_(self.log_gain.bias)
-        self.analysis = nn.Conv1d(channels, widths[0], patch_size, stride=patch_size, bias=False)
+        self.analysis = nn.Conv1d(channels, widths[0], 2 * patch_size, stride=patch_size, bias=False)
         self.patch = nn.Conv1d(2 * channels, widths[0], patch_size, stride=patch_size)
         self.gate = nn.Conv1d(widths[0], 2 * widths[0], 1)
-        self.unpatch = nn.ConvTranspose1d(widths[0], channels, patch_size, stride=patch_size)
+        self.synthesis = nn.ConvTranspose1d(widths[0], channels, 2 * patch_size, stride=patch_size)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
@@ -115,5 +116,12 @@ class UNet1d(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if level:
                 h = self.grow[level - 1](h)
-        gate, features = self.gate(nn.functional.silu(self.norm(h))).chunk(2, dim=1)
-        return self.unpatch(torch.addcmul(features, gate, self.analysis(amplified)))
+        return self._filter(amplified, self.gate(F.silu(self.norm(h))))
+
+    def _filter(self, amplified: Tensor, gate_and_features: Tensor) -> Tensor:
+        """Synthesis of features + gate · analysis in half-overlapping windows; one window more at either end, so that
+        every sample lies in two."""
+        start = self.patch_size + self.patch_size // 2
+        bands = self.analysis(F.pad(amplified, (start, start)))
+        gate, features = F.pad(gate_and_features, (1, 1), mode="replicate").chunk(2, dim=1)
+        return self.synthesis(torch.addcmul(features, gate, bands))[:, :, start : start + amplified.shape[2]]
