@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -152,13 +153,16 @@ def main(cfg: DictConfig) -> None:
     )
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items()]
     logger = [build(plain["logger"], "logger")] if plain["logger"] else []
+    # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
+    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
         plain["trainer"],
         "trainer",
         callbacks=[*callbacks, TQDMProgressBar(refresh_rate=5)],
         logger=[JsonlLogger(str(run_dir)), *logger],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *cluster],
         default_root_dir=str(run_dir),
+        val_check_interval=plain["val_every_steps"] * plain["trainer"]["accumulate_grad_batches"],  # it counts batches
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
         log_every_n_steps=plain["log_every_steps"],
         use_distributed_sampler=False,  # the stream is split by rank already
