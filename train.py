@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import json
 import logging
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,15 @@ def main(cfg: DictConfig) -> None:
         recipe=plain,
     )
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items()]
+    if plain["trainer"]["enable_progress_bar"]:
+        callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
     logger = [build(plain["logger"], "logger")] if plain["logger"] else []
     # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
     cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
         plain["trainer"],
         "trainer",
-        callbacks=[*callbacks, TQDMProgressBar(refresh_rate=5)],
+        callbacks=callbacks,
         logger=[JsonlLogger(str(run_dir)), *logger],
         plugins=[AtomicCheckpointIO(), *cluster],
         default_root_dir=str(run_dir),
