@@ -68,7 +68,7 @@ def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The records of a .wandb file: ":W&B" + 3 bytes, then 32 KiB blocks of (crc, size, kind, data) as LevelDB's log."""
+    """The records of a .wandb file: 7 bytes, then 32 KiB blocks of (crc, size, kind, data) as in LevelDB's log."""
     data, at, part = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:

@@ -1,9 +1,11 @@
 """The LightningModule under a real Trainer: EMA, validation and resuming, compared bit by bit."""
 
+import pytest
 import torch
 
 from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
 from audio_diffusion.callbacks.diagnostics import Diagnostics
+from audio_diffusion.callbacks.preemption import StopOnFile
 
 
 def same(a, b) -> bool:
@@ -57,25 +59,30 @@ def test_validation_does_not_depend_on_the_batch_size(make_run):
     torch.testing.assert_close(losses[0], losses[2], rtol=1e-5, atol=0)
 
 
-def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path):
-    through = make_run(max_steps=6, val_every=2, callbacks=[Diagnostics(every_n_steps=1)])
+@pytest.mark.parametrize("stopped_by", ["a kill after step 3", "the stop file at step 3", "the end at step 3"])
+def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, stopped_by):
+    through = make_run(max_steps=8, val_every=2, callbacks=[Diagnostics(every_n_steps=1)])
     through.fit()
 
+    save = SaveCheckpoint(str(tmp_path), every_n_steps=1 if "kill" in stopped_by else 100)
+    stop = StopOnFile(str(tmp_path / "stop"), every_n_steps=3)
     stopped = make_run(
-        max_steps=6,
-        val_every=2,
-        callbacks=[Diagnostics(every_n_steps=1), SaveCheckpoint(str(tmp_path), every_n_steps=1)],
+        max_steps=3 if "end" in stopped_by else 8, val_every=2, callbacks=[Diagnostics(every_n_steps=1), save, stop]
     )
-    stopped.trainer.fit_loop.epoch_loop.max_steps = 3  # dies after step 3, in the middle of an epoch of the data
+    if "file" in stopped_by:
+        (tmp_path / "stop").touch()
+    if "kill" in stopped_by:
+        stopped.trainer.fit_loop.epoch_loop.max_steps = 3
     stopped.fit()
     assert stopped.trainer.global_step == 3
 
-    resumed = make_run(max_steps=6, val_every=2, callbacks=[Diagnostics(every_n_steps=1)], weight_seed=99)
+    resumed = make_run(max_steps=8, val_every=2, callbacks=[Diagnostics(every_n_steps=1)], weight_seed=99)
     resumed.fit(ckpt_path=tmp_path / "checkpoints" / "step_00000003.ckpt")
 
+    assert resumed.trainer.global_step == 8
     assert same(resumed.module.state_dict(), through.module.state_dict())
     assert same(resumed.trainer.optimizers[0].state_dict(), through.trainer.optimizers[0].state_dict())
-    assert resumed.rows == [row for row in through.rows if row["step"] > 3]
+    assert [row for row in resumed.rows if row["step"] > 3] == [row for row in through.rows if row["step"] > 3]
 
 
 def test_the_checkpoint_is_plain_data_and_holds_all(make_run, tmp_path):
