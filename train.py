@@ -156,6 +156,7 @@ def main(cfg: DictConfig) -> None:
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
     logger = [build(plain["logger"], "logger")] if plain["logger"] else []
+    steps, accumulate = plain["trainer"]["max_steps"], plain["trainer"]["accumulate_grad_batches"]
     # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
     cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
@@ -165,7 +166,7 @@ def main(cfg: DictConfig) -> None:
         logger=[JsonlLogger(str(run_dir)), *logger],
         plugins=[AtomicCheckpointIO(), *cluster],
         default_root_dir=str(run_dir),
-        val_check_interval=plain["val_every_steps"] * plain["trainer"]["accumulate_grad_batches"],  # it counts batches
+        val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
         log_every_n_steps=plain["log_every_steps"],
         use_distributed_sampler=False,  # the stream is split by rank already

@@ -2,10 +2,10 @@
 
     sampler(denoise, x_t, schedule, draw_noise, num_steps=..., on_step=...) -> x0 [B, C, T]
 
-``denoise(x_t, t)`` is network + parameterization + guidance. ``x_t`` is where the chain starts: N(0, I) at the first of
-``schedule.times``. ``draw_noise()`` gives fresh noise of x_t's shape. ``on_step(t, x0)`` is told the estimate of x0 that
-was made at time t, after each network call. Coefficients are computed before the loop as plain floats: nothing in the
-loop waits for the device.
+``denoise(x_t, t)`` is network + parameterization + guidance. ``x_t`` is where the chain starts: N(0, I) at the first
+of ``schedule.times``. ``draw_noise()`` gives fresh noise of x_t's shape. ``on_step(t, x0)`` is told the estimate of
+x0 that was made at time t, after each network call. Coefficients are computed before the loop as plain floats: nothing
+in the loop waits for the device.
 """
 
 from collections.abc import Callable
