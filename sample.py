@@ -6,8 +6,8 @@ python sample.py ckpt=step_00010000.ckpt labels=[kick,snare] guidance_scale=2 sa
 
 import os
 
-# before torch: threads that spin while they wait make steps several times slower on a machine that is shared
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,8 @@ python train.py name=my_run                       # again: resumes it
 
 import os
 
-# before torch: threads that spin while they wait make steps several times slower on a machine that is shared
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import json
 import logging

@@ -1,5 +1,6 @@
 """A compact 1-D U-Net on waveforms."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -67,7 +68,8 @@ class UNet1d(nn.Module):
         self.analysis = nn.Conv1d(channels, widths[0], 2 * patch_size, stride=patch_size, bias=False)
         self.patch = nn.Conv1d(2 * channels, widths[0], patch_size, stride=patch_size)
         self.gate = nn.Conv1d(widths[0], 2 * widths[0], 1)
-        self.synthesis = nn.ConvTranspose1d(widths[0], channels, 2 * patch_size, stride=patch_size)
+        self.synthesis = nn.ConvTranspose1d(widths[0], channels, 2 * patch_size, stride=patch_size, bias=False)
+        self._start_as_identity()
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
@@ -81,6 +83,22 @@ class UNet1d(nn.Module):
         self.middle = ResBlock(widths[-1], widths[-1], cond_width)
         self.attention = Attention(widths[-1]) if attention else nn.Identity()
         self.norm = nn.GroupNorm(8, widths[0])
+
+    def _start_as_identity(self) -> None:
+        """Makes the output x_t at first, which is the noise wherever t is large: the analysis is a random orthonormal
+        basis under a sine window, the synthesis its transpose (a perfect reconstruction where there are at least as
+        many features as samples in a window), all gates are open and no feature is added."""
+        width, _, window = self.analysis.weight.shape
+        basis = torch.empty(width, self.channels * window)
+        nn.init.orthogonal_(basis)
+        sine = torch.sin(math.pi * (torch.arange(window) + 0.5) / window)
+        with torch.no_grad():
+            self.analysis.weight.copy_(basis.reshape(width, self.channels, window) * sine)
+            self.synthesis.weight.copy_(self.analysis.weight)
+        nn.init.zeros_(self.gate.weight)
+        gate, features = self.gate.bias.data.chunk(2)  # type: ignore[union-attr]
+        gate.fill_(1.0)
+        features.zero_()
 
     def embed(self, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """Time and label -> ``[B, cond_width]``.
@@ -123,5 +141,7 @@ class UNet1d(nn.Module):
         every sample lies in two."""
         start = self.patch_size + self.patch_size // 2
         bands = self.analysis(F.pad(amplified, (start, start)))
-        gate, features = F.pad(gate_and_features, (1, 1), mode="replicate").chunk(2, dim=1)
+        gate, features = gate_and_features.chunk(2, dim=1)
+        features = features - features.mean(2, keepdim=True)  # a constant one would hum at the rate of the patches
+        gate, features = F.pad(gate, (1, 1), mode="replicate"), F.pad(features, (1, 1), mode="replicate")
         return self.synthesis(torch.addcmul(features, gate, bands))[:, :, start : start + amplified.shape[2]]
