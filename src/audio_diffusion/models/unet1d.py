@@ -85,20 +85,25 @@ class UNet1d(nn.Module):
         self.norm = nn.GroupNorm(8, widths[0])
 
     def _start_as_identity(self) -> None:
-        """Makes the output x_t at first, which is the noise wherever t is large: the analysis is a random orthonormal
-        basis under a sine window, the synthesis its transpose (a perfect reconstruction where there are at least as
-        many features as samples in a window), all gates are open and no feature is added."""
+        """Makes the output x_t at first, which is the noise wherever t is large: the analysis is a cosine filter bank
+        under a sine window, the synthesis its transpose, all gates are open and no feature is added. With fewer
+        features than twice the samples in a window the bank is cut off, and the output only resembles x_t."""
         width, _, window = self.analysis.weight.shape
-        basis = torch.empty(width, self.channels * window)
-        nn.init.orthogonal_(basis)
-        sine = torch.sin(math.pi * (torch.arange(window) + 0.5) / window)
+        n, k = torch.arange(window) + 0.5, torch.arange(window)[:, None]
+        dct2 = torch.cos(math.pi / window * k * n)
+        dct2[0] *= 0.5**0.5
+        dct4 = torch.cos(math.pi / window * (k + 0.5) * n)
+        sine = torch.sin(math.pi * n / window)
+        # two orthonormal bases, each scaled by √½, together keep every signal as it is; low frequencies come first
+        bank = torch.stack([dct2, dct4], dim=1).flatten(0, 1) * sine / window**0.5
+        weight = torch.zeros(width, self.channels, window)
+        for feature in range(min(width, self.channels * len(bank))):
+            weight[feature, feature % self.channels] = bank[feature // self.channels]
         with torch.no_grad():
-            self.analysis.weight.copy_(basis.reshape(width, self.channels, window) * sine)
-            self.synthesis.weight.copy_(self.analysis.weight)
-        nn.init.zeros_(self.gate.weight)
-        gate, features = self.gate.bias.data.chunk(2)  # type: ignore[union-attr]
-        gate.fill_(1.0)
-        features.zero_()
+            self.analysis.weight.copy_(weight)
+            self.synthesis.weight.copy_(weight)
+            self.gate.weight.zero_()
+            self.gate.bias.copy_(torch.cat([torch.ones(width), torch.zeros(width)]))  # type: ignore[union-attr]
 
     def embed(self, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """Time and label -> ``[B, cond_width]``.
@@ -142,6 +147,5 @@ class UNet1d(nn.Module):
         start = self.patch_size + self.patch_size // 2
         bands = self.analysis(F.pad(amplified, (start, start)))
         gate, features = gate_and_features.chunk(2, dim=1)
-        features = features - features.mean(2, keepdim=True)  # a constant one would hum at the rate of the patches
         gate, features = F.pad(gate, (1, 1), mode="replicate"), F.pad(features, (1, 1), mode="replicate")
         return self.synthesis(torch.addcmul(features, gate, bands))[:, :, start : start + amplified.shape[2]]
