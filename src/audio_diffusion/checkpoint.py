@@ -51,12 +51,18 @@ class Generator:
         """Class names; empty for an unconditional model."""
         return self.config["classes"]
 
+    @property
+    def guidance_scale(self) -> float:
+        """What the model was sampled with while it was trained; 1, no guidance, where that is not known."""
+        listened = self.config["callbacks"].get("sampling", {}).get("guidance_scale", 1.0)
+        return listened if self.classes else 1.0
+
     def generate(
         self,
         seeds: Sequence[int],
         labels: Sequence[str] | None = None,
         *,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         sampler: Sampler | None = None,
     ) -> Tensor:
         """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and ``labels[i]`` alone.
@@ -64,7 +70,7 @@ class Generator:
         Args:
             seeds: one a clip.
             labels: class names, one a clip; None for unconditional models.
-            guidance_scale: classifier-free guidance, 1 is none.
+            guidance_scale: classifier-free guidance, 1 is none; None is what was sampled with while training.
             sampler: None is the one the model was trained with.
 
         Raises:
@@ -89,7 +95,7 @@ class Generator:
             self.representation.shape(audio["channels"], audio["num_samples"]),
             seeds,
             cond,
-            guidance_scale=guidance_scale,
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
             device=device,
         )
         return self.representation.decode(x0)

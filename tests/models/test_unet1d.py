@@ -60,6 +60,16 @@ def test_output_has_the_shape_of_the_input(
         assert out.std() > 0
 
 
+def test_a_fresh_network_returns_x_t() -> None:
+    """A perfect reconstruction by the filter bank, up to both ends; two features per sample of a window are enough."""
+    net = small(widths=(16, 64))  # windows of 8 samples
+    x_t, t, cond = inputs(length=64)
+    torch.testing.assert_close(net(x_t, t, cond), x_t, rtol=0, atol=1e-5)
+    stereo = small(channels=2, widths=(32, 64))
+    x_t, t, cond = inputs(channels=2, length=64)
+    torch.testing.assert_close(stereo(x_t, t, cond), x_t, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 33), (2, 1, 36), (2, 2, 32), (2, 1, 7)])
 def test_a_wrong_signal_is_refused(shape: tuple[int, ...]) -> None:
     message = r"x_t: expected \[B, 1, a multiple of 8\], got " + str(list(shape)).replace("[", r"\[")
@@ -141,12 +151,12 @@ def test_every_output_sample_sees_the_whole_signal() -> None:
 
 @pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize("attention", [False, True])
-def test_gradient_reaches_every_parameter_after_a_step(num_classes: int, attention: bool) -> None:
-    """At first the parts behind a zero get none, so: after one step of the optimizer."""
+def test_gradient_reaches_every_parameter_after_a_few_steps(num_classes: int, attention: bool) -> None:
+    """At first the parts behind a zero get none: the gates' weights, and before them those of each block's end."""
     net = small(2, num_classes, attention=attention)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     x_t, t, cond = inputs(4, 2, 64)
-    for _ in range(2):
+    for _ in range(4):
         optimizer.zero_grad()
         (net(x_t, t, cond if num_classes else {}) - torch.randn_like(x_t)).square().mean().backward()
         optimizer.step()

@@ -35,7 +35,7 @@ def test_matrices_and_kernels_decay_and_the_rest_does_not(net: UNet1d) -> None:
     rest = names_in(net, kept)
     assert rest == {name for name, _ in net.named_parameters()} - expected
     assert "label.embedding.weight" in rest
-    assert {"norm.weight", "norm.bias", "attention.norm.weight", "synthesis.bias"} <= rest
+    assert {"norm.weight", "norm.bias", "attention.norm.weight", "gate.bias"} <= rest
     assert {"time.mlp.0.weight", "patch.weight", "attention.qkv.weight"} <= expected
 
 

@@ -42,7 +42,7 @@ class SampleAudio(L.Callback):
         folder: ``step_<step>/`` with .wav files, pictures and samples.csv are written below it.
         every_n_steps: optimizer steps between rounds.
         num_samples: number of slots.
-        guidance_scale: classifier-free guidance, 1 is none.
+        guidance_scale: classifier-free guidance, 1 is none; unconditional models go without.
         seed: of the slots' noise.
         num_process_points: x0 estimates shown of the first slot's reverse process; 0 shows none.
 
@@ -68,7 +68,8 @@ class SampleAudio(L.Callback):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
         self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
-        self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
+        self.guidance_scale = guidance_scale if self.classes else 1.0  # nothing to be guided by
+        self.num_process_points = num_process_points
         self.labels = [i % len(self.classes) if self.classes else -1 for i in range(num_samples)]
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self._sampled_at = -1
