@@ -66,9 +66,8 @@ def main(cfg: DictConfig) -> None:
     spread = spread_ratio(generated, labels, val, val_labels, model.sample_rate)
     copies = int((novelty.correlation > max(0.995, float(novelty.held_out_correlation.max()))).sum())
 
-    print(
-        f"{found[-1]}: step {model.step}, {model.weights} weights, guidance {options['guidance_scale'] or model.guidance_scale}"
-    )
+    guidance = model.guidance_scale if options["guidance_scale"] is None else options["guidance_scale"]
+    print(f"{found[-1]}: step {model.step}, {model.weights} weights, guidance {guidance}")
     print(f"classifier on {len(val)} held-out real clips       {ceiling:7.1%}   (needed 95 %)")
     print(f"classifier on {count} generated clips           {accuracy:7.1%}   (needed 80 %)")
     for name in model.classes:
