@@ -133,14 +133,10 @@ def _members(source: Source, info: AudioInfo) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_310(f)
-
-
-def _sha256_310(f: Any) -> str:
     digest = hashlib.sha256()
-    while chunk := f.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
