@@ -27,16 +27,6 @@ from audio_diffusion.seeding import seed_of
 COLUMNS = 10  # clips in the picture
 
 
-def find(ckpt: str) -> Path:
-    """The checkpoint file that ``ckpt`` names: itself, or the newest of a run's folder."""
-    if not Path(ckpt).is_dir():
-        return Path(ckpt)
-    found = checkpoint.in_run(ckpt)
-    if not found:
-        raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
-    return found[-1]
-
-
 def real_clips(model: checkpoint.Generator, shards: str | None, labels: list[str]) -> list[Tensor]:
     """One held-out clip per wanted label, each another; fewer where there are not so many."""
     data, audio = model.config["data"], model.config["audio"]
@@ -93,7 +83,7 @@ def main(cfg: DictConfig) -> None:
     for name in ("num_samples", "batch_size"):
         if options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
-    path = find(options["ckpt"])
+    path = checkpoint.find(options["ckpt"])
     device = options["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

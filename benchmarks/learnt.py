@@ -8,7 +8,6 @@ about as far from the training clips as held-out real ones are, and differ among
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -37,11 +36,8 @@ def real(model: checkpoint.Generator, shards: str) -> tuple[torch.Tensor, list[s
 def main(cfg: DictConfig) -> None:
     """Fit, generate, judge, print."""
     options = config.to_plain(cfg)
-    run = Path(options["ckpt"])
-    found = checkpoint.in_run(run) if run.is_dir() else [run]
-    if not found:
-        raise ConfigError(f"ckpt: the folder {str(run)!r} holds no checkpoints/step_*.ckpt")
-    model = checkpoint.load(found[-1], weights=options["weights"])
+    path = checkpoint.find(options["ckpt"])
+    model = checkpoint.load(path, weights=options["weights"])
     if not model.classes:
         raise ConfigError("ckpt: the model is unconditional; this benchmark needs classes")
     data = model.config["data"]
@@ -67,7 +63,7 @@ def main(cfg: DictConfig) -> None:
     copies = int((novelty.correlation > max(0.995, float(novelty.held_out_correlation.max()))).sum())
 
     guidance = model.guidance_scale if options["guidance_scale"] is None else options["guidance_scale"]
-    print(f"{found[-1]}: step {model.step}, {model.weights} weights, guidance {guidance}")
+    print(f"{path}: step {model.step}, {model.weights} weights, guidance {guidance}")
     print(f"classifier on {len(val)} held-out real clips       {ceiling:7.1%}   (needed 95 %)")
     print(f"classifier on {count} generated clips           {accuracy:7.1%}   (needed 80 %)")
     for name in model.classes:

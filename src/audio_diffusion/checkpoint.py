@@ -29,6 +29,20 @@ def in_run(run_dir: str | Path) -> list[Path]:
     return sorted((p for p in Path(run_dir, "checkpoints").glob("step_*.ckpt") if step_of(p) >= 0), key=step_of)
 
 
+def find(ckpt: str) -> Path:
+    """The checkpoint file that ``ckpt`` names: itself, or the newest of a run's folder.
+
+    Raises:
+        ConfigError: if it is a folder without a checkpoint.
+    """
+    if not Path(ckpt).is_dir():
+        return Path(ckpt)
+    found = in_run(ckpt)
+    if not found:
+        raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
+    return found[-1]
+
+
 @dataclass
 class Generator:
     """A trained model, ready to generate. Made by ``load``."""
