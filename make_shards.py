@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from audio_diffusion import config
 from audio_diffusion.config import ConfigError
-from audio_diffusion.data.packing import pack, scan_folder, scan_manifest
+from audio_diffusion.packing.pack import pack, scan_folder, scan_manifest
 
 
 @config.entry("make_shards")

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from audio_diffusion import checkpoint, config, pictures
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.audio import write_audio
-from audio_diffusion.data.shards import expand, held_out, load_index
+from audio_diffusion.data.index import load_index
+from audio_diffusion.data.shards import expand, held_out
 from audio_diffusion.data.stream import ClipOrder, ClipReader
 from audio_diffusion.seeding import seed_of
 

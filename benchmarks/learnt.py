@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from audio_diffusion import checkpoint, config
 from audio_diffusion.config import ConfigError, build
-from audio_diffusion.data.shards import expand, held_out, load_index
+from audio_diffusion.data.index import load_index
+from audio_diffusion.data.shards import expand, held_out
 from audio_diffusion.data.stream import ClipOrder, ClipReader
 from audio_diffusion.metrics.labelled import LabelProbe, nearest_ratio, spread_ratio
 from audio_diffusion.seeding import seed_of

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.data.datamodule import AudioDataModule
-from audio_diffusion.data.drums import write_folder
-from audio_diffusion.data.packing import pack, scan_folder
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.models.representations import Waveform
 from audio_diffusion.models.unet1d import UNet1d
+from audio_diffusion.packing.drums import write_folder
+from audio_diffusion.packing.pack import pack, scan_folder
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_diffusion.data.packing import pack, scan_folder
+from audio_diffusion.packing.pack import pack, scan_folder
 
 ROOT = Path(__file__).parents[1]
 

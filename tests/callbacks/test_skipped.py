@@ -12,7 +12,7 @@ import torch
 
 from audio_diffusion.callbacks.skipped import ReportSkipped
 from audio_diffusion.data.batch import AudioBatch
-from audio_diffusion.data.shards import load_index
+from audio_diffusion.data.index import load_index
 
 
 class Batches(L.Callback):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
-from audio_diffusion.data.shards import expand, index_path, load_index
+from audio_diffusion.data.index import index_path, load_index
+from audio_diffusion.data.shards import expand
 from audio_diffusion.data.stream import ClipOrder, ClipReader
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]

@@ -14,17 +14,8 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_diffusion.data.shards import (
-    ShardIndex,
-    ShardReader,
-    expand,
-    held_out,
-    index_path,
-    load_index,
-    read_classes,
-    write_atomic,
-    write_index,
-)
+from audio_diffusion.data.index import ShardIndex, index_path, load_index, write_atomic, write_index
+from audio_diffusion.data.shards import ShardReader, expand, held_out, read_classes
 
 WriteTar = Callable[..., Path]
 Members = list[tuple[str, bytes]]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from audio_diffusion.data.batch import Clip
-from audio_diffusion.data.shards import expand, load_index
+from audio_diffusion.data.index import load_index
+from audio_diffusion.data.shards import expand
 from audio_diffusion.data.stream import ClipOrder, ClipReader, Positions
 
 sizes_of_shards = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any)

@@ -23,7 +23,11 @@ _CONTEXT = 64  # samples at the lower of two rates: more than the resampler's fi
 
 
 class UnusableAudio(Exception):
-    """The audio cannot be used; the message says why."""
+    """The audio cannot be used; the message says why, ``kind`` in one word."""
+
+    def __init__(self, reason: str, kind: str = "corrupt"):
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from torch import Tensor
 
 
 class Skipped(NamedTuple):
-    """A clip that could not be used: the shard's path, the clip's key, and why."""
+    """A clip that could not be used: the shard's path, the clip's key, the kind of fault, and the reason in words."""
 
     shard: str
     key: str
+    kind: str
     reason: str
 
 

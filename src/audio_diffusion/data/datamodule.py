@@ -8,7 +8,8 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from audio_diffusion.data.batch import Skipped, collate
-from audio_diffusion.data.shards import ShardIndex, expand, held_out, load_index
+from audio_diffusion.data.index import ShardIndex, load_index
+from audio_diffusion.data.shards import expand, held_out
 from audio_diffusion.data.stream import ClipOrder, ClipReader, Positions
 
 

@@ -14,7 +14,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from audio_diffusion.data.audio import UnusableAudio, read_crop
 from audio_diffusion.data.batch import Clip, Skipped
-from audio_diffusion.data.shards import ShardIndex, ShardReader
+from audio_diffusion.data.index import ShardIndex
+from audio_diffusion.data.shards import ShardReader
 from audio_diffusion.seeding import seed_of
 
 
@@ -136,7 +137,9 @@ class ClipReader:
                 self.reader.audio(shard, number), self.sample_rate, self.channels, self.num_samples, where
             )
         except (UnusableAudio, ValueError, RecursionError) as error:
-            return Clip(position, key, None, 0, -1, Skipped(index.path, key, str(error)))
+            return Clip(
+                position, key, None, 0, -1, Skipped(index.path, key, getattr(error, "kind", "metadata"), str(error))
+            )
         return Clip(position, key, audio, num_valid, label)
 
     def _label(self, meta: dict) -> int:

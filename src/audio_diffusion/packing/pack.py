@@ -15,7 +15,8 @@ from typing import Any
 import webdataset as wds
 
 from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, check
-from audio_diffusion.data.shards import MANIFEST, write_atomic, write_index
+from audio_diffusion.data.index import write_atomic, write_index
+from audio_diffusion.data.shards import MANIFEST
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

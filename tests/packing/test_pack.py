@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from audio_diffusion.data.packing import PackReport, Source, pack, scan_folder, scan_manifest, split_of
-from audio_diffusion.data.shards import load_index, read_classes
+from audio_diffusion.data.index import load_index
+from audio_diffusion.data.shards import read_classes
+from audio_diffusion.packing.pack import PackReport, Source, pack, scan_folder, scan_manifest, split_of
 
 Encode = Callable[..., bytes]
 

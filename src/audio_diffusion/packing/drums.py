@@ -1,6 +1,6 @@
 """A data set that needs no download: synthetic drum hits, the same on every machine, free of any licence.
 
-    python -m audio_diffusion.data.drums FOLDER [hits_per_class]    # FOLDER/kick/kick_0000.wav, ...
+    python -m audio_diffusion.packing.drums FOLDER [hits_per_class]    # FOLDER/kick/kick_0000.wav, ...
 
 Each hit draws its own pitch, decay, filter and level, wide enough to sound different and narrow enough
 that the five classes stay apart. Frequencies are in Hz, times and decay constants in seconds.
@@ -171,7 +171,7 @@ def _check_at_least(name: str, value: int, minimum: int) -> None:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) not in (1, 2) or not all(a.isdecimal() for a in arguments[1:]):
-        sys.exit("usage: python -m audio_diffusion.data.drums FOLDER [hits_per_class]")
+        sys.exit("usage: python -m audio_diffusion.packing.drums FOLDER [hits_per_class]")
     count = write_folder(arguments[0], *map(int, arguments[1:]))
     print(f"wrote {count} hits ({len(CLASSES)} classes) to {arguments[0]}")
 

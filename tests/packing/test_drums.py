@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audio_diffusion.data import drums
+from audio_diffusion.packing import drums
 
 HITS_PER_CLASS = 20
 

@@ -1,0 +1,243 @@
+"""A shard's index: which clip lies at which bytes of the tar, so that nothing else of it need be read."""
+
+import contextlib
+import io
+import json
+import os
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from audio_diffusion.data.audio import EXTENSIONS
+from audio_diffusion.data.batch import Skipped
+
+INDEX_VERSION = 2
+FIELDS = ("json", "npy", "txt", "cls")  # members beside the audio that are ever read; none of them can run code
+MAX_JSON_BYTES = 1_000_000
+
+Place = tuple[int, int]  # (offset, size) in bytes; (0, 0): there is none
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The clips of one shard, in the order of their audio in the tar: all lists run in parallel.
+
+    Attributes:
+        path: the shard.
+        num_bytes: its size; like its time, it tells a replaced shard from the one that was indexed.
+        keys: each clip's key: its audio member's path up to the last dot.
+        audio: place of each clip's audio member.
+        fields: place of each clip's other members, by ending: ``json``, ``npy``, ``txt``, ``cls``, or such as
+            ``text.npy`` for a member ``KEY.text.npy``.
+        frames: samples per channel, 0 where not known (shards of other tools).
+        sample_rate: Hz, 0 where not known.
+        channels: 0 where not known.
+        sha256: of the audio member, empty where not known.
+        refused: (key, kind, reason) of what the tar holds and cannot be used.
+    """
+
+    path: str
+    num_bytes: int
+    keys: list[str]
+    audio: list[Place]
+    fields: dict[str, list[Place]]
+    frames: list[int]
+    sample_rate: list[int]
+    channels: list[int]
+    sha256: list[str]
+    refused: list[tuple[str, str, str]]
+
+    def skipped(self) -> list[Skipped]:
+        return [Skipped(self.path, *refused) for refused in self.refused]
+
+
+def read_json(text: bytes | memoryview) -> dict:
+    """A json member.
+
+    Raises:
+        ValueError: if it is no json object, or larger than ``MAX_JSON_BYTES``.
+        RecursionError: if it is nested deeper than Python reads.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"its json has {len(text)} bytes, more than {MAX_JSON_BYTES}")
+    meta = json.loads(bytes(text))
+    if not isinstance(meta, dict):
+        raise ValueError(f"its json is a {type(meta).__name__}, not an object")
+    return meta
+
+
+def _problem(member: tarfile.TarInfo, num_bytes: int) -> tuple[str, str] | None:
+    """(kind, reason) why a member cannot be used."""
+    if not member.isfile() or member.issparse():
+        return "unsafe", "a link or another special member, not a plain file"
+    if ".." in PurePosixPath(member.name).parts or member.name.startswith("/"):
+        return "unsafe", "its name leads out of the shard"
+    if member.offset_data + member.size > num_bytes:
+        return "truncated", "cut off by the end of the shard"
+    return None
+
+
+def _owner(name: str, audio: dict[str, Place]) -> tuple[str, str]:
+    """(key, ending) of a member that is not audio: the key is the longest that a clip has."""
+    key, _, ending = name.rpartition(".")
+    longer, _, middle = key.rpartition(".")
+    if key not in audio and longer in audio and "/" not in middle:
+        return longer, f"{middle}.{ending}"
+    return key, ending
+
+
+def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> ShardIndex:
+    """Indexes a tar by reading its headers, not its audio.
+
+    Args:
+        file: the tar, seekable.
+        path: what the index says it is of.
+        num_bytes: size of the tar.
+        with_json: also read the json members, for the frames, rate, channels and sha256 that make_shards.py puts there.
+    """
+    audio: dict[str, Place] = {}
+    others: list[tuple[str, Place]] = []
+    refused: list[tuple[str, str, str]] = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
+                key, _, ending = member.name.rpartition(".")
+                is_audio = ending.lower() in EXTENSIONS
+                if member.isdir() or not (is_audio or ending in FIELDS):
+                    continue
+                if problem := _problem(member, num_bytes):
+                    refused.append((member.name, *problem))
+                elif not is_audio:
+                    others.append((member.name, (member.offset_data, member.size)))
+                elif key in audio:
+                    refused.append((member.name, "duplicate", "a second member of this name"))
+                else:
+                    audio[key] = (member.offset_data, member.size)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError("no end mark after the last member found; it is cut off or damaged there")
+    except tarfile.ReadError as error:
+        refused.append((PurePosixPath(path).name, "truncated", f"the tar cannot be read to its end: {error}"))
+    fields: dict[str, dict[str, Place]] = {}
+    for name, place in others:
+        key, ending = _owner(name, audio)
+        if key not in audio:
+            refused.append((name, "metadata", f"{ending} without audio"))
+        elif key in fields.setdefault(ending, {}):
+            refused.append((name, "duplicate", "a second member of this name"))
+        else:
+            fields[ending][key] = place
+    keys = list(audio)
+    known = [_known(file, fields.get("json", {}).get(key)) if with_json else {} for key in keys]
+    return ShardIndex(
+        path=path,
+        num_bytes=num_bytes,
+        keys=keys,
+        audio=list(audio.values()),
+        fields={ending: [places.get(key, (0, 0)) for key in keys] for ending, places in fields.items()},
+        frames=[_whole(meta.get("frames")) for meta in known],
+        sample_rate=[_whole(meta.get("sample_rate")) for meta in known],
+        channels=[_whole(meta.get("channels")) for meta in known],
+        sha256=[str(meta.get("sha256", "")) for meta in known],
+        refused=refused,
+    )
+
+
+def _known(file: BinaryIO, place: Place | None) -> dict:
+    """What a clip's json says; nothing where it has none that can be read: that is reported when the clip is used."""
+    if place is None or place[1] > MAX_JSON_BYTES:
+        return {}
+    file.seek(place[0])
+    try:
+        return read_json(file.read(place[1]))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def index_path(shard: str | Path) -> Path:
+    """Where a shard's index lies: beside it."""
+    return Path(shard).with_suffix(".index.json")
+
+
+def dumps(index: ShardIndex) -> str:
+    """The text of an index file; without the path, as the folder may be moved."""
+    columns = {"version": INDEX_VERSION, **asdict(index)}
+    del columns["path"]
+    return json.dumps(columns)
+
+
+def loads(text: str | bytes, path: str) -> ShardIndex:
+    """The index of the shard ``path`` from the text of its file.
+
+    Raises:
+        ValueError: if it is of another version, or no index at all.
+    """
+    columns = json.loads(text)
+    if not isinstance(columns, dict) or columns.pop("version", None) != INDEX_VERSION:
+        raise ValueError(f"the index of {path} is not of version {INDEX_VERSION}")
+    try:
+        return ShardIndex(path=path, **columns)
+    except TypeError as error:
+        raise ValueError(f"the index of {path} is incomplete: {error}") from error
+
+
+def write_index(shard: str | Path) -> ShardIndex:
+    """Indexes a shard and writes the index beside it (kept in memory only where the folder cannot be written)."""
+    with open(shard, "rb", buffering=1 << 16) as file:
+        index = scan(cast(BinaryIO, file), str(shard), os.path.getsize(shard))
+    with contextlib.suppress(OSError):
+        write_atomic(index_path(shard), dumps(index))
+    return index
+
+
+def load_index(shard: str | Path) -> ShardIndex:
+    """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
+    path, tar = index_path(shard), os.stat(shard)
+    try:
+        index = loads(path.read_text(), str(shard))
+        if index.num_bytes == tar.st_size and path.stat().st_mtime_ns >= tar.st_mtime_ns:
+            return index
+    except (OSError, ValueError):
+        pass
+    return write_index(shard)
+
+
+class Window(io.RawIOBase):
+    """A read-only file over a stretch of memory: decoders seek in it, and only what they read is touched."""
+
+    def __init__(self, memory: memoryview):
+        self._memory, self._at = memory, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._memory)}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        chunk = self._memory[self._at : self._at + len(buffer)]
+        buffer[: len(chunk)] = chunk
+        self._at += len(chunk)
+        return len(chunk)

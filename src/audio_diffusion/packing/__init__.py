@@ -1,0 +1,1 @@
+"""How are shards made? Folders of audio checked, cut, encoded and packed; shards verified; a synthetic data set."""
