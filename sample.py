@@ -20,9 +20,9 @@ from tqdm import tqdm
 from audio_diffusion import checkpoint, config, pictures
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.audio import write_audio
-from audio_diffusion.data.index import load_index
-from audio_diffusion.data.shards import expand, held_out
-from audio_diffusion.data.stream import ClipOrder, ClipReader
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards import Shards, held_out
+from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.seeding import seed_of
 
 COLUMNS = 10  # clips in the picture
@@ -32,22 +32,19 @@ def real_clips(model: checkpoint.Generator, shards: str | None, labels: list[str
     """One held-out clip per wanted label, each another; fewer where there are not so many."""
     data, audio = model.config["data"], model.config["audio"]
     try:
-        indexes = [load_index(path) for path in expand(shards or data["val"] or held_out(data["train"]))]
+        patterns = [shards] if shards else list(held_out(data["train"], data["val"]).values())
+        real = Shards.open(patterns, RemoteStore())
     except ValueError:
         if shards:
             raise
         return []  # the shards of training are not here: the picture does without
-    order = ClipOrder([len(index.keys) for index in indexes], None)
-    reader = ClipReader(
-        indexes, order, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, None
-    )
     wanted = [model.classes.index(label) if model.classes else -1 for label in labels]
     found: list[Tensor | None] = [None] * len(wanted)
-    for position in range(order.num_clips):
-        clip = reader(position)
+    clips = read_in_order(real, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)
+    for clip, samples in clips:
         slot = next((i for i, label in enumerate(wanted) if found[i] is None and label == clip.label), None)
-        if slot is not None and clip.audio is not None:
-            found[slot] = clip.audio
+        if slot is not None and clip.num_valid:
+            found[slot] = samples
         if all(audio is not None for audio in found):
             break
     return [audio for audio in found if audio is not None]

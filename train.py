@@ -30,7 +30,8 @@ from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.loggers import JsonlLogger
 from audio_diffusion.checkpoint import in_run
 from audio_diffusion.config import ConfigError, build
-from audio_diffusion.data.shards import MANIFEST, expand, read_classes
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 
 
 def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
@@ -54,12 +55,23 @@ def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     return folder[-1]
 
 
+def datasets(cfg: DictConfig) -> dict[str, str]:
+    """The patterns of the training shards by name."""
+    train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
+    return by_name(train)  # type: ignore[arg-type]
+
+
+def make_store(cfg: DictConfig) -> RemoteStore:
+    """What reads shards that are URLs."""
+    return build(config.to_plain(cfg.data)["store"], "data.store")
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in what the data and the machine decide, checks everything, and returns plain data."""
     config.check_root(cfg)
     if cfg.classes is None:
         try:
-            cfg.classes = read_classes(cfg.data.train)
+            cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
         except ValueError as error:
             raise ConfigError(f"data.train: {error}") from error
     if cfg.trainer.get("precision") == "auto":
@@ -104,12 +116,6 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def data_manifest(shards: str) -> dict[str, Any] | None:
-    """The manifest beside the training shards, where there is one."""
-    path = Path(expand(shards)[0]).parent / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 @rank_zero_only
@@ -173,7 +179,7 @@ def main(cfg: DictConfig) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,  # callbacks.checkpoint does that
     )
-    details = {"git_commit": git_commit(), "data_manifest": data_manifest(plain["data"]["train"])}
+    details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
     record(plain, run_dir, details)
     trainer.loggers[-1].log_hyperparams({**plain, **details})
 

@@ -8,29 +8,26 @@ about as far from the training clips as held-out real ones are, and differ among
 """
 
 import sys
+from collections.abc import Iterable
 
 import torch
 from omegaconf import DictConfig
 
 from audio_diffusion import checkpoint, config
 from audio_diffusion.config import ConfigError, build
-from audio_diffusion.data.index import load_index
-from audio_diffusion.data.shards import expand, held_out
-from audio_diffusion.data.stream import ClipOrder, ClipReader
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards import Shards, by_name, held_out
+from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.metrics.labelled import LabelProbe, nearest_ratio, spread_ratio
 from audio_diffusion.seeding import seed_of
 
 
-def real(model: checkpoint.Generator, shards: str) -> tuple[torch.Tensor, list[str]]:
+def real(model: checkpoint.Generator, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
     """All clips of the shards, ``[N, C, T]``, and their labels."""
-    indexes, audio = [load_index(path) for path in expand(shards)], model.config["audio"]
-    order = ClipOrder([len(index.keys) for index in indexes], None)
-    reader = ClipReader(
-        indexes, order, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, None
-    )
-    clips = [reader(position) for position in range(order.num_clips)]
-    used = [(clip.audio, model.classes[clip.label]) for clip in clips if clip.audio is not None]
-    return torch.stack([audio for audio, _ in used]), [label for _, label in used]
+    audio, shards = model.config["audio"], Shards.open(list(patterns), RemoteStore())
+    clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)
+    used = [(samples, model.classes[clip.label]) for clip, samples in clips if clip.num_valid]
+    return torch.stack([samples for samples, _ in used]), [label for _, label in used]
 
 
 @config.entry("learnt")
@@ -42,8 +39,8 @@ def main(cfg: DictConfig) -> None:
     if not model.classes:
         raise ConfigError("ckpt: the model is unconditional; this benchmark needs classes")
     data = model.config["data"]
-    train, train_labels = real(model, data["train"])
-    val, val_labels = real(model, data["val"] or held_out(data["train"]))
+    train, train_labels = real(model, by_name(data["train"]).values())
+    val, val_labels = real(model, held_out(data["train"], data["val"]).values())
 
     count = options["num_samples"]
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None

@@ -50,13 +50,16 @@ def shards(drum_shards: Path, tmp_path: Path) -> Path:
 
 def run_on(make_run: Callable[..., Any], shards: Path, **options: Any) -> Any:
     run = make_run(**options)
-    run.data.train, run.data.val = str(shards), str(shards / "val-*.tar")
+    run.data.train, run.data.val = {"train": str(shards)}, {"train": str(shards / "val-*.tar")}
     return run
 
 
 def rows_of(path: Path) -> list[list[str]]:
+    """shard, key, kind, reason of each clip named."""
     with open(path, newline="") as f:
-        return list(csv.reader(f))
+        header, *rows = csv.reader(f)
+    assert header == ["shard", "key", "kind", "reason"]
+    return rows
 
 
 @pytest.mark.filterwarnings("ignore:skipped clip")
@@ -83,11 +86,14 @@ def test_bad_clips_are_named_once_and_counted_and_change_nothing_for_the_others(
     assert (report.num_read, report.num_skipped) == (80, bad)
 
     rows = rows_of(tmp_path / "run" / "skipped.csv")
-    assert {key: shard for shard, key, _ in rows} == spoilt
+    assert {key: shard for shard, key, *_ in rows} == spoilt
+    assert {kind for _, _, kind, _ in rows} == {"format"}
     assert len(rows) == len(spoilt)
     assert all(reason.startswith("cannot be decoded") for *_, reason in rows)
     counts = [row["data/skipped_clips"] for row in run.rows if "data/skipped_clips" in row]
     assert counts[-1] == bad
+    assert [row["data/skipped_clips/format"] for row in run.rows if "data/skipped_clips/format" in row][-1] == bad
+    assert [row["data/clips"] for row in run.rows if "data/clips" in row][-1] == 80
     assert counts == sorted(counts)
 
 
@@ -98,16 +104,16 @@ def test_bad_held_out_clips_are_named_and_counted_too(
     spoilt, seen = spoil(shards, 1, "val-*.tar"), Batches()
     report = ReportSkipped(str(tmp_path / "run"), max_fraction=1)
     run_on(make_run, shards, max_steps=2, val_every=1, callbacks=[report, seen]).fit()
-    assert {key for _, key, _ in rows_of(tmp_path / "run" / "skipped.csv")} == spoilt.keys()
+    assert {key for _, key, *_ in rows_of(tmp_path / "run" / "skipped.csv")} == spoilt.keys()
     assert report.num_skipped == 2 * len(spoilt)
-    assert report.num_read == 4 * (len(seen.trained) + len(seen.validated))
+    assert report.num_read == sum(source >= 0 for batch in seen.trained + seen.validated for source in batch.sources)
 
 
 def test_a_clean_run_reports_nothing(make_run: Callable[..., Any], drum_shards: Path, tmp_path: Path) -> None:
     run = run_on(make_run, drum_shards, callbacks=[ReportSkipped(str(tmp_path / "run"))])
     run.fit()
     assert not (tmp_path / "run").exists()
-    assert not any("data/skipped_clips" in row for row in run.rows)
+    assert not any(row.get("data/skipped_clips") for row in run.rows)
 
 
 @pytest.mark.filterwarnings("ignore:skipped clip")
@@ -158,11 +164,16 @@ def test_what_the_indexes_refuse_is_named_at_the_start(
 ) -> None:
     first = sorted(shards.glob("train-*.tar"))[0]
     first.write_bytes(first.read_bytes()[:60_000])  # cut in the middle of its fourth clip
-    run = run_on(make_run, shards, max_steps=1, callbacks=[ReportSkipped(str(tmp_path / "run"))])
+    (shards / "manifest.json").unlink()  # which would have the run refused
+    report = ReportSkipped(str(tmp_path / "run"), max_fraction=0.5)
+    run = run_on(make_run, shards, max_steps=1, callbacks=[report])
     run.fit()
     rows = rows_of(tmp_path / "run" / "skipped.csv")
-    assert {shard for shard, _, _ in rows} == {str(first)}
-    assert any("cannot be read to its end" in reason for _, _, reason in rows)
+    assert {shard for shard, *_ in rows} == {str(first)}
+    assert any("cannot be read to its end" in reason for *_, reason in rows)
+    assert report.num_skipped == len(rows)
+    with pytest.raises(ValueError, match=rf"data: {len(rows)} of {len(rows) + run.data.num_clips()} clips read could"):
+        run_on(make_run, shards, max_steps=1, callbacks=[ReportSkipped(str(tmp_path / "2"), max_fraction=0.01)]).fit()
 
 
 @pytest.mark.filterwarnings("ignore:skipped clip")
@@ -170,7 +181,7 @@ def test_a_resumed_run_names_none_twice(make_run: Callable[..., Any], shards: Pa
     spoilt = spoil(shards, keys_per_shard=1)
     for _ in range(2):
         run_on(make_run, shards, max_steps=20, callbacks=[ReportSkipped(str(tmp_path / "run"), 1)]).fit()
-        assert {key for _, key, _ in rows_of(tmp_path / "run" / "skipped.csv")} == spoilt.keys()
+        assert {key for _, key, *_ in rows_of(tmp_path / "run" / "skipped.csv")} == spoilt.keys()
         assert len(rows_of(tmp_path / "run" / "skipped.csv")) == len(spoilt)
 
 

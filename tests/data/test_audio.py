@@ -4,6 +4,7 @@ import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audio_diffusion.data import audio
-from audio_diffusion.data.audio import UnusableAudio, check, map_channels, read_crop, write_audio
+from audio_diffusion.data import audio as audio_module
+from audio_diffusion.data.audio import UnusableAudio, check, map_channels, write_audio
 
 Encode = Callable[..., bytes]
 Noise = Callable[..., NDArray[np.float32]]
@@ -22,6 +24,19 @@ Noise = Callable[..., NDArray[np.float32]]
 LOSSLESS = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("AIFF", "PCM_16")]
 LOSSY = [("MP3", "MPEG_LAYER_III", 44_100), ("OGG", "VORBIS", 44_100), ("OGG", "OPUS", 48_000)]
 RATES = [(44_100, 16_000), (48_000, 16_000), (8_000, 16_000), (22_050, 44_100), (32_000, 44_100)]
+
+
+def read_crop(
+    file: str | Path | BinaryIO | memoryview, sample_rate: int, channels: int, num_samples: int, where: float = 0.0
+) -> tuple[Tensor, int]:
+    """The crop, written over what was there before, and its valid samples; memory and a file give the same."""
+    crop = torch.full((channels, num_samples), 7.0)
+    read = audio_module.read_crop(file, crop, sample_rate, where)
+    if isinstance(file, io.BytesIO):
+        again = torch.full((channels, num_samples), 7.0)
+        assert audio_module.read_crop(memoryview(file.getvalue()), again, sample_rate, where) == read
+        assert torch.equal(crop, again)
+    return crop, read.num_valid
 
 
 def place_of(crop: Tensor, whole: Tensor, atol: float = 0.0) -> int:
@@ -209,7 +224,7 @@ REASONS = {
     "negative": r"samples of 1\.6\de\+04, where full scale is 1",
     "truncated flac": "broken",
     "flipped flac": "broken",
-    "too many frames": "broken",
+    "too many frames": r"ends after 40000 frames, though its header says 80000|broken near 2\.5 s",
     "empty": "cannot be decoded",
     "text": "cannot be decoded: Format not recognised",
     "html": "cannot be decoded: Format not recognised",
@@ -232,7 +247,7 @@ def test_broken_files_are_refused_with_the_reason(broken: dict[str, bytes], faul
 
 
 def test_a_crop_past_the_real_end_of_a_file_is_refused(broken: dict[str, bytes]) -> None:
-    with pytest.raises(UnusableAudio, match=r"broken near 4|ends before"):
+    with pytest.raises(UnusableAudio, match=r"broken near 4\.9 s"):
         read_crop(io.BytesIO(broken["too many frames"]), 16_000, 1, 1_000, 0.99)
 
 

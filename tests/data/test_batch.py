@@ -1,20 +1,24 @@
 """Clips become one batch whose tensors move together."""
 
-from functools import partial
-
+import numpy as np
 import pytest
 import torch
 
 from audio_diffusion.data.batch import AudioBatch, Clip, Skipped, collate
 
-SKIPPED = Skipped("s.tar", "bad", "broken")
+SKIPPED = Skipped("s.tar", "bad", "corrupt", "broken")
 CLIPS = [
-    Clip(7, "a", torch.ones(2, 5), 3, 1),
-    Clip(8, "bad", None, 0, -1, SKIPPED),
-    Clip(9, "", None, 0, -1),
-    Clip(10, "b", torch.full((2, 5), 0.5), 5, 0),
+    Clip(7, 0, "a", 3, 1.5, 4.0, 1, ("one", np.array([1.0, 2.0], dtype=np.float32))),
+    Clip(8, 1, "bad", skipped=SKIPPED),
+    Clip(9),
+    Clip(10, 1, "b", 5, 0.0, 0.5, 0, ("two", np.array([3.0, 4.0], dtype=np.float32))),
 ]
-to_batch = partial(collate, channels=2, num_samples=5, with_label=True)
+
+
+def to_batch(clips: list[Clip], with_label: bool = True) -> AudioBatch:
+    audio = torch.zeros(len(clips), 2, 5)
+    audio[0], audio[3] = 1, 0.5
+    return collate(audio, clips, with_label, ("caption", "e.npy"))
 
 
 def test_every_slot_is_filled_or_silent_and_says_so() -> None:
@@ -30,6 +34,7 @@ def test_every_slot_is_filled_or_silent_and_says_so() -> None:
     assert batch.valid.tolist() == [True, False, False, True]
     assert batch.positions == (7, 8, 9, 10)
     assert batch.keys == ("a", "bad", "", "b")
+    assert batch.sources == (0, 1, -1, 1)
     assert batch.skipped == (SKIPPED,)
 
 
@@ -38,15 +43,37 @@ def test_labels_are_a_condition_only_where_there_are_classes() -> None:
     assert batch.label is not None
     assert batch.label.dtype == torch.int64
     assert batch.label.tolist() == [1, -1, -1, 0]
-    assert batch.cond == {"label": batch.label}
+    assert batch.cond["label"] is batch.label
     unlabelled = to_batch(CLIPS, with_label=False)
     assert unlabelled.label is None
-    assert unlabelled.cond == {}
+    assert unlabelled.cond.keys() == {"seconds_start", "seconds_total", "caption", "e.npy"}
+
+
+def test_the_place_of_the_crop_and_the_fields_are_conditions_nan_or_empty_where_there_is_no_clip() -> None:
+    cond = to_batch(CLIPS).cond
+    nan = float("nan")
+    for name, expected in [
+        ("seconds_start", [1.5, nan, nan, 0.0]),
+        ("seconds_total", [4.0, nan, nan, 0.5]),
+        ("e.npy", [[1, 2], [nan, nan], [nan, nan], [3, 4]]),
+    ]:
+        value = cond[name]
+        assert isinstance(value, torch.Tensor)
+        assert torch.equal(value.nan_to_num(-7), torch.tensor(expected).nan_to_num(-7))
+    assert cond["caption"] == ("one", "", "", "two")
+
+
+def test_arrays_of_several_shapes_are_refused() -> None:
+    other = CLIPS[3]._replace(fields=("two", np.zeros(3, dtype=np.float32)))
+    with pytest.raises(ValueError, match=r"expected e\.npy to have one shape in all clips, got \(2,\) and \(3,\)"):
+        to_batch([*CLIPS[:3], other])
 
 
 def tensors(batch: AudioBatch) -> list[torch.Tensor]:
     assert batch.label is not None
-    return [batch.audio, batch.mask, batch.valid, batch.label]
+    embedding = batch.fields["e.npy"]
+    assert isinstance(embedding, torch.Tensor)
+    return [batch.audio, batch.mask, batch.valid, batch.label, batch.seconds_start, batch.seconds_total, embedding]
 
 
 def test_all_tensors_move_and_the_rest_stays() -> None:

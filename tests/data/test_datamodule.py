@@ -12,8 +12,9 @@ from torch import Tensor
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.data.index import index_path, load_index
-from audio_diffusion.data.shards import expand
-from audio_diffusion.data.stream import ClipOrder, ClipReader
+from audio_diffusion.data.order import ClipOrder, Mixture
+from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.stream import ClipReader
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]
 
@@ -103,11 +104,15 @@ def trained(*recorders: Recorder) -> list[tuple[int, str, int, bytes]]:
 
 def expected(drum_shards: Path, positions: range) -> list[tuple[int, str, int, bytes]]:
     """What the stream says lies at these positions."""
-    indexes = [load_index(path) for path in expand(str(drum_shards))]
-    order = ClipOrder([len(index.keys) for index in indexes], 3, 16)
-    reader = ClipReader(indexes, order, 16_000, 1, 2048, CLASSES, 3)
-    clips = [reader(position) for position in positions]
-    return [(c.position, c.key, c.label, c.audio.numpy().tobytes()) for c in clips if c.audio is not None]
+    shards = Shards.open([str(drum_shards)])
+    mixture = Mixture([ClipOrder(shards.num_clips, 3, 16)], [1], 3)
+    reader = ClipReader([shards], mixture, 16_000, CLASSES, 3)
+    found = []
+    for position in positions:
+        audio = torch.empty(1, 2048)
+        clip = reader(position, audio)
+        found.append((position, clip.key, clip.label, audio.numpy().tobytes()))
+    return found
 
 
 @pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 1), (0, 3), (2, 3)])
@@ -365,13 +370,16 @@ def test_shards_of_other_tools_work_and_say_what_is_wrong_with_them(
     val = write_tar(tmp_path / "b.tar", [("0.flac", clip), ("0.json", b"{}"), ("0.flac", clip)])
     data = make_data(2, 4, train=str(train), val=str(val), classes=[])
     recorder = fit(data)
-    assert [skip[:2] for skip in data.refused()] == [(str(train), "../x.flac"), (str(val), "0.flac")]
-    assert index_path(train).is_file()
+    assert [skip[:3] for skip in data.refused()] == [
+        (str(train), "../x.flac", "unsafe"),
+        (str(val), "0.flac", "duplicate"),
+    ]
+    assert Path(index_path(train)).is_file()
     batches = [batch for _, batch in recorder.trained]
     keys = [key for batch in batches for key in batch.keys]
     assert sorted(keys[:3]) == sorted(keys[3:6]) == ["0", "1", "2"]
     for batch in batches:
         assert batch.label is None
-        assert batch.cond == {}
+        assert batch.cond.keys() == {"seconds_start", "seconds_total"}
         assert batch.audio.any(-1).all()
         assert batch.mask.sum(-1).flatten().tolist() == [1452] * 4  # 4000 samples at 44.1 kHz, at 16 kHz

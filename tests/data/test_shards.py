@@ -1,265 +1,19 @@
-"""The index says where each clip lies, whoever wrote the shard, and names what cannot be used."""
+"""Which shards there are, what their manifests promise, and their members as bytes."""
 
-import io
 import json
 import os
 import pickle
-import tarfile
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import webdataset as wds
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from audio_diffusion.data.index import ShardIndex, index_path, load_index, write_atomic, write_index
-from audio_diffusion.data.shards import ShardReader, expand, held_out, read_classes
+from audio_diffusion.data import shards as module
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards import Shards, by_name, describe_manifests, expand, held_out, read_classes
 
 WriteTar = Callable[..., Path]
-Members = list[tuple[str, bytes]]
-
-
-def contents(shard: Path) -> dict[str, bytes]:
-    """Name -> bytes of a tar's members, as tarfile reads them."""
-    with tarfile.open(shard) as tar:
-        return {m.name: file.read() for m in tar if (file := tar.extractfile(m)) is not None}
-
-
-def by_index(index: ShardIndex) -> dict[str, tuple[bytes, bytes]]:
-    """Key -> bytes of the audio and the json that an index points at."""
-    data = Path(index.path).read_bytes()
-    pairs = zip(index.audio, index.meta, strict=True)
-    cut = [(data[a : a + n], data[b : b + m]) for (a, n), (b, m) in pairs]
-    return dict(zip(index.keys, cut, strict=True))
-
-
-def test_the_index_of_packed_shards_points_at_each_members_bytes(drum_shards: Path) -> None:
-    found = 0
-    for shard in drum_shards.glob("*.tar"):
-        assert index_path(shard).is_file()
-        index, truth = load_index(shard), contents(shard)
-        assert by_index(index) == {k: (truth[f"{k}.wav"], truth[f"{k}.json"]) for k in index.keys}
-        assert len(index.keys) * 2 == len(truth)
-        assert index.num_bytes == shard.stat().st_size
-        assert index.refused == []
-        found += len(index.keys)
-    assert found == 40
-
-
-@pytest.mark.parametrize("format", ["USTAR_FORMAT", "GNU_FORMAT", "PAX_FORMAT"])
-def test_shards_of_plain_webdataset_are_indexed_on_first_sight(tmp_path: Path, format: str) -> None:
-    shard = tmp_path / "other.tar"
-    with wds.TarWriter(str(shard), format=format) as writer:
-        for i in range(5):
-            key = f"speaker {i}/{'long' * 30 if format != 'USTAR_FORMAT' else ''}_{i}"
-            sample = {"__key__": key, "flac": b"audio%d" % i * 100, "json": {"label": i}, "txt": f"text {i}"}
-            writer.write(sample if i != 3 else {k: v for k, v in sample.items() if k != "json"})
-    index, truth = load_index(shard), contents(shard)
-    assert by_index(index) == {k: (truth[f"{k}.flac"], truth.get(f"{k}.json", b"")) for k in index.keys}
-    assert [key[-2:] for key in index.keys] == [f"_{i}" for i in range(5)]
-    assert index.meta[3] == (0, 0)
-    assert index_path(shard).is_file()
-    reader = ShardReader([load_index(shard)])
-    assert [reader.meta(0, i) for i in range(5)] == [{"label": i} if i != 3 else {} for i in range(5)]
-
-
-def test_keys_end_at_the_last_dot_and_may_be_unicode(tmp_path: Path, write_tar: WriteTar) -> None:
-    names = [
-        "01. Intro.flac",
-        "01. Intro.json",
-        "a/b.c/Übung 太鼓.WAV",
-        "a/b.c/Übung 太鼓.json",
-        "./x.mp3",
-        "no_suffix",
-        "a.b/c",
-    ]
-    write_tar(tmp_path / "s.tar", [(name, name.encode()) for name in names])
-    index = load_index(tmp_path / "s.tar")
-    assert by_index(index) == {
-        "01. Intro": (b"01. Intro.flac", b"01. Intro.json"),
-        "a/b.c/Übung 太鼓": ("a/b.c/Übung 太鼓.WAV".encode(), "a/b.c/Übung 太鼓.json".encode()),
-        "./x": (b"./x.mp3", b""),
-    }
-    assert index.refused == []
-
-
-def test_members_need_not_be_adjacent(tmp_path: Path, write_tar: WriteTar) -> None:
-    names = ["b.json", "a.wav", "c.wav", "a.json", "b.wav"]
-    write_tar(tmp_path / "s.tar", [(name, name.encode()) for name in names])
-    assert by_index(load_index(tmp_path / "s.tar")) == {
-        "a": (b"a.wav", b"a.json"),
-        "c": (b"c.wav", b""),
-        "b": (b"b.wav", b"b.json"),
-    }
-
-
-def special(name: str, type: bytes, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = type, target
-    return info
-
-
-def test_what_cannot_be_used_is_named_and_never_a_clip(tmp_path: Path, write_tar: WriteTar) -> None:
-    members = [
-        ("good.wav", b"audio"),
-        ("good.json", b"{}"),
-        ("../x.wav", b"up"),
-        ("a/../../y.json", b"up"),
-        ("/etc/z.wav", b"absolute"),
-        special("link.wav", tarfile.SYMTYPE, "/etc/passwd"),
-        special("hard.wav", tarfile.LNKTYPE, "good.wav"),
-        special("pipe.json", tarfile.FIFOTYPE),
-        special("folder.wav", tarfile.DIRTYPE),
-        ("good.wav", b"again"),
-        ("good.flac", b"again"),
-        ("good.json", b"again"),
-        ("evil.pickle", b"cos\nsystem\n"),
-        ("lonely.json", b"{}"),
-    ]
-    index = load_index(write_tar(tmp_path / "s.tar", members))
-    assert by_index(index) == {"good": (b"audio", b"{}")}
-    out, link, second = (
-        "its name leads out of the shard",
-        "a link or another special member",
-        "a second member of this name",
-    )
-    expected = {
-        "../x.wav": out, "a/../../y.json": out, "/etc/z.wav": out,
-        "link.wav": link, "hard.wav": link, "pipe.json": link,
-        "good.flac": second, "good.json": second, "good.wav": second, "lonely": "json without audio",
-    }  # fmt: skip
-    refused = {key: reason for key, reason in index.refused}
-    assert refused.keys() == expected.keys()
-    assert all(reason.startswith(expected[key]) for key, reason in refused.items())
-    skipped = index.skipped()
-    assert [(s.key, s.reason) for s in skipped] == [tuple(pair) for pair in index.refused]
-    assert {s.shard for s in skipped} == {str(tmp_path / "s.tar")}
-
-
-def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("sparse.wav")
-    info.size, info.type = 512, tarfile.GNUTYPE_SPARSE
-    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
-        tar.addfile(info, io.BytesIO(bytes(512)))
-    index = load_index(tmp_path / "s.tar")
-    assert index.keys == []
-    assert index.refused[0][0] == "sparse.wav"
-
-
-CLIPS = [(f"{i}.{ending}", bytes([i]) * 700) for i in range(6) for ending in ("json", "wav")]  # 1536 bytes a member
-
-
-@given(st.integers(0, 12 * 1536))
-@settings(max_examples=60, deadline=None)
-def test_a_truncated_shard_is_named_and_its_whole_clips_are_kept(size: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        shard = Path(folder, "s.tar")
-        with tarfile.open(shard, "w") as tar:
-            for name, data in CLIPS:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        os.truncate(shard, size)
-        index = write_index(shard)
-        whole = [
-            name[0] for i, (name, data) in enumerate(CLIPS) if name.endswith("wav") and size >= i * 1536 + 512 + 700
-        ]
-        assert by_index(index) == {key: (bytes([int(key)]) * 700,) * 2 for key in whole}
-        assert index.refused != []
-        if len(whole) < 6:
-            assert any("cannot be read to its end" in reason or "cut off" in reason for _, reason in index.refused)
-
-
-def test_damage_in_the_middle_of_a_shard_is_named(tmp_path: Path, write_tar: WriteTar) -> None:
-    shard = write_tar(tmp_path / "s.tar", CLIPS)
-    damaged = bytearray(shard.read_bytes())
-    damaged[6 * 1536] ^= 1  # the name in the seventh header, which its checksum covers
-    shard.write_bytes(damaged)
-    index = load_index(shard)
-    assert index.keys == ["0", "1", "2"]
-    assert len(index.refused) == 1
-    assert index.refused[0][0] == "s.tar"
-    assert "cannot be read to its end: no end mark after the last member" in index.refused[0][1]
-
-
-@pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html><html>404</html>" * 100, b"\x1f\x8b" + bytes(5000)])
-def test_what_is_no_tar_is_named(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "s.tar").write_bytes(data)
-    index = load_index(tmp_path / "s.tar")
-    assert index.keys == []
-    assert index.refused[0][0] == "s.tar"
-    assert "cannot be read to its end" in index.refused[0][1]
-
-
-def test_a_member_of_negative_size_does_not_send_the_scan_in_circles(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("a.wav")
-    info.size = -1024
-    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 2 + bytes(1024))
-    index = load_index(tmp_path / "s.tar")
-    assert index.keys == []
-    assert "cannot be read to its end" in index.refused[0][1]
-
-
-def test_the_index_is_read_again_and_made_anew_when_the_shard_changed(tmp_path: Path, write_tar: WriteTar) -> None:
-    shard = write_tar(tmp_path / "s.tar", [("a.wav", b"1")])
-    assert load_index(shard).keys == ["a"]
-    doctored = json.loads(index_path(shard).read_text()) | {"keys": ["from the index"]}
-    index_path(shard).write_text(json.dumps(doctored))
-    assert load_index(shard).keys == ["from the index"]
-
-    write_tar(shard, [("b.wav", bytes(20_000))])
-    os.utime(shard, ns=(0, 0))  # older than its index, but of another size
-    assert load_index(shard).keys == ["b"]
-    assert json.loads(index_path(shard).read_text())["keys"] == ["b"]
-
-    size = shard.stat().st_size
-    write_tar(shard, [("c.wav", bytes(20_000))])  # of the same size, but newer
-    newer = index_path(shard).stat().st_mtime_ns + 1_000_000
-    os.utime(shard, ns=(newer, newer))
-    assert shard.stat().st_size == size
-    assert load_index(shard).keys == ["c"]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "null", '{"version": 1', '{"version": 0, "num_bytes": 10240, "keys": []}']
-)
-def test_a_broken_index_is_made_anew(tmp_path: Path, write_tar: WriteTar, text: str) -> None:
-    shard = write_tar(tmp_path / "s.tar", [("a.wav", b"1")])
-    index_path(shard).write_text(text)
-    assert load_index(shard).keys == ["a"]
-    assert json.loads(index_path(shard).read_text())["keys"] == ["a"]
-
-
-def test_where_no_index_can_be_written_it_is_kept_in_memory(
-    tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_only(*args: object, **kwargs: object) -> None:
-        raise PermissionError("read-only file system")
-
-    shard = write_tar(tmp_path / "s.tar", [("a.wav", b"1")])
-    monkeypatch.setattr(Path, "write_text", read_only)
-    assert load_index(shard).keys == ["a"]
-    assert os.listdir(tmp_path) == ["s.tar"]
-
-
-def test_a_moved_shard_is_read_where_it_lies_now(tmp_path: Path, write_tar: WriteTar) -> None:
-    (tmp_path / "old").mkdir()
-    load_index(write_tar(tmp_path / "old" / "s.tar", [("a.wav", b"1")]))
-    (tmp_path / "old").rename(tmp_path / "new")
-    index = load_index(tmp_path / "new" / "s.tar")
-    assert index.path == str(tmp_path / "new" / "s.tar")
-    assert ShardReader([index]).audio(0, 0).read() == b"1"
-
-
-def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "f", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomic(tmp_path / "f", "new \udc80")
-    assert (tmp_path / "f").read_text() == "old"
-    write_atomic(tmp_path / "f", "new")
-    assert (tmp_path / "f").read_text() == "new"
 
 
 # --- finding shards
@@ -276,7 +30,7 @@ def three(tmp_path: Path, write_tar: WriteTar) -> Path:
 
 def test_a_folder_is_its_training_shards_in_order(three: Path) -> None:
     assert expand(str(three)) == [str(three / f"train-00000{i}.tar") for i in range(3)]
-    assert expand(held_out(str(three))) == [str(three / "val-000000.tar")]
+    assert expand(held_out(str(three), None)["train"]) == [str(three / "val-000000.tar")]
 
 
 def test_globs_and_braces(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +42,7 @@ def test_globs_and_braces(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert expand("other.tar") == ["other.tar"]
     assert expand("train-000000.tar::other.tar") == ["train-000000.tar", "other.tar"]
     for pattern in ("train-*.tar", "train-{000000..000002}.tar", "train-000000.tar", "."):
-        assert expand(held_out(pattern)) == ["val-000000.tar"]
+        assert expand(held_out(pattern, None)["train"]) == ["val-000000.tar"]
 
 
 def test_missing_shards_are_refused_with_what_to_do(
@@ -309,52 +63,121 @@ def test_missing_shards_are_refused_with_what_to_do(
 
 
 def test_classes_come_from_the_manifest_beside_the_shards(three: Path, drum_shards: Path) -> None:
-    assert read_classes(str(drum_shards)) == ["clap", "hat", "kick", "snare", "tom"]
-    assert read_classes(str(drum_shards / "train-*.tar")) == ["clap", "hat", "kick", "snare", "tom"]
-    assert read_classes(str(three)) == []
+    assert read_classes([str(drum_shards)]) == ["clap", "hat", "kick", "snare", "tom"]
+    assert read_classes([str(drum_shards / "train-*.tar")]) == ["clap", "hat", "kick", "snare", "tom"]
+    assert read_classes([str(three)]) == []
     for another_tools in ('{"files": []}', "[1, 2]"):
         (three / "manifest.json").write_text(another_tools)
-        assert read_classes(str(three)) == []
+        assert read_classes([str(three)]) == []
+
+
+def test_classes_of_several_data_sets_are_all_of_them(drum_shards: Path, tmp_path: Path, three: Path) -> None:
+    (three / "manifest.json").write_text(json.dumps({"shards": [], "classes": ["flute", "kick"]}))
+    assert read_classes([str(drum_shards), str(three)]) == ["clap", "flute", "hat", "kick", "snare", "tom"]
+    (three / "manifest.json").unlink()
+    assert read_classes([str(drum_shards), str(three)]) == []
+
+
+def test_data_sets_have_names() -> None:
+    assert by_name("s") == {"train": "s"}
+    assert by_name({"a": "x", "b": "y"}) == {"a": "x", "b": "y"}
+    assert held_out({"a": "x/t.tar", "b": "y/t.tar"}, None) == {"a": "x/val-*.tar", "b": "y/val-*.tar"}
+    assert held_out("s", "v") == {"train": "v"}
+
+
+# --- what the manifest promises
+
+
+@pytest.fixture
+def packed(drum_shards: Path, tmp_path: Path) -> Path:
+    """A copy of the drum shards that a test may spoil."""
+    return Path(shutil.copytree(drum_shards, tmp_path / "packed"))
+
+
+def test_what_the_manifest_tells_is_not_read_from_the_shards(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_index", lambda *args: pytest.fail("an index was read"))
+    shards = Shards.open([str(packed)])
+    manifest = json.loads((packed / "manifest.json").read_text())
+    listed = [shard for shard in manifest["shards"] if shard["split"] == "train"]
+    assert [Path(path).name for path in shards.paths] == [shard["name"] for shard in listed]
+    assert shards.num_clips.tolist() == [shard["clips"] for shard in listed]
+    assert shards.num_bytes.tolist() == [os.path.getsize(path) for path in shards.paths]
+    shards.check_sizes()
+    described = describe_manifests({"drums": str(packed)}, RemoteStore())["drums"]
+    assert described["clips"] == manifest["clips"]
+    assert len(described["manifest_sha256"]) == 64
+
+
+def test_shards_without_a_manifest_are_counted_by_their_indexes(packed: Path) -> None:
+    with_manifest = Shards.open([str(packed)])
+    (packed / "manifest.json").unlink()
+    without = Shards.open([str(packed)])
+    assert without.paths == with_manifest.paths
+    assert without.num_clips.tolist() == with_manifest.num_clips.tolist()
+    assert without.num_bytes.tolist() == with_manifest.num_bytes.tolist()
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut", "html"])
+def test_a_run_does_not_start_on_shards_that_are_not_the_manifests(packed: Path, fault: str) -> None:
+    shard = sorted(packed.glob("train-*.tar"))[1]
+    if fault == "missing":
+        shard.unlink()
+        with pytest.raises(
+            ValueError, match=rf"the manifest of .*packed' lists \d training shards, but '{shard}' does not"
+        ):
+            Shards.open([str(packed)])
+        return
+    data = shard.read_bytes()[:-512] if fault == "cut" else b"<!DOCTYPE html><html>Not found</html>"
+    size = shard.stat().st_size
+    shard.write_bytes(data)
+    page = " of an HTML page" if fault == "html" else ""
+    problem = (
+        f"1 of .* are not what their manifest tells of:\n *{shard}: expected {size} bytes, got {len(data)}{page}\n"
+    )
+    with pytest.raises(ValueError, match=problem):
+        Shards.open([str(packed)]).check_sizes()
+
+
+def test_a_broken_manifest_is_named(packed: Path) -> None:
+    (packed / "manifest.json").write_text('{"shards": [')
+    with pytest.raises(ValueError, match=r"shards: .*manifest.json is not json"):
+        Shards.open([str(packed)])
 
 
 # --- reading members
 
 
 @pytest.fixture
-def reader(tmp_path: Path, write_tar: WriteTar) -> ShardReader:
-    paths = [write_tar(tmp_path / f"{i}.tar", [(f"{i}.wav", bytes(range(i, i + 200)))]) for i in range(5)]
-    return ShardReader([load_index(path) for path in paths], max_open=2)
+def five(tmp_path: Path, write_tar: WriteTar) -> Shards:
+    return Shards.open(
+        [str(write_tar(tmp_path / f"{i}.tar", [(f"{i}.wav", bytes(range(i, i + 200)))])) for i in range(5)]
+    )
 
 
-def test_a_member_is_a_file_of_its_own(reader: ShardReader) -> None:
-    file, truth = reader.audio(3, 0), io.BytesIO(bytes(range(3, 203)))
-    assert (file.readable(), file.seekable()) == (True, True)
-    for offset, whence in ((0, 0), (50, 0), (10, 1), (-20, 1), (-30, 2), (0, 2), (500, 0), (0, 0)):
-        assert file.seek(offset, whence) == truth.seek(offset, whence)
-        assert file.tell() == truth.tell()
-        assert file.read(25) == truth.read(25)
-    file.seek(0)
-    assert file.read() == bytes(range(3, 203))
-    assert file.read() == b""
+def audio_of(shards: Shards, shard: int) -> bytes:
+    member = shards.member(shard, shards.index(shard).audio[0])
+    assert isinstance(member, memoryview)
+    return bytes(member)
 
 
-def test_few_shards_are_open_at_once_and_files_of_closed_ones_still_read(reader: ShardReader) -> None:
-    first = reader.audio(0, 0)
+def test_a_member_is_the_shards_own_memory(five: Shards) -> None:
+    assert audio_of(five, 3) == bytes(range(3, 203))
+    assert five.whole_members(3, 0, ()) == []  # nothing is to be fetched
+
+
+def test_few_shards_are_mapped_and_indexed_at_once_and_members_of_closed_ones_still_read(
+    five: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEPT_MAPS", 2)
+    monkeypatch.setattr(module, "_KEPT_CLIPS", 3)
+    first = five.member(0, five.index(0).audio[0])
     for shard in (1, 2, 1, 3, 4, 0, 1, 2):
-        assert reader.audio(shard, 0).read() == bytes(range(shard, shard + 200))
-        assert len(reader._open) <= 2
-    assert first.read() == bytes(range(200))
+        assert audio_of(five, shard) == bytes(range(shard, shard + 200))
+        assert len(five._maps) <= 2
+        assert len(five._indexes) <= 3
+    assert bytes(first) == bytes(range(200))  # type: ignore[arg-type]
 
 
-def test_a_reader_travels_to_another_process(reader: ShardReader) -> None:
-    reader.audio(0, 0)
-    assert pickle.loads(pickle.dumps(reader)).audio(2, 0).read() == bytes(range(2, 202))
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"), [("[1]", "its json is a list, not an object"), ("{", "Expecting"), ("é", "utf-8")]
-)
-def test_json_that_is_no_object_is_refused(tmp_path: Path, write_tar: WriteTar, text: str, reason: str) -> None:
-    shard = write_tar(tmp_path / "s.tar", [("a.wav", b"1"), ("a.json", text.encode("latin-1"))])
-    with pytest.raises(ValueError, match=reason):
-        ShardReader([load_index(shard)]).meta(0, 0)
+def test_shards_travel_to_another_process(five: Shards) -> None:
+    audio_of(five, 0)
+    assert audio_of(pickle.loads(pickle.dumps(five)), 2) == bytes(range(2, 202))

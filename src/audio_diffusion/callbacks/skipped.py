@@ -1,23 +1,30 @@
-"""Nothing is dropped in silence: every clip that could not be used is counted and named."""
+"""Nothing is dropped in silence: every clip that could not be used is counted, by kind, and named."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
-from audio_diffusion.data.batch import AudioBatch, Skipped
+from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
 
 
 class ReportSkipped(L.Callback):
-    """Writes ``skipped.csv`` (shard, key, reason), logs the count, and stops a run that loses too much.
+    """Writes ``skipped.csv`` (shard, key, kind, reason), logs the counts, and stops a run that loses too much.
+
+    Logged are ``data/clips``, of several data sets ``data/clips/NAME`` too, ``data/skipped_clips`` and
+    ``data/skipped_clips/KIND``, over all ranks, every ``log_every_n_steps`` batches and as soon as something is skipped
+    where there is one rank.
 
     Args:
         folder: the run's folder.
-        max_fraction: of the clips read so far that may be unusable.
+        max_fraction: of the clips read so far that may be unusable; those that a rule of the configuration leaves out
+            (too short with ``pad=false``, of another rate with ``convert=false``) do not count.
         min_clips: clips read before the fraction is judged.
 
     Raises:
@@ -28,15 +35,33 @@ class ReportSkipped(L.Callback):
         if not 0 <= max_fraction <= 1:
             raise ValueError(f"max_fraction: expected 0 to 1, got {max_fraction}")
         self.path, self.max_fraction, self.min_clips = Path(folder) / "skipped.csv", max_fraction, min_clips
-        self.num_read = self.num_skipped = 0
+        self._read: Counter[int] = Counter()  # by number of the data set; -1 for held-out clips
+        self._skipped: Counter[str] = Counter()  # by kind
+        self._latest: Skipped | None = None
         self._named: set[Skipped] = set()
+
+    @property
+    def num_read(self) -> int:
+        """Clips that this rank has read, with those that could not be used."""
+        return sum(self._read.values())
+
+    @property
+    def num_skipped(self) -> int:
+        """Clips that this rank could not use."""
+        return sum(self._skipped.values())
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.path.is_file():  # of the run that is resumed
             with open(self.path, newline="") as f:
                 self._named.update(Skipped(*row) for row in csv.reader(f) if len(row) == len(Skipped._fields))
-        if trainer.is_global_zero:
-            self._name(trainer.datamodule.refused())  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        refused: list[Skipped] = data.refused()
+        if refused and trainer.is_global_zero:
+            self._name(refused)
+            self._skipped.update(skip.kind for skip in refused)
+            self._read[-1] += len(refused)
+        if len(refused) > self.max_fraction * (len(refused) + data.num_clips()):
+            self._stop(len(refused), len(refused) + data.num_clips(), refused[-1])
 
     def on_train_batch_end(
         self,
@@ -46,7 +71,11 @@ class ReportSkipped(L.Callback):
         batch: AudioBatch,
         batch_idx: int,
     ) -> None:
-        self._count(trainer, batch)
+        self._read.update(source for source in batch.sources if source >= 0)
+        self._note(batch)
+        at_once = trainer.world_size == 1 and batch.skipped
+        if at_once or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._report(trainer)
 
     def on_validation_batch_end(
         self,
@@ -57,21 +86,41 @@ class ReportSkipped(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._count(trainer, batch)
+        self._read[-1] += sum(source >= 0 for source in batch.sources)
+        self._note(batch)
 
-    def _count(self, trainer: L.Trainer, batch: AudioBatch) -> None:
-        self.num_read += len(batch)
-        if not batch.skipped:
-            return
-        self.num_skipped += len(batch.skipped)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(trainer)
+
+    def _note(self, batch: AudioBatch) -> None:
+        self._skipped.update(skip.kind for skip in batch.skipped)
+        self._latest = batch.skipped[-1] if batch.skipped else self._latest
         self._name(batch.skipped)
-        log_metrics(trainer, {"data/skipped_clips": self.num_skipped})
-        if self.num_read >= self.min_clips and self.num_skipped > self.max_fraction * self.num_read:
-            raise ValueError(
-                f"data: {self.num_skipped} of {self.num_read} clips read could not be used, more than "
-                f"callbacks.skipped.max_fraction = {self.max_fraction:g} allows. The latest: {batch.skipped[-1]}. "
-                f"All are named in {self.path}; mend or remove them, or raise the limit"
-            )
+
+    def _report(self, trainer: L.Trainer) -> None:
+        """Adds up the ranks' counts, logs them, and judges."""
+        names = list(trainer.datamodule.train)  # type: ignore[attr-defined]
+        counts = [self._read[i] for i in range(-1, len(names))] + [self._skipped[kind] for kind in KINDS]
+        total = torch.tensor(counts, dtype=torch.float64, device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+        held_out, *rest = [int(count) for count in total.tolist()]
+        by_source, by_kind = rest[: len(names)], dict(zip(KINDS, rest[len(names) :], strict=True))
+        metrics = {"data/clips": sum(by_source), "data/skipped_clips": sum(by_kind.values())}
+        if len(names) > 1:
+            metrics |= {f"data/clips/{name}": count for name, count in zip(names, by_source, strict=True)}
+        metrics |= {f"data/skipped_clips/{kind}": count for kind, count in by_kind.items() if count}
+        log_metrics(trainer, metrics)
+        num_read, lost = held_out + sum(by_source), sum(n for kind, n in by_kind.items() if kind not in BY_RULE)
+        if num_read >= self.min_clips and lost > self.max_fraction * num_read:
+            self._stop(lost, num_read, self._latest)
+
+    def _stop(self, lost: int, num_read: int, latest: Skipped | None) -> None:
+        raise ValueError(
+            f"data: {lost} of {num_read} clips read could not be used, more than "
+            f"callbacks.skipped.max_fraction = {self.max_fraction:g} allows. The latest: {latest}. "
+            f"All are named in {self.path}; mend or remove them, or raise the limit"
+        )
 
     def _name(self, skipped: Sequence[Skipped]) -> None:
         new = [skip for skip in skipped if skip not in self._named]
@@ -80,6 +129,6 @@ class ReportSkipped(L.Callback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="") as f:
-            csv.writer(f).writerows(new)
+            csv.writer(f).writerows(new if f.tell() else [Skipped._fields, *new])
         for skip in new[:3]:
             rank_zero_warn(f"skipped clip {skip.key} of {skip.shard}: {skip.reason} (see {self.path})")

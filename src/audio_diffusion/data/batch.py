@@ -3,8 +3,35 @@
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+#: a condition of B samples: numbers as a tensor [B, ...], words as a tuple of B
+Field = Tensor | tuple[str, ...]
+
+
+#: kinds of faults, and what each means
+KINDS = {
+    "format": "no audio that can be decoded",
+    "empty": "no samples",
+    "corrupt": "does not decode, or fails its checksum",
+    "truncated": "cut off, in the file or in the shard",
+    "samples": "NaN, infinite or absurdly loud samples",
+    "rate": "an impossible sample rate",
+    "channels": "no rule to make the wanted number of channels",
+    "metadata": "json or fields missing or unreadable",
+    "label": "a label that is none of the classes",
+    "duplicate": "a second member of the same name",
+    "unsafe": "a link, a special member, or a name that leads out of the shard",
+    "missing": "not in the shard, though the manifest tells of it",
+    "read": "the file system failed",
+    "remote": "the server failed, after retries",
+    "short": "shorter than a crop, and pad is off",
+    "other_rate": "another sample rate, and convert is off",
+    "other_channels": "another number of channels, and convert is off",
+}
+BY_RULE = ("short", "other_rate", "other_channels")  # left out because the configuration says so
 
 
 class Skipped(NamedTuple):
@@ -17,13 +44,16 @@ class Skipped(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """One crop on its way into a batch; ``audio`` is None where the clip was skipped or there is none."""
+    """What there is to know of one crop beside its audio; ``num_valid`` is 0 where there is none."""
 
-    position: int
-    key: str
-    audio: Tensor | None  # [C, T]
-    num_valid: int  # samples that are the clip's own, the rest is padding
-    label: int  # -1: none
+    position: int  # in the endless stream
+    source: int = -1  # number of the data set in the mixture; -1: an empty slot
+    key: str = ""
+    num_valid: int = 0  # samples that are the clip's own, the rest is padding
+    seconds_start: float = np.nan  # of the crop in its clip
+    seconds_total: float = np.nan  # of the clip
+    label: int = -1  # -1: none
+    fields: tuple[str | np.ndarray, ...] = ()
     skipped: Skipped | None = None
 
 
@@ -33,10 +63,13 @@ class AudioBatch:
     change in size and a bad clip never changes what the others get."""
 
     audio: Tensor  # float32 [B, C, T], full scale ±1
-    mask: Tensor  # bool [B, 1, T], False on padding
-    valid: Tensor  # bool [B], False where there is no clip
+    num_valid: Tensor  # int64 [B], samples that are the clip's own; the rest is padding
     label: Tensor | None  # int64 [B], -1 for "none"; None for data without classes
+    seconds_start: Tensor  # float32 [B], of the crop in its clip; NaN where there is no clip
+    seconds_total: Tensor  # float32 [B], of the clip
+    fields: dict[str, Field]  # what the data's option `fields` asks for
     positions: tuple[int, ...]  # of each clip in the endless stream
+    sources: tuple[int, ...]  # of each clip: number of the data set in the mixture; -1 where there is no clip
     keys: tuple[str, ...]  # of each clip
     skipped: tuple[Skipped, ...]  # clips of this batch that could not be used
 
@@ -44,13 +77,27 @@ class AudioBatch:
         return len(self.audio)
 
     @property
-    def cond(self) -> dict[str, Tensor]:
+    def valid(self) -> Tensor:
+        """bool ``[B]``, False where there is no clip."""
+        return self.num_valid > 0
+
+    @property
+    def mask(self) -> Tensor:
+        """bool ``[B, 1, T]``, False on padding."""
+        return (torch.arange(self.audio.shape[-1], device=self.audio.device) < self.num_valid[:, None])[:, None]
+
+    @property
+    def cond(self) -> dict[str, Field]:
         """The conditions by name, as networks take them."""
-        return {} if self.label is None else {"label": self.label}
+        label = {} if self.label is None else {"label": self.label}
+        seconds = {"seconds_start": self.seconds_start, "seconds_total": self.seconds_total}
+        return {**label, **seconds, **self.fields}
 
     def _map(self, change) -> "AudioBatch":  # type: ignore[no-untyped-def]
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)})
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {name: change(x) for name, x in own.items() if isinstance(x, Tensor)}
+        inner = {name: change(x) if isinstance(x, Tensor) else x for name, x in self.fields.items()}
+        return replace(self, **changed, fields=inner)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "AudioBatch":
         """The batch with its tensors on ``device``."""
@@ -61,20 +108,34 @@ class AudioBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
-def collate(clips: list[Clip], channels: int, num_samples: int, with_label: bool) -> AudioBatch:
-    """Clips -> batch; ``with_label`` False makes a batch without labels."""
-    audio = torch.zeros(len(clips), channels, num_samples)
-    num_valid = torch.zeros(len(clips), dtype=torch.int64)
-    for slot, clip in enumerate(clips):
-        if clip.audio is not None:
-            audio[slot] = clip.audio
-            num_valid[slot] = clip.num_valid
+def _field(name: str, values: list[str | np.ndarray | None]) -> Field:
+    """One field of B clips; None where a clip is missing: "" or NaN.
+
+    Raises:
+        ValueError: if the clips' arrays differ in shape.
+    """
+    given = [value for value in values if value is not None]
+    if not given or isinstance(given[0], str):
+        return tuple("" if value is None else str(value) for value in values)
+    if len({np.shape(value) for value in given}) > 1:
+        shapes = sorted({str(np.shape(value)) for value in given})
+        raise ValueError(f"fields: expected {name} to have one shape in all clips, got {' and '.join(shapes)}")
+    empty = np.full_like(given[0], np.nan)
+    return torch.from_numpy(np.stack([empty if value is None else value for value in values]))
+
+
+def collate(audio: Tensor, clips: list[Clip], with_label: bool, field_names: tuple[str, ...] = ()) -> AudioBatch:
+    """The crops ``[B, C, T]`` and what is known of them -> batch; ``with_label`` False makes one without labels."""
+    columns = [[clip.fields[i] if clip.fields else None for clip in clips] for i in range(len(field_names))]
     return AudioBatch(
         audio=audio,
-        mask=(torch.arange(num_samples) < num_valid[:, None])[:, None],
-        valid=torch.tensor([clip.audio is not None for clip in clips]),
+        num_valid=torch.tensor([clip.num_valid for clip in clips]),
         label=torch.tensor([clip.label for clip in clips]) if with_label else None,
+        seconds_start=torch.tensor([clip.seconds_start for clip in clips], dtype=torch.float32),
+        seconds_total=torch.tensor([clip.seconds_total for clip in clips], dtype=torch.float32),
+        fields={name: _field(name, values) for name, values in zip(field_names, columns, strict=True)},
         positions=tuple(clip.position for clip in clips),
+        sources=tuple(clip.source for clip in clips),
         keys=tuple(clip.key for clip in clips),
         skipped=tuple(clip.skipped for clip in clips if clip.skipped is not None),
     )

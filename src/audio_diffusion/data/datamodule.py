@@ -1,42 +1,59 @@
 """The DataModule: shards in, batches out, on any number of ranks and workers."""
 
-from functools import partial
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import Skipped, collate
-from audio_diffusion.data.index import ShardIndex, load_index
-from audio_diffusion.data.shards import expand, held_out
-from audio_diffusion.data.stream import ClipOrder, ClipReader, Positions
+from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards import Shards, by_name, held_out
+from audio_diffusion.data.stream import BatchReader, ClipReader
+from audio_diffusion.data.transport import SharedSlots
+from audio_diffusion.seeding import seed_of
+
+_AHEAD = 4  # batches that a worker makes before they are asked for
+_IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device
 
 
 class AudioDataModule(L.LightningDataModule):
     """Training and held-out shards as streams of ``AudioBatch``.
 
     Args:
-        train: training shards: a folder made by make_shards.py, a glob or a brace pattern.
+        train: training shards: a folder made by make_shards.py, a glob or a brace pattern, local or a URL; or several
+            data sets by name, ``{music: s3://.., speech: data/speech}``, to be mixed.
         val: held-out shards, likewise; None: the val-*.tar beside the training shards.
         sample_rate: of the crops, Hz; clips of another rate are resampled.
         channels: of the crops; stereo becomes mono by the mean, mono becomes stereo by copying.
-        num_samples: T of the crops; shorter clips are padded with zeros, and the mask says where.
+        num_samples: T of the crops.
         classes: class names, in the order of the network's labels; empty for unconditional training.
         batch_size: clips per optimizer step, over all ranks and accumulated batches together.
         max_steps: optimizer steps of the run.
         seed: of the order and the crops.
         num_workers: processes per rank that read and decode; 0 reads in the training process.
-        shuffle_block: clips among which the order is shuffled.
+        shuffle_block: crops among which the order is shuffled.
+        weights: of each data set in the mixture, by name; None: by size and ``temperature``.
+        temperature: shares are n^(1/temperature) for data sets of n clips: 1 in proportion, large all alike.
+        crops_per_clip: crops of each clip in an epoch. More than 1 pays where a visit costs more than a crop: clips
+            much longer than the crop in remote shards, or MP3.
+        fields: what else a batch has of each clip: keys of its json (``caption``) or endings of members (``text.npy``).
+        convert: False skips clips of another rate or number of channels.
+        pad: False skips clips shorter than the crop; True fills them with silence, and the batch says where.
+        store: reads URLs; None for one with its defaults.
+        worker_start: how workers are started: fork, forkserver, spawn, or None for Python's default.
 
     Raises:
-        ValueError: for sizes that are not positive.
+        ValueError: for sizes that are not positive, or weights for other data sets than there are.
     """
 
     def __init__(
         self,
-        train: str,
-        val: str | None,
+        train: str | dict[str, str],
+        val: str | dict[str, str] | None,
         sample_rate: int,
         channels: int,
         num_samples: int,
@@ -46,46 +63,85 @@ class AudioDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 2,
         shuffle_block: int = 8192,
+        weights: dict[str, float] | None = None,
+        temperature: float = 1.0,
+        crops_per_clip: int = 1,
+        fields: Sequence[str] = (),
+        convert: bool = True,
+        pad: bool = True,
+        store: RemoteStore | None = None,
+        worker_start: str | None = None,
     ):
         super().__init__()
         sizes = {
             "sample_rate": sample_rate, "channels": channels, "num_samples": num_samples,
             "batch_size": batch_size, "max_steps": max_steps, "shuffle_block": shuffle_block,
+            "crops_per_clip": crops_per_clip,
         }  # fmt: skip
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.train, self.val = train, val or held_out(train)
+        self.train, self.val = by_name(train), held_out(train, val)
+        if weights is not None and set(weights) != set(self.train):
+            raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")
+        if worker_start not in (None, "fork", "forkserver", "spawn"):
+            raise ValueError(f"worker_start: expected fork, forkserver or spawn, got {worker_start!r}")
         self.sample_rate, self.channels, self.num_samples = sample_rate, channels, num_samples
         self.classes, self.batch_size, self.max_steps = list(classes), batch_size, max_steps
         self.seed, self.num_workers, self.shuffle_block = seed, num_workers, shuffle_block
+        self.weights, self.temperature, self.crops_per_clip = weights, temperature, crops_per_clip
+        self.fields, self.convert, self.pad = tuple(fields), convert, pad
+        self.store, self.worker_start = store or RemoteStore(), worker_start
         #: place in the stream of the first clip that is still to be trained on, at step `_resume_step`
         self._resume_position, self._resume_step = 0, 0
 
+    def prepare_data(self) -> None:
+        """On one rank of each node: indexes the shards that have no index yet, and checks that all are whole."""
+        for pattern in [*self.train.values(), *self.val.values()]:
+            Shards.open([pattern], self.store).check_sizes()
+
     def setup(self, stage: str | None = None) -> None:
-        """Reads the shards' indexes, making those that are missing."""
-        self.train_indexes = [load_index(path) for path in expand(self.train)]
-        self.val_indexes = [load_index(path) for path in expand(self.val)]
-        self.train_order = ClipOrder([len(i.keys) for i in self.train_indexes], self.seed, self.shuffle_block)
-        self.val_order = ClipOrder([len(i.keys) for i in self.val_indexes], None)
+        """Finds the shards and lays out the order of the run."""
+        self.train_shards = {name: Shards.open([pattern], self.store) for name, pattern in self.train.items()}
+        self.val_shards = Shards.open(list(self.val.values()), self.store)
+        self.mixture = self._mix(self.train_shards)
+        self.val_order = ClipOrder(self.val_shards.num_clips, None)
+
+    def _mix(self, train: Mapping[str, Shards]) -> Mixture:
+        orders = []
+        for name, shards in train.items():
+            seed = seed_of(self.seed, "source", name) if len(train) > 1 else self.seed  # adding one leaves the others'
+            orders.append(ClipOrder(shards.num_clips * self.crops_per_clip, seed, self.shuffle_block))
+        if self.weights is not None:
+            return Mixture(orders, [self.weights[name] for name in train], self.seed)
+        return Mixture(orders, shares_of([order.num_clips for order in orders], self.temperature), self.seed)
 
     def refused(self) -> list[Skipped]:
-        """What the indexes found unusable in the shards."""
-        return [skip for index in self.train_indexes + self.val_indexes for skip in index.skipped()]
+        """What the shards were found to hold, while they were indexed, that cannot be used."""
+        return [skip for shards in [*self.train_shards.values(), self.val_shards] for skip in shards.refused]
+
+    def num_clips(self) -> int:
+        """Clips in all shards, training and held-out."""
+        return sum(int(shards.num_clips.sum()) for shards in [*self.train_shards.values(), self.val_shards])
 
     def describe(self) -> dict[str, Any]:
-        """The data as plain values, for the log: shards, clips, bytes."""
+        """The data as plain values, for the log: where, shards, clips, bytes, share of the stream."""
+        shares = {
+            name: share / sum(self.mixture.shares) for name, share in zip(self.train, self.mixture.shares, strict=True)
+        }
         return {
             name: {
                 "pattern": pattern,
-                "shards": len(indexes),
-                "clips": sum(len(index.keys) for index in indexes),
-                "bytes": sum(index.num_bytes for index in indexes),
+                "shards": len(shards.paths),
+                "clips": int(shards.num_clips.sum()),
+                "bytes": int(shards.num_bytes.sum()),
+                **({"share": shares[name]} if name in shares else {}),
             }
-            for name, pattern, indexes in (
-                ("train", self.train, self.train_indexes), ("val", self.val, self.val_indexes)
-            )
-        }  # fmt: skip
+            for name, pattern, shards in [
+                *((name, self.train[name], shards) for name, shards in self.train_shards.items()),
+                ("val", ", ".join(self.val.values()), self.val_shards),
+            ]
+        }
 
     def _per_rank(self) -> int:
         """Clips in one batch of one rank."""
@@ -98,28 +154,23 @@ class AudioDataModule(L.LightningDataModule):
             )
         return self.batch_size // parts
 
-    def _loader(
-        self,
-        indexes: list[ShardIndex],
-        order: ClipOrder,
-        positions: Positions,
-        length: int,
-        seed: int | None,
-        last: int | None,
-    ) -> DataLoader:
-        reader = ClipReader(indexes, order, self.sample_rate, self.channels, self.num_samples, self.classes, seed, last)
-        to_batch = partial(collate, channels=self.channels, num_samples=self.num_samples, with_label=bool(self.classes))
+    def _loader(self, reader: ClipReader, positions: Positions, length: int) -> DataLoader:
+        shape, slots = (positions.batch_size, self.channels, self.num_samples), None
+        if hasattr(os, "memfd_create"):  # Linux
+            num_slots = _IN_USE + (_AHEAD if self.num_workers else 0)
+            slots = SharedSlots(max(self.num_workers, 1), num_slots, shape)
         batches = wds.DataPipeline(
             positions,
-            wds.map(reader),
-            wds.batched(positions.batch_size, collation_fn=to_batch, partial=False),
+            *self.store.stages(reader.whole_members),
+            wds.map(BatchReader(reader, shape[1:], slots)),
         ).with_length(length, silent=True)
         return DataLoader(
             batches,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=_AHEAD if self.num_workers else None,
+            multiprocessing_context=self.worker_start if self.num_workers else None,
         )
 
     def _count_batches_from(self, done: int) -> None:
@@ -148,8 +199,19 @@ class AudioDataModule(L.LightningDataModule):
             self.trainer.world_size,
             self._resume_position,
         )
-        num_batches = self.max_steps * accumulate  # with those that lie behind, as Lightning counts them
-        return self._loader(self.train_indexes, self.train_order, positions, num_batches, self.seed, None)
+        reader = ClipReader(
+            list(self.train_shards.values()),
+            self.mixture,
+            self.sample_rate,
+            self.classes,
+            self.seed,
+            crops_per_clip=self.crops_per_clip,
+            fields=self.fields,
+            convert=self.convert,
+            pad=self.pad,
+        )
+        # the length includes the batches that lie behind, as Lightning counts them
+        return self._loader(reader, positions, self.max_steps * accumulate)
 
     def val_dataloader(self) -> DataLoader:
         """All held-out clips once, the start of each, in order; the last batch is filled with empty slots."""
@@ -158,7 +220,18 @@ class AudioDataModule(L.LightningDataModule):
         num_clips = self.val_order.num_clips
         num_batches = -(-num_clips // (per_rank * world_size))
         positions = Positions(per_rank, num_batches, self.trainer.global_rank, world_size)
-        return self._loader(self.val_indexes, self.val_order, positions, num_batches, None, num_clips)
+        reader = ClipReader(
+            [self.val_shards],
+            Mixture([self.val_order], [1], None),
+            self.sample_rate,
+            self.classes,
+            None,
+            num_clips,
+            fields=self.fields,
+            convert=self.convert,
+            pad=self.pad,
+        )
+        return self._loader(reader, positions, num_batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: of the first clip that no finished optimizer step has seen."""

@@ -1,7 +1,6 @@
 """A shard's index: which clip lies at which bytes of the tar, so that nothing else of it need be read."""
 
 import contextlib
-import io
 import json
 import os
 import tarfile
@@ -11,10 +10,9 @@ from typing import BinaryIO, cast
 
 from audio_diffusion.data.audio import EXTENSIONS
 from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.members import MAX_JSON_BYTES, READERS, read_json
 
 INDEX_VERSION = 2
-FIELDS = ("json", "npy", "txt", "cls")  # members beside the audio that are ever read; none of them can run code
-MAX_JSON_BYTES = 1_000_000
 
 Place = tuple[int, int]  # (offset, size) in bytes; (0, 0): there is none
 
@@ -28,7 +26,7 @@ class ShardIndex:
         num_bytes: its size; like its time, it tells a replaced shard from the one that was indexed.
         keys: each clip's key: its audio member's path up to the last dot.
         audio: place of each clip's audio member.
-        fields: place of each clip's other members, by ending: ``json``, ``npy``, ``txt``, ``cls``, or such as
+        fields: place of each clip's other members, by ending: ``json``, ``npy``, ``txt``, or such as
             ``text.npy`` for a member ``KEY.text.npy``.
         frames: samples per channel, 0 where not known (shards of other tools).
         sample_rate: Hz, 0 where not known.
@@ -50,21 +48,6 @@ class ShardIndex:
 
     def skipped(self) -> list[Skipped]:
         return [Skipped(self.path, *refused) for refused in self.refused]
-
-
-def read_json(text: bytes | memoryview) -> dict:
-    """A json member.
-
-    Raises:
-        ValueError: if it is no json object, or larger than ``MAX_JSON_BYTES``.
-        RecursionError: if it is nested deeper than Python reads.
-    """
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"its json has {len(text)} bytes, more than {MAX_JSON_BYTES}")
-    meta = json.loads(bytes(text))
-    if not isinstance(meta, dict):
-        raise ValueError(f"its json is a {type(meta).__name__}, not an object")
-    return meta
 
 
 def _problem(member: tarfile.TarInfo, num_bytes: int) -> tuple[str, str] | None:
@@ -106,7 +89,7 @@ def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> S
                     raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
                 key, _, ending = member.name.rpartition(".")
                 is_audio = ending.lower() in EXTENSIONS
-                if member.isdir() or not (is_audio or ending in FIELDS):
+                if member.isdir() or not (is_audio or ending in READERS):
                     continue
                 if problem := _problem(member, num_bytes):
                     refused.append((member.name, *problem))
@@ -153,7 +136,7 @@ def _known(file: BinaryIO, place: Place | None) -> dict:
     file.seek(place[0])
     try:
         return read_json(file.read(place[1]))
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
 
 
@@ -168,9 +151,10 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def index_path(shard: str | Path) -> Path:
-    """Where a shard's index lies: beside it."""
-    return Path(shard).with_suffix(".index.json")
+def index_path(shard: str | Path) -> str:
+    """Where a shard's index lies, local or remote: beside it, ``x.index.json`` for ``x.tar``."""
+    stem, _, query = str(shard).rpartition(".tar")
+    return f"{stem}.index.json{query}" if stem else f"{shard}.index.json"
 
 
 def dumps(index: ShardIndex) -> str:
@@ -200,13 +184,13 @@ def write_index(shard: str | Path) -> ShardIndex:
     with open(shard, "rb", buffering=1 << 16) as file:
         index = scan(cast(BinaryIO, file), str(shard), os.path.getsize(shard))
     with contextlib.suppress(OSError):
-        write_atomic(index_path(shard), dumps(index))
+        write_atomic(Path(index_path(shard)), dumps(index))
     return index
 
 
 def load_index(shard: str | Path) -> ShardIndex:
     """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
-    path, tar = index_path(shard), os.stat(shard)
+    path, tar = Path(index_path(shard)), os.stat(shard)
     try:
         index = loads(path.read_text(), str(shard))
         if index.num_bytes == tar.st_size and path.stat().st_mtime_ns >= tar.st_mtime_ns:
@@ -214,30 +198,3 @@ def load_index(shard: str | Path) -> ShardIndex:
     except (OSError, ValueError):
         pass
     return write_index(shard)
-
-
-class Window(io.RawIOBase):
-    """A read-only file over a stretch of memory: decoders seek in it, and only what they read is touched."""
-
-    def __init__(self, memory: memoryview):
-        self._memory, self._at = memory, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._memory)}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        chunk = self._memory[self._at : self._at + len(buffer)]
-        buffer[: len(chunk)] = chunk
-        self._at += len(chunk)
-        return len(chunk)

@@ -1,87 +1,306 @@
-"""WebDataset shards: which there are, and their members as files."""
+"""WebDataset shards: which there are, and their members as bytes. Local, or remote behind a store."""
 
+import hashlib
 import json
 import mmap
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from glob import escape, glob, has_magic
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar
 
+import numpy as np
 import webdataset as wds
 
-from audio_diffusion.data.index import ShardIndex, Window, read_json
+from audio_diffusion.data import index as indexes
+from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.index import Place, ShardIndex
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote
 
 MANIFEST = "manifest.json"
+_LOADING = 16  # threads that read indexes or ask for sizes
+_KEPT_CLIPS = 100_000  # clips whose index entries a process keeps, about 600 bytes each
+_KEPT_MAPS = 256  # shards a process keeps mapped
+_WHOLE_BYTES = 8 << 20  # a remote member is fetched whole up to this size, block by block above
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
-def expand(pattern: str) -> list[str]:
-    """Shard paths for a folder (its train-*.tar), glob or brace pattern such as ``s/train-{000..127}.tar``, sorted.
+def _parallel(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    with ThreadPoolExecutor(_LOADING) as pool:
+        return list(pool.map(function, items))
+
+
+def _folder(pattern: str) -> str | None:
+    """The folder, local or remote, that a pattern without shard names is; None for a pattern of shards."""
+    if is_remote(pattern):
+        return None if pattern.endswith(".tar") or has_magic(pattern) or "{" in pattern else pattern.rstrip("/")
+    return pattern if Path(pattern).is_dir() else None
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] if is_remote(path) else str(Path(path).parent)
+
+
+def join(folder: str, name: str) -> str:
+    """A file of a folder, local or remote."""
+    return f"{folder}/{name}" if is_remote(folder) else str(Path(folder) / name)
+
+
+def read_manifest(folder: str, store: RemoteStore | None = None) -> dict:
+    """The manifest.json of a folder of shards; empty where there is none that make_shards.py wrote."""
+    path = join(folder, MANIFEST)
+    try:
+        text = (store or RemoteStore()).read(path) if is_remote(path) else Path(path).read_bytes()
+    except OSError:
+        return {}
+    except RemoteError as error:
+        if error.kind not in ("not_found", "forbidden"):  # S3 forbids what is not there to those who may not list
+            raise
+        return {}
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"shards: {path} is not json: {error}") from error
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("shards"), list) else {}
+
+
+def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
+    """Shards for a folder (its train-*.tar), glob or brace pattern such as ``s/train-{000..127}.tar``, sorted.
+
+    Of a remote folder the manifest says what is in it; without one it is listed.
 
     Raises:
-        ValueError: if nothing matches, or a shard of a brace pattern is missing.
+        ValueError: if nothing matches, or a local shard of a brace pattern is missing.
     """
-    if Path(pattern).is_dir():
-        pattern = _inside(pattern, "train-*.tar")
-    paths = sorted(glob(pattern)) if has_magic(pattern) and "{" not in pattern else []
-    if not paths:
-        paths = [p for part in wds.shardlists.expand_urls(pattern) for p in (sorted(glob(part)) or [part])]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
+    if folder := _folder(pattern):
+        pattern = join(folder if is_remote(folder) else escape(folder), "train-*.tar")
+    if is_remote(pattern):
+        paths = _expand_remote(pattern, store or RemoteStore())
+        missing = []
+    else:
+        paths = sorted(glob(pattern)) if has_magic(pattern) and "{" not in pattern else []
+        paths = paths or [p for part in wds.shardlists.expand_urls(pattern) for p in (sorted(glob(part)) or [part])]
+        missing = [path for path in paths if not Path(path).is_file()]
+    if missing or not paths:
         raise ValueError(
-            f"shards: expected files at {pattern!r}, but {missing[0]!r} does not exist"
+            f"shards: expected files at {pattern!r}, but "
+            + (f"{missing[0]!r} does not exist" if missing else "there are none")
             + (f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else "")
             + ". Make shards with: python make_shards.py input=FOLDER output=SHARDS"
         )
     return paths
 
 
-def _inside(folder: str, names: str) -> str:
-    return str(Path(escape(folder)) / names)  # a folder may have brackets in its name
+def _expand_remote(pattern: str, store: RemoteStore) -> list[str]:
+    if "{" in pattern:
+        return list(wds.shardlists.expand_urls(pattern))
+    if "*" not in pattern:
+        return [pattern]
+    folder, _, names = pattern.rpartition("/")
+    listed = [shard["name"] for shard in read_manifest(folder, store).get("shards", [])]
+    if listed:
+        return sorted(join(folder, name) for name in listed if fnmatchcase(name, names))
+    return store.list(pattern)
 
 
-def held_out(pattern: str) -> str:
-    """The pattern of the val-*.tar beside training shards, as make_shards.py lays them out."""
-    return _inside(pattern, "val-*.tar") if Path(pattern).is_dir() else str(Path(pattern).parent / "val-*.tar")
+def by_name(patterns: str | Mapping[str, str]) -> dict[str, str]:
+    """Data sets by name; one that has none is called train."""
+    return {"train": patterns} if isinstance(patterns, str) else dict(patterns)
 
 
-def read_classes(pattern: str) -> list[str]:
-    """The class names in the manifest beside the shards; none where there is no manifest or no label."""
-    path = Path(expand(pattern)[0]).parent / MANIFEST
-    manifest = json.loads(path.read_text()) if path.is_file() else {}
-    return list(manifest.get("classes", [])) if isinstance(manifest, dict) else []  # it may be another tool's
+def held_out(train: str | Mapping[str, str], val: str | Mapping[str, str] | None) -> dict[str, str]:
+    """The patterns of the held-out shards: those of ``val``, else the val-*.tar beside the training shards."""
+    return by_name(val) if val else {name: _held_out(pattern) for name, pattern in by_name(train).items()}
 
 
-class ShardReader:
-    """Gives members of shards as files, without copying them; keeps the latest shards mapped."""
+def _held_out(pattern: str) -> str:
+    folder = _folder(pattern)
+    if is_remote(pattern):
+        return join(folder or _parent(pattern), "val-*.tar")
+    return join(escape(folder) if folder else _parent(pattern), "val-*.tar")  # a folder may have brackets in its name
 
-    def __init__(self, indexes: Sequence[ShardIndex], max_open: int = 64):
-        self.indexes, self.max_open = indexes, max_open
-        self._open: dict[int, memoryview] = {}
+
+def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> list[str]:
+    """The class names in the manifests beside the shards; none where one of them has no manifest or no label."""
+    classes: set[str] = set()
+    for pattern in patterns:
+        of_one = read_manifest(_parent(expand(pattern, store)[0]), store).get("classes") or []
+        if not of_one:
+            return []
+        classes.update(of_one)
+    return sorted(classes)
+
+
+def describe_manifests(patterns: Mapping[str, str], store: RemoteStore) -> dict[str, dict]:
+    """Which version of which data: where, clips, seconds and a hash of the manifest of each data set."""
+    described = {}
+    for name, pattern in patterns.items():
+        manifest = read_manifest(_parent(expand(pattern, store)[0]), store)
+        text = json.dumps(manifest, sort_keys=True).encode()
+        known = {key: manifest[key] for key in ("clips", "seconds") if key in manifest}
+        described[name] = {"shards": pattern, **known, "manifest_sha256": hashlib.sha256(text).hexdigest()}
+    return described
+
+
+class Shards:
+    """The shards of one data set, and their members as bytes. Indexes are read when they are first needed.
+
+    Args:
+        paths: of the shards.
+        num_clips: in each.
+        num_bytes: of each.
+        store: for shards that are URLs.
+        refused: what the shards were found to hold that cannot be used.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        num_clips: Sequence[int],
+        num_bytes: Sequence[int],
+        store: RemoteStore | None = None,
+        refused: Sequence[Skipped] = (),
+    ):
+        self.paths, self.num_clips, self.num_bytes = list(paths), np.asarray(num_clips), np.asarray(num_bytes)
+        self.store, self.refused = store, list(refused)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._indexes: dict[int, ShardIndex] = {}
+        self._maps: dict[int, memoryview] = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}  # maps stay in the process that made them
+        return {**self.__dict__, "_indexes": {}, "_maps": {}}  # maps stay in the process that made them
 
-    def _memory(self, shard: int) -> memoryview:
-        memory = self._open.pop(shard, None)
-        if memory is None:
-            with open(self.indexes[shard].path, "rb") as f:
-                memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
-            if len(self._open) >= self.max_open:
-                del self._open[next(iter(self._open))]
-        self._open[shard] = memory  # last in the dict: used latest
-        return memory
-
-    def audio(self, shard: int, clip: int) -> BinaryIO:
-        """The encoded audio of a clip as an open file."""
-        offset, size = self.indexes[shard].audio[clip]
-        return cast(BinaryIO, Window(self._memory(shard)[offset : offset + size]))
-
-    def meta(self, shard: int, clip: int) -> dict:
-        """The json of a clip; empty where there is none.
+    @classmethod
+    def open(cls, patterns: Sequence[str], store: RemoteStore | None = None) -> "Shards":
+        """The shards that the patterns match. What their manifests say is taken from there, the others are indexed.
 
         Raises:
-            ValueError: if it is not a json object.
+            ValueError: if shards are missing, or are not those that the manifest beside them tells of.
         """
-        fields = self.indexes[shard].fields
-        offset, size = fields["json"][clip] if "json" in fields else (0, 0)
-        return read_json(self._memory(shard)[offset : offset + size]) if size else {}
+        paths = [path for pattern in patterns for path in expand(pattern, store)]
+        folders = {_parent(path) for path in paths}
+        listed = {
+            join(folder, shard["name"]): shard
+            for folder in folders
+            for shard in read_manifest(folder, store).get("shards", [])
+        }
+        _check_manifests(patterns, paths, listed)
+        unlisted = [path for path in paths if path not in listed]
+        built = dict(zip(unlisted, _parallel(lambda path: load_index(path, store), unlisted), strict=True))
+        return cls(
+            paths,
+            [len(built[path].keys) if path in built else listed[path]["clips"] for path in paths],
+            [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths],
+            store,
+            [skip for index in built.values() for skip in index.skipped()],
+        )
+
+    def check_sizes(self) -> None:
+        """Compares each shard's size with what is expected of it.
+
+        Raises:
+            ValueError: naming the first shards that are missing or of another size.
+        """
+        problems = [p for p in _parallel(self._size_problem, range(len(self.paths))) if p]
+        if problems:
+            more = f"\n       and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError(
+                f"shards: {len(problems)} of {len(self.paths)} are not what their manifest tells of:\n       "
+                + "\n       ".join(problems[:5]) + more
+                + "\n       Copy them again, or make them anew; verify with: python make_shards.py verify=SHARDS"
+            )  # fmt: skip
+
+    def _size_problem(self, shard: int) -> str | None:
+        path, expected = self.paths[shard], int(self.num_bytes[shard])
+        try:
+            if is_remote(path):
+                assert self.store is not None
+                size, start = self.store.size(path), b""
+            else:
+                size = os.path.getsize(path)
+                with open(path, "rb") as file:
+                    start = file.read(256) if size != expected else b""
+        except (OSError, RemoteError) as error:
+            return f"{path}: {error}"
+        html = b"<html" in start.lower() or b"<!doctype html" in start.lower()
+        return f"{path}: expected {expected} bytes, got {size}{' of an HTML page' * html}" if size != expected else None
+
+    def index(self, shard: int) -> ShardIndex:
+        """A shard's index; the latest ones are kept."""
+        index = self._indexes.pop(shard, None) or load_index(self.paths[shard], self.store)
+        self._indexes[shard] = index  # last in the dict: used latest
+        while len(self._indexes) > 1 and sum(len(kept.keys) for kept in self._indexes.values()) > _KEPT_CLIPS:
+            del self._indexes[next(iter(self._indexes))]
+        return index
+
+    def _map(self, shard: int) -> memoryview:
+        memory = self._maps.pop(shard, None)
+        if memory is None:
+            with open(self.paths[shard], "rb") as f:
+                memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+            if len(self._maps) >= _KEPT_MAPS:
+                del self._maps[next(iter(self._maps))]
+        self._maps[shard] = memory
+        return memory
+
+    def member(self, shard: int, place: Place, sha256: str = "") -> memoryview | BinaryIO:
+        """The bytes of a member: memory, or for large remote ones a file that fetches what is read of it."""
+        (offset, size), path = place, self.paths[shard]
+        if not is_remote(path):
+            return self._map(shard)[offset : offset + size]
+        assert self.store is not None
+        if size > _WHOLE_BYTES:
+            return self.store.open(path, offset, offset + size)
+        return memoryview(self.store.read(path, offset, offset + size, sha256))
+
+    def whole_members(self, shard: int, clip: int, fields: Sequence[str]) -> list[tuple[str, int, int, str]]:
+        """The (URL, start, stop, sha256) that `member` will fetch for a remote clip's audio and fields."""
+        path = self.paths[shard]
+        if not is_remote(path):
+            return []
+        index = self.index(shard)
+        places = [(index.audio[clip], index.sha256[clip])]
+        places += [(index.fields[name][clip], "") for name in fields if name in index.fields]
+        return [(path, at, at + size, sha256) for (at, size), sha256 in places if 0 < size <= _WHOLE_BYTES]
+
+
+def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict[str, dict]) -> None:
+    """Raises ValueError where a folder lacks training shards that its manifest lists."""
+    for folder in filter(None, map(_folder, patterns)):
+        expected = [path for path, shard in listed.items() if _parent(path) == folder and shard.get("split") == "train"]
+        if missing := sorted(set(expected) - set(paths)):
+            raise ValueError(
+                f"shards: the manifest of {folder!r} lists {len(expected)} training shards, but {missing[0]!r} does "
+                f"not exist" + (f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else "") + ". Copy them again"
+            )
+
+
+def load_index(path: str, store: RemoteStore | None) -> ShardIndex:
+    """A shard's index: the one beside it, or one made on first sight and cached."""
+    if not is_remote(path):
+        return indexes.load_index(path)
+    assert store is not None
+    try:
+        return indexes.loads(store.read(indexes.index_path(path)), path)
+    except ValueError:
+        pass
+    except RemoteError as error:
+        if error.kind not in ("not_found", "forbidden"):
+            raise
+    cached = store.folder("indexes") / f"{hashlib.sha256(path.encode()).hexdigest()}.json"
+    size = store.size(path)
+    try:
+        index = indexes.loads(cached.read_bytes(), path)
+        if index.num_bytes == size:
+            return index
+    except (OSError, ValueError):
+        pass
+    index = indexes.scan(store.open(path, 0, size), path, size, with_json=False)
+    indexes.write_atomic(cached, indexes.dumps(index))
+    return index

@@ -1,151 +1,170 @@
-"""The stream: a pure function (seed, position) -> clip and crop.
-
-The training data is one endless sequence of clips, epoch after epoch. Which clip stands at a position follows by
-arithmetic from the seed and the shards' indexes, so the number of ranks, workers and restarts cannot change it,
-and to resume is to go on counting. In each epoch the shards are permuted and laid end to end; then positions
-are shuffled inside blocks of ``shuffle_block`` clips. Every clip comes exactly once an epoch.
-"""
+"""From a position of the stream to a crop, and from positions to batches: always the same for the same position."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from audio_diffusion.data.audio import UnusableAudio, read_crop
-from audio_diffusion.data.batch import Clip, Skipped
-from audio_diffusion.data.index import ShardIndex
-from audio_diffusion.data.shards import ShardReader
+from audio_diffusion.data.batch import AudioBatch, Clip, Skipped, collate
+from audio_diffusion.data.members import READERS
+from audio_diffusion.data.order import ClipOrder, Mixture
+from audio_diffusion.data.remote import RemoteError
+from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.transport import Parcel, SharedSlots
 from audio_diffusion.seeding import seed_of
 
 
-class ClipOrder:
-    """Which clip stands at which position.
-
-    Args:
-        sizes: clips in each shard.
-        seed: of the shuffling; None keeps the shards' own order, the same every epoch.
-        shuffle_block: clips among which positions are shuffled: larger mixes better and touches more shards at once.
-
-    Raises:
-        ValueError: if there is no clip at all.
-    """
-
-    def __init__(self, sizes: Sequence[int], seed: int | None, shuffle_block: int = 8192):
-        self.sizes, self.seed, self.shuffle_block = np.asarray(sizes, dtype=np.int64), seed, shuffle_block
-        self.num_clips = int(self.sizes.sum())
-        if self.num_clips == 0:
-            raise ValueError(f"shards: expected at least one clip, but all {len(self.sizes)} shards are empty")
-        # the latest few only: positions are visited nearly in order
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        self._block = lru_cache(maxsize=4)(self._make_block)
-
-    def __reduce__(self) -> tuple:
-        return ClipOrder, (self.sizes, self.seed, self.shuffle_block)
-
-    def _permutation(self, length: int, *key: int | str) -> np.ndarray:
-        if self.seed is None:
-            return np.arange(length)
-        return np.random.Generator(np.random.PCG64(seed_of(self.seed, *key))).permutation(length)
-
-    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of this epoch, and where each one's first clip stands."""
-        shards = self._permutation(len(self.sizes), "shards", epoch)
-        sizes = self.sizes[shards]
-        return shards, np.cumsum(sizes) - sizes
-
-    def _make_block(self, epoch: int, block: int) -> np.ndarray:
-        length = min(self.shuffle_block, self.num_clips - block * self.shuffle_block)
-        return self._permutation(length, "block", epoch, block)
-
-    def locate(self, position: int) -> tuple[int, int, int]:
-        """position -> (epoch, shard, number of the clip in its shard)."""
-        epoch, place = divmod(position, self.num_clips)
-        block, offset = divmod(place, self.shuffle_block)
-        place = block * self.shuffle_block + int(self._block(epoch, block)[offset])
-        shards, starts = self._epoch(epoch)
-        i = int(np.searchsorted(starts, place, side="right")) - 1
-        return epoch, int(shards[i]), place - int(starts[i])
-
-
-class Positions(IterableDataset):
-    """The positions that one rank's worker reads: batch k of the run goes to worker k modulo their number.
-
-    Global batch k is positions ``start + k·batch_size·world_size`` and on; rank r takes its r-th part. The DataLoader
-    takes batches from its workers in turn, so each rank gets them in order, however many workers there are.
-
-    Args:
-        batch_size: per rank.
-        num_batches: how many batches in all; every rank makes exactly as many.
-        rank: of this process.
-        world_size: number of ranks.
-        start: position of the first clip.
-    """
-
-    def __init__(self, batch_size: int, num_batches: int, rank: int = 0, world_size: int = 1, start: int = 0):
-        self.batch_size, self.num_batches = batch_size, num_batches
-        self.rank, self.world_size, self.start = rank, world_size, start
-
-    def __iter__(self) -> Iterator[int]:
-        info = get_worker_info()
-        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        for k in range(worker, self.num_batches, num_workers):
-            first = self.start + (k * self.world_size + self.rank) * self.batch_size
-            yield from range(first, first + self.batch_size)
-
-
 class ClipReader:
-    """position -> ``Clip``: finds, decodes, crops and labels one clip.
+    """position -> crop: finds, decodes, crops and labels one clip.
 
     Args:
-        indexes: of the shards.
-        order: which clip stands where.
+        sources: the data sets.
+        mixture: which clip of which of them stands where; its numbers count crops, ``crops_per_clip`` of each clip.
         sample_rate: of the crop, Hz.
-        channels: of the crop.
-        num_samples: T of the crop.
         classes: class names; empty ignores labels. A clip whose label is none of them is skipped.
         seed: of the crops' places; None takes the start of each clip.
         last: positions from here on are empty slots, which fill the last batch of a pass; None: endless.
+        crops_per_clip: crops of each clip in an epoch, each from its own stretch of the clip.
+        fields: what else to give of each clip: keys of its json, or endings of members such as ``text.npy``. A clip
+            that lacks one is skipped.
+        convert: resample and map channels; without, clips of another rate or number of channels are skipped.
+        pad: take clips shorter than the crop, filled with silence; without, they are skipped.
     """
 
     def __init__(
         self,
-        indexes: Sequence[ShardIndex],
-        order: ClipOrder,
+        sources: Sequence[Shards],
+        mixture: Mixture,
         sample_rate: int,
-        channels: int,
-        num_samples: int,
         classes: Sequence[str],
         seed: int | None,
         last: int | None = None,
+        crops_per_clip: int = 1,
+        fields: Sequence[str] = (),
+        convert: bool = True,
+        pad: bool = True,
     ):
-        self.reader, self.order = ShardReader(indexes), order
-        self.sample_rate, self.channels, self.num_samples = sample_rate, channels, num_samples
-        self.label_of = {name: i for i, name in enumerate(classes)}
-        self.seed, self.last = seed, last
+        self.sources, self.mixture = list(sources), mixture
+        self.sample_rate, self.label_of = sample_rate, {name: i for i, name in enumerate(classes)}
+        self.seed, self.last, self.crops_per_clip, self.fields = seed, last, crops_per_clip, tuple(fields)
+        self.convert, self.pad = convert, pad
 
-    def __call__(self, position: int) -> Clip:
+    def __call__(self, position: int, out: Tensor) -> Clip:
+        """Writes the crop of a position to ``out``, float32 ``[C, T]`` (zeros where there is none to be used)."""
         if self.last is not None and position >= self.last:
-            return Clip(position, "", None, 0, -1)
-        epoch, shard, number = self.order.locate(position)
-        index = self.reader.indexes[shard]
-        key = index.keys[number]
-        where = 0.0 if self.seed is None else seed_of(self.seed, "crop", epoch, key) / 2**63
+            out.zero_()
+            return Clip(position)
+        source, epoch, shard, number = self.mixture.locate(position)
+        shards, (number, crop_number) = self.sources[source], divmod(number, self.crops_per_clip)
+        key = str(number)
         try:
-            label = self._label(self.reader.meta(shard, number))
-            audio, num_valid = read_crop(
-                self.reader.audio(shard, number), self.sample_rate, self.channels, self.num_samples, where
+            index = shards.index(shard)
+            if number >= len(index.keys):
+                raise UnusableAudio(f"its shard has {len(index.keys)} clips, fewer than the manifest tells", "missing")
+            key = index.keys[number]
+            label, fields = self._describe(shards, shard, number)
+            crop = read_crop(
+                shards.member(shard, index.audio[number], index.sha256[number]),
+                out,
+                self.sample_rate,
+                self._where(epoch, key, crop_number),
+                self.convert,
+                self.pad,
             )
-        except (UnusableAudio, ValueError, RecursionError) as error:
-            return Clip(
-                position, key, None, 0, -1, Skipped(index.path, key, getattr(error, "kind", "metadata"), str(error))
-            )
-        return Clip(position, key, audio, num_valid, label)
+        except (UnusableAudio, RemoteError, OSError) as error:
+            out.zero_()
+            kind = getattr(error, "kind", "read") if not isinstance(error, RemoteError) else "remote"
+            return Clip(position, source, key, skipped=Skipped(shards.paths[shard], key, kind, str(error)))
+        return Clip(position, source, key, *crop, label, fields)
 
-    def _label(self, meta: dict) -> int:
+    def _where(self, epoch: int, key: str, crop_number: int) -> float:
+        if self.seed is None:
+            return 0.0
+        parts = (crop_number,) if self.crops_per_clip > 1 else ()
+        return (crop_number + seed_of(self.seed, "crop", epoch, key, *parts) / 2**63) / self.crops_per_clip
+
+    def _describe(self, shards: Shards, shard: int, number: int) -> tuple[int, tuple[str | np.ndarray, ...]]:
+        """The label and fields of a clip; raises UnusableAudio where they are not what they should be."""
+        places = shards.index(shard).fields
+        beside = [name for name in self.fields if name.rpartition(".")[2] in READERS]
+        needed = [*beside, *(["json"] if self.label_of or len(beside) < len(self.fields) else [])]
+        found: dict = {}
+        try:
+            for name in needed:
+                place = places[name][number] if name in places else (0, 0)
+                if place[1]:
+                    member = shards.member(shard, place)
+                    found[name] = READERS[name.rpartition(".")[2]](
+                        member if isinstance(member, memoryview) else member.read()
+                    )
+            meta = found.get("json", {})
+            fields = tuple(found[name] if name in beside else _plain(name, meta[name]) for name in self.fields)
+        except KeyError as error:
+            raise UnusableAudio(f"has no {error.args[0]}", "metadata") from error
+        except ValueError as error:
+            raise UnusableAudio(str(error), "metadata") from error
         if not self.label_of:
-            return -1
+            return -1, fields
         label = meta.get("label")
         if not isinstance(label, str) or label not in self.label_of:
-            raise ValueError(f"label {label!r} is not one of {', '.join(self.label_of)}")
-        return self.label_of[label]
+            raise UnusableAudio(f"label {label!r} is not one of {', '.join(self.label_of)}", "label")
+        return self.label_of[label], fields
+
+    def whole_members(self, positions: Sequence[int]) -> list[tuple[str, int, int, str]]:
+        """What reading these positions will fetch of remote shards, see ``Shards.whole_members``."""
+        ranges = []
+        for position in positions:
+            if self.last is None or position < self.last:
+                source, _, shard, number = self.mixture.locate(position)
+                ranges += self.sources[source].whole_members(shard, number // self.crops_per_clip, self.fields)
+        return ranges
+
+
+def _plain(name: str, value: object) -> str | np.ndarray:
+    """A json value as a field: words, or a number as an array without dimensions."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return np.array(value, dtype=np.float32)
+    raise ValueError(f"its {name} is a {type(value).__name__}, neither words nor a number")
+
+
+class BatchReader:
+    """positions -> batch, written into shared memory where there is some.
+
+    Args:
+        reader: reads one clip.
+        shape: (C, T) of a crop.
+        slots: shared memory for the batches.
+    """
+
+    def __init__(self, reader: ClipReader, shape: tuple[int, int], slots: SharedSlots | None):
+        self.reader, self.shape, self.slots = reader, shape, slots
+
+    def __call__(self, positions: list[int]) -> AudioBatch | Parcel:
+        info = get_worker_info()
+        worker = info.id if info else 0
+        slot = self.slots.take(worker) if self.slots else None
+        if self.slots is None or slot is None:
+            audio = torch.empty(len(positions), *self.shape)
+        else:
+            audio = self.slots.tensor(worker, slot, lease=info is None)
+        clips = [self.reader(position, out) for position, out in zip(positions, audio, strict=True)]
+        with_label, fields = bool(self.reader.label_of), self.reader.fields
+        if self.slots is None or slot is None or info is None:
+            return collate(audio, clips, with_label, fields)
+        return Parcel(self.slots, worker, slot, clips, with_label, fields)
+
+
+def read_in_order(
+    shards: Shards, sample_rate: int, channels: int, num_samples: int, classes: Sequence[str]
+) -> Iterator[tuple[Clip, Tensor]]:
+    """Each clip once, in the shards' order, and the start of it as a new ``[C, T]``."""
+    order = ClipOrder(shards.num_clips, None)
+    reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None)
+    for position in range(order.num_clips):
+        audio = torch.empty(channels, num_samples)
+        yield reader(position, audio), audio

@@ -21,6 +21,10 @@ from audio_diffusion.training.optim import parameter_groups
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, cover [0, 1) evenly however many there are
 
 
+def _conditions(batch: AudioBatch) -> dict[str, Tensor]:
+    return {} if batch.label is None else {"label": batch.label}
+
+
 class DiffusionModule(L.LightningModule):
     """Trains ``net`` to invert ``process`` (DDPM algorithm 1) on what ``representation`` makes of audio.
 
@@ -109,7 +113,7 @@ class DiffusionModule(L.LightningModule):
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
         t = self.process.time_of(u)
-        losses = self._losses(self.net, batch, x0, noise, t, drop(batch.cond, v < self.cond_dropout))
+        losses = self._losses(self.net, batch, x0, noise, t, drop(_conditions(batch), v < self.cond_dropout))
         loss = losses.sum() / batch.valid.sum().clamp(min=1)
         return {"loss": loss, "losses": losses.detach(), "t": t}
 
@@ -123,8 +127,8 @@ class DiffusionModule(L.LightningModule):
         _, _, noise = self._draws(batch, x0, "val")
         u = torch.tensor(batch.positions, dtype=torch.float64) * _GOLDEN % 1
         t = self.process.time_of(u).to(x0.device)
-        raw = self._losses(self.net, batch, x0, noise, t, batch.cond)
-        ema = self._losses(self.ema.net, batch, x0, noise, t, batch.cond)
+        raw = self._losses(self.net, batch, x0, noise, t, _conditions(batch))
+        ema = self._losses(self.ema.net, batch, x0, noise, t, _conditions(batch))
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 
     def configure_optimizers(self) -> Any:

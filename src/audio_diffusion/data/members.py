@@ -1,0 +1,80 @@
+"""How members beside the audio are decoded: the whole list. None can run code or ask for more memory than it has bytes.
+
+WebDataset's own decoders unpickle members by their ending; none of them is used here.
+"""
+
+import ast
+import json
+import struct
+
+import numpy as np
+
+MAX_BYTES = 16_000_000  # of a member beside the audio
+MAX_JSON_BYTES = 1_000_000
+
+
+def _limit(member: bytes | memoryview, limit: int, kind: str) -> bytes:
+    if len(member) > limit:
+        raise ValueError(f"its {kind} has {len(member)} bytes, more than {limit}")
+    return bytes(member)
+
+
+def read_json(member: bytes | memoryview) -> dict:
+    """A json object.
+
+    Raises:
+        ValueError: if it is none, has more than ``MAX_JSON_BYTES``, or is nested deeper than Python reads.
+    """
+    text = _limit(member, MAX_JSON_BYTES, "json")
+    try:
+        meta = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its json is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"its json cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"its json is a {type(meta).__name__}, not an object")
+    return meta
+
+
+def read_text(member: bytes | memoryview) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        ValueError: if it is no UTF-8, or has more than ``MAX_JSON_BYTES``.
+    """
+    try:
+        return _limit(member, MAX_JSON_BYTES, "text").decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its text is not UTF-8: {error}") from error
+
+
+def read_npy(member: bytes | memoryview) -> np.ndarray:
+    """An array of numbers in NumPy's .npy format, as float32.
+
+    Raises:
+        ValueError: if it is none, holds objects (which numpy would unpickle), has more than ``MAX_BYTES``, or other
+            than as many bytes as its header says.
+    """
+    data = _limit(member, MAX_BYTES, "npy")
+    if data[:6] != b"\x93NUMPY" or len(data) < 12:
+        raise ValueError("its npy is not in NumPy's format")
+    long = data[6] > 1
+    (length,) = struct.unpack("<I" if long else "<H", data[8:12] if long else data[8:10])
+    start = (12 if long else 10) + length
+    try:
+        header = ast.literal_eval(data[12 if long else 10 : start].decode("latin1")) if length < 10_000 else {}
+        dtype, shape = np.dtype(header["descr"]), header["shape"]
+        fortran = bool(header["fortran_order"])
+        size = int(np.prod(shape, dtype=np.float64))
+    except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(f"its npy has a header that cannot be read: {error}") from error
+    if dtype.kind not in "biuf":
+        raise ValueError(f"its npy holds {dtype}, not numbers")
+    if size * dtype.itemsize != len(data) - start:
+        raise ValueError(f"its npy holds {len(data) - start} bytes, where its header says {size * dtype.itemsize}")
+    flat = np.frombuffer(data, dtype, offset=start).astype(np.float32)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+READERS = {"json": read_json, "npy": read_npy, "txt": read_text}

@@ -1,0 +1,103 @@
+"""From workers to the training process without a copy: batches are written into shared memory and read in place."""
+
+import mmap
+import os
+import uuid
+import weakref
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_diffusion.data.batch import AudioBatch, Clip, collate
+
+_opened: "weakref.WeakValueDictionary[str, SharedSlots]" = weakref.WeakValueDictionary()
+
+
+class SharedSlots:
+    """Slots for batches ``[B, C, T]`` in memory that all workers of a loader share with the process that made it.
+
+    Each worker owns ``num_slots`` of them. It fills a free one and sends its number; the receiver gets a tensor over
+    that very memory, and the slot is free again once the last tensor over it is gone, however long that takes. A worker
+    that finds none free (somebody keeps many batches) takes ordinary memory, which is slower by a copy.
+    The memory is anonymous: it does not count against the size of /dev/shm, which is small in containers.
+
+    Args:
+        num_workers: of the loader.
+        num_slots: per worker: as many as it may have under way, one in use, one being filled.
+        shape: (B, C, T).
+    """
+
+    def __init__(self, num_workers: int, num_slots: int, shape: tuple[int, int, int]):
+        self.num_workers, self.num_slots, self.shape = num_workers, num_slots, shape
+        self.id = uuid.uuid4().hex
+        self._fd = os.memfd_create(f"audio_diffusion-{self.id}")
+        os.ftruncate(self._fd, self._offset(num_workers, 0) + num_workers * num_slots)
+        self._map()
+        weakref.finalize(self, os.close, self._fd)
+
+    def _offset(self, worker: int, slot: int) -> int:
+        """Of a slot, in bytes; slots begin at a page."""
+        num_bytes = -(-4 * int(np.prod(self.shape)) // mmap.PAGESIZE) * mmap.PAGESIZE
+        return (worker * self.num_slots + slot) * num_bytes
+
+    def _map(self) -> None:
+        self._memory = np.frombuffer(mmap.mmap(self._fd, 0), dtype=np.uint8)
+        # one byte a slot: the worker sets it, the receiver clears it
+        self._busy = self._memory[self._offset(self.num_workers, 0) :].reshape(self.num_workers, self.num_slots)
+        _opened[self.id] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fd": DupFd(self._fd), "_memory": None, "_busy": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fd = state["_fd"].detach()
+        self._map()
+        weakref.finalize(self, os.close, self._fd)
+
+    def take(self, worker: int) -> int | None:
+        """A free slot of this worker, now taken; None if there is none."""
+        free = np.flatnonzero(self._busy[worker] == 0)
+        if not len(free):
+            return None
+        self._busy[worker, free[0]] = 1
+        return int(free[0])
+
+    def release(self, worker: int, slot: int) -> None:
+        self._busy[worker, slot] = 0
+
+    def tensor(self, worker: int, slot: int, lease: bool) -> Tensor:
+        """The slot as float32 ``[B, C, T]``; with ``lease`` the slot is released once no tensor over it is left."""
+        start = self._offset(worker, slot)
+        array = self._memory[start : start + 4 * int(np.prod(self.shape))].view(np.float32).reshape(self.shape)
+        return torch.from_numpy(np.asarray(_Lease(self, worker, slot, array)) if lease else array)
+
+
+class _Lease:
+    """Keeps a slot taken for as long as an array over it lives: numpy holds this object as the array's base."""
+
+    def __init__(self, slots: SharedSlots, worker: int, slot: int, array: np.ndarray):
+        self._slots, self._place = slots, (worker, slot)
+        self.__array_interface__ = array.__array_interface__
+
+    def __del__(self) -> None:
+        self._slots.release(*self._place)
+
+
+class Parcel:
+    """A filled slot on its way: pickled as its number, it is an ``AudioBatch`` when it is unpickled."""
+
+    def __init__(
+        self, slots: SharedSlots, worker: int, slot: int, clips: list[Clip], with_label: bool, fields: tuple[str, ...]
+    ):
+        self._contents = (slots.id, worker, slot, clips, with_label, fields)
+
+    def __reduce__(self) -> tuple:
+        return _open, self._contents
+
+
+def _open(id: str, worker: int, slot: int, clips: list[Clip], with_label: bool, fields: tuple[str, ...]) -> AudioBatch:
+    return collate(_opened[id].tensor(worker, slot, lease=True), clips, with_label, fields)
