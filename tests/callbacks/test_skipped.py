@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from audio_diffusion.callbacks.skipped import ReportSkipped
 from audio_diffusion.data.batch import AudioBatch
@@ -201,3 +203,24 @@ def test_the_first_of_them_are_warned_about(make_run: Callable[..., Any], shards
 def test_fractions_outside_0_to_1_are_refused(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(ValueError, match=f"max_fraction: expected 0 to 1, got {fraction}"):
         ReportSkipped(str(tmp_path), max_fraction=fraction)
+
+
+def test_the_names_are_sent_as_a_table_when_there_are_new_ones(
+    make_run: Callable[..., Any], shards: Path, tmp_path: Path
+) -> None:
+    spoilt = spoil(shards, keys_per_shard=100)
+    report = ReportSkipped(str(tmp_path / "run"), max_fraction=1)
+    run = run_on(make_run, shards, max_steps=2, val_every=1, callbacks=[report])
+    board = TensorBoardLogger(tmp_path / "board")
+    run.trainer.loggers = [*run.trainer.loggers, board]
+    with pytest.warns(UserWarning, match="skipped clip"):
+        run.fit()
+    board.save()
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("data/skipped/text_summary")]
+    assert len(texts) == 2  # after each of two validations; none after the fit, as nothing is new
+    rows = rows_of(tmp_path / "run" / "skipped.csv")
+    assert texts[-1].splitlines()[2:] == [" | ".join(row) for row in rows]
+    assert len(rows) == 8
+    assert all(row[1] in spoilt for row in rows)

@@ -1,5 +1,7 @@
 """Under a real Trainer: the batches are the stream's, whatever reads them, and a resumed run goes on exactly."""
 
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,3 +385,81 @@ def test_shards_of_other_tools_work_and_say_what_is_wrong_with_them(
         assert batch.cond.keys() == {"seconds_start", "seconds_total"}
         assert batch.audio.any(-1).all()
         assert batch.mask.sum(-1).flatten().tolist() == [1452] * 4  # 4000 samples at 44.1 kHz, at 16 kHz
+
+
+# --- several data sets, several crops, other workers
+
+
+@pytest.fixture
+def two_sets(drum_shards: Path) -> dict[str, str]:
+    """Two data sets that share no clip: the first and the other training shards."""
+    first, *others = sorted(str(path) for path in drum_shards.glob("train-*.tar"))
+    return {"first": first, "others": "{" + ",".join(others) + "}" if len(others) > 1 else others[0]}
+
+
+def test_a_mixture_has_the_weights_asked_for_and_resumes_exactly_on_other_workers(
+    make_data: Callable[..., AudioDataModule], two_sets: dict[str, str], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"train": two_sets, "weights": {"first": 3, "others": 1}, "crops_per_clip": 2}
+    whole = fit(make_data(9, **options))
+    first = {key for key in Shards.open([two_sets["first"]]).index(0).keys}
+    sources = [source for _, batch in whole.trained for source in batch.sources]
+    keys = [key for _, batch in whole.trained for key in batch.keys]
+    assert {source == 0 for source, key in zip(sources, keys, strict=True) if key in first} == {True}
+    assert 0.6 < sources.count(0) / 54 < 0.9
+    ckpt = tmp_path / "c.ckpt"
+    before = fit(make_data(9, **options), save=Save(ckpt, 4))
+    after = fit(make_data(9, num_workers=2, worker_start="forkserver", **options), ckpt=ckpt)
+    assert trained(before, after) == trained(whole)
+
+
+def test_each_data_sets_order_is_its_own_whatever_it_is_mixed_with(
+    make_data: Callable[..., AudioDataModule], two_sets: dict[str, str], drum_shards: Path
+) -> None:
+    def order(sets: dict[str, str], name: str) -> list[tuple[int, int, int]]:
+        data = make_data(1, train=sets)
+        data.setup()
+        return [data.mixture.orders[list(sets).index(name)].locate(position) for position in range(50)]
+
+    three = {**two_sets, "third": str(drum_shards)}
+    assert order(three, "first") == order(two_sets, "first")
+    assert order({"third": str(drum_shards), **two_sets}, "others") == order(two_sets, "others")
+
+
+def test_several_crops_of_each_clip_make_an_epoch(make_data: Callable[..., AudioDataModule]) -> None:
+    data = make_data(4, 30, crops_per_clip=3)
+    recorder = fit(data)
+    num_clips = sum(shards.num_clips.sum() for shards in data.train_shards.values())
+    batches = [batch for _, batch in recorder.trained]
+    seen = [(key, float(at)) for batch in batches for key, at in zip(batch.keys, batch.seconds_start, strict=True)]
+    in_epoch = seen[: 3 * num_clips]
+    assert len(set(in_epoch)) == len(in_epoch)
+    assert set(Counter(key for key, _ in in_epoch).values()) == {3}
+    for batch in batches:
+        assert (batch.seconds_start + 2048 / 16_000 <= batch.seconds_total + 1e-6).all()
+
+
+def test_shards_that_are_not_the_manifests_stop_a_run_before_it_starts(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path
+) -> None:
+    shards = Path(shutil.copytree(drum_shards, tmp_path / "shards"))
+    (shard := next(shards.glob("val-*.tar"))).write_bytes(b"<html>Not found</html>")
+    with pytest.raises(ValueError, match=rf"{shard}: expected \d+ bytes, got 22 of an HTML page"):
+        fit(make_data(1, train=str(shards)))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"weights": {"second": 1}}, "weights: expected one for each of train, got second"),
+        ({"weights": {"train": 0}}, "weights: expected 1 positive numbers"),
+        ({"temperature": 0.5}, "temperature: expected 1 or more"),
+        ({"crops_per_clip": 0}, "crops_per_clip: expected at least 1, got 0"),
+        ({"worker_start": "thread"}, "worker_start: expected fork, forkserver or spawn, got 'thread'"),
+    ],
+)
+def test_impossible_options_are_refused(
+    make_data: Callable[..., AudioDataModule], options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        make_data(1, **options).setup()

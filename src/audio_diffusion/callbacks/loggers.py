@@ -96,6 +96,17 @@ def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
         logger.log_metrics(dict(metrics), step=trainer.global_step)
 
 
+def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Sends a table of words to W&B and TensorBoard."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            table = wandb.Table(list(columns), [list(row) for row in rows])
+            logger.experiment.log({name: table, "trainer/global_step": trainer.global_step})
+        elif isinstance(logger, TensorBoardLogger):
+            lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *rows]]
+            logger.experiment.add_text(name, "\n".join(lines), trainer.global_step)
+
+
 def log_samples(
     trainer: L.Trainer,
     clips: Sequence[Tensor],

@@ -10,12 +10,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.callbacks.loggers import log_metrics, log_table
 from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
+
+_TABLE_ROWS = 10_000  # of the latest, in W&B
 
 
 class ReportSkipped(L.Callback):
-    """Writes ``skipped.csv`` (shard, key, kind, reason), logs the counts, and stops a run that loses too much.
+    """Writes ``skipped.csv`` (shard, key, kind, reason), sends it to W&B, logs counts, stops a run that loses much.
 
     Logged are ``data/clips``, of several data sets ``data/clips/NAME`` too, ``data/skipped_clips`` and
     ``data/skipped_clips/KIND``, over all ranks, every ``log_every_n_steps`` batches and as soon as something is skipped
@@ -39,6 +41,7 @@ class ReportSkipped(L.Callback):
         self._skipped: Counter[str] = Counter()  # by kind
         self._latest: Skipped | None = None
         self._named: set[Skipped] = set()
+        self._sent_bytes = 0
 
     @property
     def num_read(self) -> int:
@@ -91,6 +94,13 @@ class ReportSkipped(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(trainer)
+        self._send_names(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._send_names(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._send_names(trainer)
 
     def _note(self, batch: AudioBatch) -> None:
         self._skipped.update(skip.kind for skip in batch.skipped)
@@ -114,6 +124,15 @@ class ReportSkipped(L.Callback):
         num_read, lost = held_out + sum(by_source), sum(n for kind, n in by_kind.items() if kind not in BY_RULE)
         if num_read >= self.min_clips and lost > self.max_fraction * num_read:
             self._stop(lost, num_read, self._latest)
+
+    def _send_names(self, trainer: L.Trainer) -> None:
+        """Sends what ``skipped.csv`` names, of all ranks, as a table, where there is something new."""
+        if not trainer.is_global_zero or not self.path.is_file() or self.path.stat().st_size == self._sent_bytes:
+            return
+        self._sent_bytes = self.path.stat().st_size
+        with open(self.path, newline="") as f:
+            columns, *rows = csv.reader(f)
+        log_table(trainer, "data/skipped", columns, rows[-_TABLE_ROWS:])
 
     def _stop(self, lost: int, num_read: int, latest: Skipped | None) -> None:
         raise ValueError(

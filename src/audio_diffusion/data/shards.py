@@ -119,9 +119,9 @@ def held_out(train: str | Mapping[str, str], val: str | Mapping[str, str] | None
 
 def _held_out(pattern: str) -> str:
     folder = _folder(pattern)
-    if is_remote(pattern):
-        return join(folder or _parent(pattern), "val-*.tar")
-    return join(escape(folder) if folder else _parent(pattern), "val-*.tar")  # a folder may have brackets in its name
+    if folder and not is_remote(folder):
+        folder = escape(folder)  # a folder may have brackets in its name
+    return join(folder or _parent(wds.shardlists.expand_urls(pattern)[0]), "val-*.tar")
 
 
 def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> list[str]:
