@@ -20,6 +20,15 @@ _AHEAD = 4  # batches that a worker makes before they are asked for
 _IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device
 
 
+class _Batches(wds.DataPipeline):
+    """A pipeline that knows its length (webdataset's ``with_length`` cannot be sent to spawned workers)."""
+
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+
 class AudioDataModule(L.LightningDataModule):
     """Training and held-out shards as streams of ``AudioBatch``.
 
@@ -159,11 +168,12 @@ class AudioDataModule(L.LightningDataModule):
         if hasattr(os, "memfd_create"):  # Linux
             num_slots = _IN_USE + (_AHEAD if self.num_workers else 0)
             slots = SharedSlots(max(self.num_workers, 1), num_slots, shape)
-        batches = wds.DataPipeline(
+        batches = _Batches(
             positions,
             *self.store.stages(reader.whole_members),
             wds.map(BatchReader(reader, shape[1:], slots)),
-        ).with_length(length, silent=True)
+        )
+        batches.length = length
         return DataLoader(
             batches,
             batch_size=None,
