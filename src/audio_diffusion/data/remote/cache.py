@@ -54,7 +54,8 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return self._warn(error)
+            self._warn(error)
+            return None
         try:
             data = _read_entry(file, start, stop)
             os.utime(file)  # last used now
@@ -65,7 +66,8 @@ class Cache:
             self.drop(key)
             return None
         except OSError as error:
-            return self._warn(error)
+            self._warn(error)
+            return None
         finally:
             os.close(file)
 

@@ -63,6 +63,7 @@ class RemoteStore:
         self._arguments = (cache_dir, cache_gb, stall_s, timeout_s, retries, backoff_s, storage_options, block_bytes)
         self.block_bytes = block_bytes
         self._pid = -1
+        self._fetcher: Fetcher
 
     def __reduce__(self) -> tuple:
         return type(self), self._arguments
@@ -136,8 +137,8 @@ class RemoteStore:
             url: address.
             start: first byte.
             stop: after the last byte.
-            sha256: of these bytes. Checked where they are at most one block, which is then read at once. More is read in
-                part, which no hash can check; but blocks kept under another hash are not taken for theirs.
+            sha256: of these bytes. Checked where they are at most one block, which is read at once. More is read in part, which
+                no hash can check; but blocks kept under another hash are not taken for theirs.
         """
         self._enter()
         if stop - start <= self.block_bytes:
@@ -207,9 +208,7 @@ class RemoteStore:
         if size is None:
             return self._load_unsized(url, start, sha256)
         if size - start > _MAX_AT_ONCE:
-            raise RemoteError(
-                f"{redact(url)}: {size - start} bytes are too many to be read at once; use open", "refused"
-            )
+            raise RemoteError(f"{redact(url)}: {size - start} bytes are too many to be read at once", "refused")
         return self._load(self._direct, (url, start, size, sha256), cache)
 
     def _load_unsized(self, url: str, start: int, sha256: str) -> bytes:

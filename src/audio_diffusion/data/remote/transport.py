@@ -1,5 +1,6 @@
 """One request to a web server or a bucket: what came, or a ``RemoteError`` that says what went wrong."""
 
+import asyncio
 import errno
 import re
 from collections.abc import AsyncIterator, Callable
@@ -82,8 +83,9 @@ class Web:
     async def get(self, url: str, start: int, stop: int) -> bytes:
         async with self._response(url, start, stop) as response:
             _check_status(response)
-            data = bytearray(await response.content.read(512))
-            _check_page(response, data)
+            first = await response.content.read(512)
+            _check_page(response, first)
+            data = bytearray(first)
             # an answer of exactly the whole object is as good as a range
             ignored = response.status == 200 and (start > 0 or response.content_length not in (None, stop))
             if not ignored:
@@ -115,7 +117,7 @@ class Bucket:
     """s3 and gs, with their own retries off: those of the store are the only ones, and are seen."""
 
     def __init__(self, scheme: str, options: dict[str, Any], stall_s: float):
-        self._scheme = scheme
+        self._scheme, self._connecting = scheme, asyncio.Lock()
         try:
             self._fs = _s3(options, stall_s) if scheme == "s3" else _gs(options, stall_s)
         except ImportError as error:
@@ -124,23 +126,30 @@ class Bucket:
                 f"do: pip install 'audio_diffusion[{scheme}]'"
             ) from error
 
+    async def _connected(self) -> Any:
+        if self._scheme == "s3":
+            async with self._connecting:  # the first requests together would make a connection pool each
+                await self._fs.set_session()
+        return self._fs
+
     async def size(self, url: str) -> int | None:
-        info = await self._fs._info(url)
+        info = await (await self._connected())._info(url)
         if info["type"] != "file":
             raise RemoteError("expected an object, found a folder", "not_found")
         return info["size"]
 
     async def get(self, url: str, start: int, stop: int) -> bytes:
-        return await self._fs._cat_file(url, start=start, end=stop)
+        return await (await self._connected())._cat_file(url, start=start, end=stop)
 
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
-        sink(await self._fs._cat_file(url))
+        sink(await (await self._connected())._cat_file(url))
 
     async def list(self, pattern: str) -> list[str]:
         if re.search(r"[*?\[]", pattern):
-            names = await self._fs._glob(pattern)
+            names = await (await self._connected())._glob(pattern)
         else:
-            names = [entry["name"] for entry in await self._fs._ls(pattern, detail=True) if entry["type"] == "file"]
+            entries = await (await self._connected())._ls(pattern, detail=True)
+            names = [entry["name"] for entry in entries if entry["type"] == "file"]
         return sorted(f"{self._scheme}://{name}" for name in names if not name.endswith("/"))
 
 
@@ -216,6 +225,8 @@ def explain(error: Exception, url: str, stall_s: float) -> RemoteError:
     names = {type(link).__name__ for link in chain}
     text = f"{type(error).__name__}: {error}".replace(url, redact(url)).rstrip(": ")
     status = getattr(error, "status", getattr(error, "code", None))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return RemoteError(f"the cache cannot keep it: {error.strerror}", "cache")
     if isinstance(error, FileNotFoundError) or status == 404:
         return RemoteError(f"not found ({text})", "not_found")
     if isinstance(error, PermissionError) or status in (401, 403) or names & _NO_LOGIN or "Forbidden" in text:
