@@ -137,8 +137,8 @@ class RemoteStore:
             url: address.
             start: first byte.
             stop: after the last byte.
-            sha256: of these bytes. Checked where they are at most one block, which is read at once. More is read in part, which
-                no hash can check; but blocks kept under another hash are not taken for theirs.
+            sha256: of these bytes. Checked where they are at most one block, which is read at once. More is read in part,
+                which no hash can check; but blocks kept under another hash are not taken for theirs.
         """
         self._enter()
         if stop - start <= self.block_bytes:
