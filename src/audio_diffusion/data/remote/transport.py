@@ -169,10 +169,11 @@ def _s3(options: dict[str, Any], stall_s: float) -> Any:
 
 
 def _gs(options: dict[str, Any], stall_s: float) -> Any:
+    # not by its protocol's name: that gives a subclass which asks over gRPC first, and gRPC does not survive a fork
+    from gcsfs.core import GCSFileSystem
+
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
-    fs = fsspec.filesystem(
-        "gs", skip_instance_cache=True, use_listings_cache=False, **{"requests_timeout": timeout, **options}
-    )
+    fs = GCSFileSystem(skip_instance_cache=True, use_listings_cache=False, **{"requests_timeout": timeout, **options})
     fs._request = partial(type(fs)._request.__wrapped__, fs)  # its number of retries cannot be set
     return fs
 
