@@ -1,0 +1,77 @@
+"""Which addresses are read, and what is said when one cannot be."""
+
+import re
+from urllib.parse import urlsplit
+
+SCHEMES = ("http", "https", "s3", "gs")
+_BEGINNINGS = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+
+#: kinds of failure that a second try does not mend
+FINAL = ("not_found", "forbidden", "refused", "ranges", "cache", "stopped")
+
+
+class RemoteError(Exception):
+    """Something remote could not be read. The text has the address without credentials, what was expected, what came.
+
+    Args:
+        message: what is wrong.
+        kind: ``not_found``, ``forbidden``, ``refused`` (by the server, or an address that is not followed),
+            ``server`` (5xx, 429), ``stalled`` (no byte for too long), ``timeout`` (bytes, but too slowly),
+            ``connection``, ``short`` (fewer bytes than there should be), ``html`` (a page instead of data), ``hash``,
+            ``ranges`` (the server sends whole objects only), ``cache`` (it does not fit into the cache), ``stopped``.
+        wait_s: the pause that the server asked for, in seconds.
+    """
+
+    def __init__(self, message: str, kind: str = "server", wait_s: float = 0.0):
+        super().__init__(message)
+        self.kind, self.wait_s = kind, wait_s
+
+    @property
+    def final(self) -> bool:
+        """Whether trying again is of no use."""
+        return self.kind in FINAL
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address; ``file://`` and plain paths are local.
+
+    Raises:
+        ValueError: for an address of another scheme than ``SCHEMES``, a ``pipe:`` or a chain of addresses (``a::b``).
+    """
+    scheme, found, rest = path.partition("://")
+    if not found and not path.startswith("pipe:"):
+        return False
+    if found and scheme.lower() == "file":
+        return False
+    if not found or scheme.lower() not in SCHEMES or re.search(r"::[\w+.-]*://", rest):
+        raise ValueError(
+            f"shards: expected a local path or an address that begins with one of {_BEGINNINGS}, got {redact(path)!r}. "
+            "Commands (pipe:) and chained addresses (a::b) are never run"
+        )
+    return True
+
+
+def local_path(path: str) -> str:
+    """A local path without its ``file://``."""
+    return path[len("file://") :] if path.lower().startswith("file://") else path
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of an address that may be read.
+
+    Raises:
+        ValueError: if it is not one of ``SCHEMES``.
+    """
+    if not is_remote(url):
+        raise ValueError(f"url: expected an address that begins with one of {_BEGINNINGS}, got {redact(url)!r}")
+    return url.partition("://")[0].lower()
+
+
+def redact(url: str) -> str:
+    """An address as it may be logged: without user, password and query, where signatures and keys are."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition("?")[0].partition("@")[2] or "?"
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="..." if parts.query else "", fragment="").geturl()

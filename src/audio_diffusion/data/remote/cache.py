@@ -1,0 +1,240 @@
+"""A folder of what was fetched: bounded, checked when read, shared by all processes of a machine."""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from audio_diffusion.data.remote.address import RemoteError
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 18
+_FOOTER = struct.Struct("<QI4s")  # length of the data, checksum of the table, mark
+_MARK = b"ADC1"
+_STALE_S = 60.0
+_KEPT = 0.9  # of the bound, after eviction
+
+
+class Cache:
+    """Entries are written under a temporary name and renamed; the least recently used make room for new ones.
+
+    An entry is its data, the CRC-32 of every 256 KiB of it, and a footer. The checksums find damage on the disk; that
+    the right thing was fetched, the store checks before it puts it here. Nothing is touched before the first use.
+
+    Args:
+        folder: where; made if it is missing. Best on a local disk: it needs file locks.
+        max_bytes: bound of the entries together. The count is kept in one file; the folder is listed only when the
+            bound is passed.
+    """
+
+    def __init__(self, folder: str, max_bytes: int):
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        self.damaged = self.evicted = 0
+        self._ready = self._warned = False
+
+    def path(self, key: str) -> Path:
+        """Where the entry of a key lies."""
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return self.folder / name[:2] / name[2:40]
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
+        """Bytes [start, stop) of an entry (fewer where it is shorter); None where there is no good one."""
+        path = self.path(key)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn(error)
+            return None
+        try:
+            data = _read_entry(file, start, stop)
+            os.utime(file)  # last used now
+            return data
+        except ValueError as error:
+            log.warning("cache: %s in %s; it is fetched again", error, path)
+            self.damaged += 1
+            self.drop(key)
+            return None
+        except OSError as error:
+            self._warn(error)
+            return None
+        finally:
+            os.close(file)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keeps an entry. Where that fails (a full disk), says so once and goes on without."""
+        if len(data) > self.max_bytes:
+            return
+        try:
+            with self.writer(key) as writer:
+                writer.write(data)
+                writer.commit()
+        except OSError as error:
+            self._warn(error)
+
+    def drop(self, key: str) -> None:
+        """Forgets an entry."""
+        with contextlib.suppress(OSError):
+            self.path(key).unlink()
+
+    @contextlib.contextmanager
+    def writer(self, key: str) -> Iterator["Writer"]:
+        """A new entry to write piece by piece; it is there after ``commit``, and leaves no trace without.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        self._prepare()
+        path = self.path(key)
+        path.parent.mkdir(exist_ok=True)
+        temporary = self.folder / "partial" / f"{path.name}.{os.getpid()}.{threading.get_ident()}"
+        with open(temporary, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # tells others that its writer lives
+            writer = Writer(file)
+            try:
+                yield writer
+                if writer.committed:
+                    temporary.replace(path)
+                    self._add(writer.length)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+
+    @contextlib.contextmanager
+    def lock(self, key: str, stopped: threading.Event) -> Iterator[None]:
+        """One holder at a time among all processes; others wait, until ``stopped``.
+
+        Raises:
+            RemoteError: if stopped while waiting.
+        """
+        self._prepare()
+        with open(self.folder / "partial" / f"{self.path(key).name}.lock", "wb") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if stopped.wait(0.05):
+                        raise RemoteError("stopped while another process fetched it", "stopped") from None
+            yield
+
+    def _prepare(self) -> None:
+        """Makes the folder, and removes what writers that were killed have left."""
+        if self._ready:
+            return
+        partial = self.folder / "partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        for path in partial.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    with open(path, "rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
+        self._ready = True
+
+    def _add(self, num_bytes: int) -> None:
+        """Counts a new entry in, and makes room when the bound is passed."""
+        with open(self.folder / "size", "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            text = file.read()
+            # without a count, as after a crash, the folder is looked through
+            total = int(text) + num_bytes if text.isdigit() else self.max_bytes + 1
+            if total > self.max_bytes:
+                total = self._evict()
+            file.truncate(0)
+            file.write(b"%d" % total)
+
+    def _evict(self) -> int:
+        """Removes the entries not used for longest, if the bound is passed; the bytes that stay."""
+        entries = []
+        for folder in os.scandir(self.folder):
+            if len(folder.name) == 2:
+                for entry in os.scandir(folder.path):
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = entry.stat()
+                        entries.append((stat.st_mtime_ns, stat.st_size, entry.path))
+        total = sum(size for _, size, _ in entries)
+        if total <= self.max_bytes:
+            return total
+        for _, size, path in sorted(entries):
+            if total <= _KEPT * self.max_bytes:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= size
+            self.evicted += 1
+        return total
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            log.warning("cache: %s cannot be used (%s); going on without, more slowly", self.folder, error)
+            self._warned = True
+
+
+class Writer:
+    """Writes the data of an entry, with checksums."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._crc, self._table = file, 0, bytearray()
+        self.length, self.committed = 0, False
+
+    def write(self, data: bytes) -> None:
+        """Appends data."""
+        view = memoryview(data)
+        while len(view):
+            part = view[: _BLOCK - self.length % _BLOCK]
+            self._crc = zlib.crc32(part, self._crc)
+            self.length += len(part)
+            if self.length % _BLOCK == 0:
+                self._end_block()
+            view = view[len(part) :]
+        self._file.write(data)
+
+    def _end_block(self) -> None:
+        self._table += self._crc.to_bytes(4, "little")
+        self._crc = 0
+
+    def commit(self) -> None:
+        """Says that the data are complete and right."""
+        if self.length % _BLOCK:
+            self._end_block()
+        self._file.write(self._table + _FOOTER.pack(self.length, zlib.crc32(self._table), _MARK))
+        self._file.flush()
+        self.committed = True
+
+
+def _read_entry(file: int, start: int, stop: int | None) -> bytes:
+    """Bytes [start, stop) of an open entry; reads only the blocks they are in.
+
+    Raises:
+        ValueError: if the entry is damaged there.
+    """
+    num_bytes = os.fstat(file).st_size
+    num_blocks = -(-(num_bytes - _FOOTER.size) // (_BLOCK + 4))
+    length = num_bytes - _FOOTER.size - 4 * num_blocks
+    if length < 0:
+        raise ValueError("an incomplete entry")
+    tail = os.pread(file, num_bytes - length, length)
+    table = tail[: 4 * num_blocks]
+    if tail[4 * num_blocks :] != _FOOTER.pack(length, zlib.crc32(table), _MARK):
+        raise ValueError("a damaged footer")
+    stop = length if stop is None else min(stop, length)
+    first, begin = start // _BLOCK, start // _BLOCK * _BLOCK
+    wanted = min(-(-stop // _BLOCK) * _BLOCK, length) - begin
+    data = os.pread(file, max(wanted, 0), begin)
+    view = memoryview(data)
+    for block, at in enumerate(range(0, wanted, _BLOCK), first):
+        if zlib.crc32(view[at : at + _BLOCK]) != int.from_bytes(table[4 * block : 4 * block + 4], "little"):
+            raise ValueError("damaged data")
+    return data if (begin, wanted) == (start, stop - start) else data[start - begin : stop - begin]

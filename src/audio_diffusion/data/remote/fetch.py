@@ -1,0 +1,185 @@
+"""Requests that are tried again in sight: time-outs, pauses, checks of what came."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+from fsspec.asyn import get_loop
+
+from audio_diffusion.data.remote.address import RemoteError, redact, scheme_of
+from audio_diffusion.data.remote.transport import Bucket, Transport, Web, explain, looks_html
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Range = tuple[str, int, int, str]  # address, start, stop, sha256 or ""
+
+_MAX_BACKOFF_S = 30.0
+
+
+class Errand:
+    """What is fetched on one caller's behalf; it can be called off."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self.running: set[Future] = set()
+
+    def stop(self) -> None:
+        """Ends its requests, pauses and waiting for locks."""
+        self.stopped.set()
+        for future in list(self.running):
+            future.cancel()
+
+
+def checked(data: bytes, num_bytes: int, sha256: str) -> bytes:
+    """The data, if they are what was asked for.
+
+    Raises:
+        RemoteError: if they are of another length (``short``), another hash (``hash``) or a page (``html``).
+    """
+    if len(data) == num_bytes and (not sha256 or hashlib.sha256(data).hexdigest() == sha256):
+        return data
+    if looks_html(data):
+        raise RemoteError(f"expected {num_bytes} bytes of data, got an HTML page", "html")
+    if len(data) != num_bytes:
+        raise RemoteError(f"expected {num_bytes} bytes, got {len(data)}", "short")
+    raise RemoteError(f"expected the sha256 {sha256}, got {hashlib.sha256(data).hexdigest()}", "hash")
+
+
+def bytes_of(part: Range) -> str:
+    """What of an object a range is, for messages."""
+    return f" bytes {part[1]}-{part[2] - 1}"
+
+
+class Fetcher:
+    """Makes one process's requests, and counts them.
+
+    Args:
+        stall_s: seconds without a byte after which a request is given up.
+        timeout_s: seconds after which it is given up in any case.
+        retries: tries after the first one.
+        backoff_s: pause before the second try, seconds.
+        storage_options: of each scheme's filesystem.
+    """
+
+    def __init__(
+        self,
+        stall_s: float,
+        timeout_s: float,
+        retries: int,
+        backoff_s: float,
+        storage_options: dict[str, dict[str, Any]],
+    ):
+        self.stall_s, self.timeout_s, self.retries, self.backoff_s = stall_s, timeout_s, retries, backoff_s
+        self.storage_options = storage_options
+        self.counts: Counter[str] = Counter()
+        self._transports: dict[str, Transport] = {}
+        self._lock = threading.Lock()
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Adds to a count."""
+        with self._lock:
+            self.counts[name] += more
+
+    def range(self, errand: Errand, part: Range) -> bytes:
+        """The bytes of a range; see ``retry`` for errors."""
+        url, start, stop, sha256 = part
+
+        def attempt() -> bytes:
+            data = self.request(errand, url, lambda transport: transport.get(url, start, stop))
+            self.count("bytes", len(data))
+            return checked(data, stop - start, sha256)
+
+        return self.retry(errand, url, attempt, bytes_of(part))
+
+    def size(self, errand: Errand, url: str) -> int | None:
+        """Bytes of an object, None where the server does not say; see ``retry`` for errors."""
+        return self.retry(errand, url, lambda: self.request(errand, url, lambda transport: transport.size(url)))
+
+    def list(self, errand: Errand, pattern: str) -> list[str]:
+        """The objects in a folder or of a glob; see ``retry`` for errors."""
+        return self.retry(errand, pattern, lambda: self.request(errand, pattern, lambda t: t.list(pattern)))
+
+    def stream(self, errand: Errand, url: str, sink: Callable[[bytes], object]) -> None:
+        """A whole object, piece by piece; one try."""
+
+        def counted(chunk: bytes) -> None:
+            self.count("bytes", len(chunk))
+            sink(chunk)
+
+        self.request(errand, url, lambda transport: transport.stream(url, counted))
+
+    def request(self, errand: Errand, url: str, make: Callable[[Transport], Coroutine[Any, Any, T]]) -> T:
+        """One request, in fsspec's event loop.
+
+        Raises:
+            RemoteError: if it fails.
+        """
+        transport = self._transport(url)
+        self.count("requests")
+
+        async def explained() -> T:
+            try:
+                return await make(transport)
+            except Exception as error:
+                raise explain(error, url, self.stall_s) from None
+
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(explained(), self.timeout_s), get_loop())
+        errand.running.add(future)
+        if errand.stopped.is_set():  # before it knew of this request
+            future.cancel()
+        try:
+            return future.result()
+        except CancelledError:
+            raise RemoteError("stopped", "stopped") from None
+        except (asyncio.TimeoutError, TimeoutError):
+            raise RemoteError(f"not finished after {self.timeout_s:g} s, the time-out", "timeout") from None
+        finally:
+            future.cancel()  # where the caller was interrupted
+            errand.running.discard(future)
+
+    def retry(self, errand: Errand, url: str, attempt: Callable[[], T], part: str = "") -> T:
+        """Tries, and again where that may help, ``retries`` times; each failure is logged.
+
+        Raises:
+            RemoteError: the last failure, with the address and the number of tries.
+        """
+        number = 1
+        while True:
+            try:
+                return attempt()
+            except RemoteError as error:
+                if error.final or number > self.retries:
+                    tries = "once" if number == 1 else f"{number} times"
+                    message = f"{redact(url)}{part}: {error} ({error.kind}, tried {tries})"
+                    raise RemoteError(message, error.kind) from None
+                pause = min(self.backoff_s * 2 ** (number - 1), _MAX_BACKOFF_S)
+                # workers that failed together do not come back together
+                pause *= 0.5 + random.Random(f"{url}{part} {os.getpid()} {number}").random()
+                pause = max(pause, error.wait_s)
+                log.warning(
+                    "%s%s: %s (%s); try %d of %d follows in %.1f s",
+                    redact(url), part, error, error.kind, number + 1, self.retries + 1, pause,
+                )  # fmt: skip
+            self.count("retries")
+            if errand.stopped.wait(pause):
+                raise RemoteError(f"{redact(url)}{part}: stopped", "stopped")
+            number += 1
+
+    def _transport(self, url: str) -> Transport:
+        scheme = scheme_of(url)
+        with self._lock:
+            if scheme not in self._transports:
+                options = self.storage_options.get(scheme, {})
+                is_web = scheme in ("http", "https")
+                self._transports[scheme] = (
+                    Web(options, self.stall_s) if is_web else Bucket(scheme, options, self.stall_s)
+                )
+            return self._transports[scheme]

@@ -1,0 +1,253 @@
+"""Ranges of remote objects as bytes and files: cached, checked, fetched ahead of their use."""
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, BinaryIO, TypeVar, cast
+
+from audio_diffusion.data.remote.address import SCHEMES, RemoteError, redact, scheme_of
+from audio_diffusion.data.remote.cache import Cache
+from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, checked
+from audio_diffusion.data.remote.file import RemoteFile
+from audio_diffusion.data.remote.whole import read_from_whole
+
+T = TypeVar("T")
+
+_MAX_AT_ONCE = 1 << 30  # bytes of an object that is read as a whole into memory
+_INHERITED: list[object] = []  # a forked process must not finalize its parent's connections
+
+
+class RemoteStore:
+    """Objects on web servers and in buckets.
+
+    It can be pickled and forked; threads and connections are made at the first use in a process. Credentials come from
+    where each protocol's library looks for them (AWS_*, ~/.aws, GOOGLE_APPLICATION_CREDENTIALS, an instance's role).
+
+    Args:
+        cache_dir: folder that keeps what was fetched; None keeps nothing.
+        cache_gb: its bound, in 10^9 bytes.
+        stall_s: seconds without a byte after which a request is given up.
+        timeout_s: seconds after which a request is given up, however many bytes came.
+        retries: tries after the first one.
+        backoff_s: pause before the second try, seconds; it doubles with each, to at most 30 s, and varies by half.
+        storage_options: what each scheme's fsspec filesystem is given: ``{"s3": {"endpoint_url": ...}}``.
+        block_bytes: how much ``open`` fetches at once.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | None,
+        cache_gb: float = 50,
+        stall_s: float = 30,
+        timeout_s: float = 300,
+        retries: int = 5,
+        backoff_s: float = 0.5,
+        storage_options: dict[str, dict[str, Any]] | None = None,
+        block_bytes: int = 4 << 20,
+    ):
+        positive = {"cache_gb": cache_gb, "stall_s": stall_s, "timeout_s": timeout_s, "block_bytes": block_bytes}
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"{name}: expected more than 0, got {value}")
+        for name, value in {"retries": retries, "backoff_s": backoff_s}.items():
+            if value < 0:
+                raise ValueError(f"{name}: expected at least 0, got {value}")
+        for scheme in storage_options or {}:
+            if scheme not in SCHEMES:
+                raise ValueError(f"storage_options: expected options by scheme ({', '.join(SCHEMES)}), got {scheme!r}")
+        self._arguments = (cache_dir, cache_gb, stall_s, timeout_s, retries, backoff_s, storage_options, block_bytes)
+        self.block_bytes = block_bytes
+        self._pid = -1
+        self._fetcher: Fetcher
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._arguments
+
+    def _enter(self) -> None:
+        """Gives this process its own state, also after a fork."""
+        if self._pid == os.getpid():
+            return
+        if self._pid != -1:
+            _INHERITED.append(self._fetcher)
+        cache_dir, cache_gb, stall_s, timeout_s, retries, backoff_s, options, _ = self._arguments
+        self._cache = Cache(cache_dir, int(cache_gb * 1e9)) if cache_dir else None
+        self._fetcher = Fetcher(stall_s, timeout_s, retries, backoff_s, options or {})
+        self._staged: dict[Range, tuple[Future, int]] = {}  # with the number of items that wait for it
+        self._direct = Errand()
+        self._pid = os.getpid()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """This process's counts: requests, bytes (fetched), retries, cache_hits, cache_damaged, cache_evicted."""
+        self._enter()
+        counts = {name: self._fetcher.counts[name] for name in ("requests", "bytes", "retries", "cache_hits")}
+        damaged, evicted = (self._cache.damaged, self._cache.evicted) if self._cache else (0, 0)
+        return {**counts, "cache_damaged": damaged, "cache_evicted": evicted}
+
+    def list(self, pattern: str) -> list[str]:
+        """The objects in a folder, or that match a glob, as sorted addresses. On the web: what the page links to.
+
+        Raises:
+            RemoteError: if the folder is not there or cannot be listed.
+        """
+        self._enter()
+        return self._fetcher.list(self._direct, pattern)
+
+    def size(self, url: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            RemoteError: if it is not there, or the server does not say.
+        """
+        self._enter()
+        size = self._fetcher.size(self._direct, url)
+        if size is None:
+            raise RemoteError(f"{redact(url)}: the server does not say how large it is", "refused")
+        return size
+
+    def read(self, url: str, start: int = 0, stop: int | None = None, sha256: str = "", cache: bool = True) -> bytes:
+        """Bytes [start, stop) of an object, or all of it; at once where ``read_ahead`` has them.
+
+        Args:
+            url: address.
+            start: first byte.
+            stop: after the last byte; None: the end of the object.
+            sha256: of these bytes, hexadecimal; "" checks their number only.
+            cache: whether they may come from the cache and are kept there. False for what may change under its address
+                and has no known hash, such as a manifest.
+
+        Raises:
+            RemoteError: if they cannot be had, or what comes is something else.
+        """
+        self._enter()
+        if stop is None:
+            return self._load_to_end(url, start, sha256, cache)
+        staged = self._staged.get((url, start, stop, sha256))
+        return staged[0].result() if staged else self._load(self._direct, (url, start, stop, sha256), cache)
+
+    def open(self, url: str, start: int, stop: int, sha256: str = "") -> BinaryIO:
+        """A file over bytes [start, stop) that fetches what is read of it, in blocks.
+
+        Args:
+            url: address.
+            start: first byte.
+            stop: after the last byte.
+            sha256: of these bytes. Checked where they are at most one block, which is read at once. More is read in part,
+                which no hash can check; but blocks kept under another hash are not taken for theirs.
+        """
+        self._enter()
+        if stop - start <= self.block_bytes:
+            return io.BytesIO(self.read(url, start, stop, sha256))
+
+        def read_block(first: int, last: int) -> bytes:
+            self._enter()
+            return self._load(self._direct, (url, start + first, start + last, ""), version=sha256)
+
+        return cast(BinaryIO, RemoteFile(stop - start, self.block_bytes, read_block))
+
+    def read_ahead(
+        self,
+        items: Iterable[tuple[T, Sequence[Range]]],
+        num_ahead: int = 32,
+        num_threads: int = 16,
+        max_bytes: int = 256 << 20,
+    ) -> Iterator[T]:
+        """Yields items in their order, each once its ranges have been fetched; the next ones are fetched meanwhile.
+
+        Until the following item is asked for, ``read`` gives the item's ranges from memory, or raises what went wrong.
+
+        Args:
+            items: each with the ranges (address, start, stop, sha256) that will be read for it.
+            num_ahead: items that are fetched before their turn.
+            num_threads: requests at a time.
+            max_bytes: of ranges in memory, if they are more than one item's.
+        """
+        self._enter()
+        errand, pool = Errand(), ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
+        source, queue, num_bytes = iter(items), deque[tuple[T, Sequence[Range]]](), 0
+        try:
+            while True:
+                while len(queue) <= num_ahead and (num_bytes < max_bytes or not queue):
+                    following = next(source, None)
+                    if following is None:
+                        break
+                    queue.append(following)
+                    num_bytes += sum(self._stage(errand, pool, part) for part in following[1])
+                if not queue:
+                    return
+                item, ranges = queue[0]
+                wait([self._staged[part][0] for part in ranges])
+                yield item
+                queue.popleft()
+                num_bytes -= sum(self._unstage(part) for part in ranges)
+        finally:
+            errand.stop()
+            pool.shutdown(cancel_futures=True)
+            for _, ranges in queue:
+                for part in ranges:
+                    self._unstage(part)
+
+    def _stage(self, errand: Errand, pool: ThreadPoolExecutor, part: Range) -> int:
+        future, uses = self._staged.get(part) or (pool.submit(self._load, errand, part), 0)
+        self._staged[part] = (future, uses + 1)
+        return part[2] - part[1]
+
+    def _unstage(self, part: Range) -> int:
+        future, uses = self._staged.pop(part)
+        if uses > 1:
+            self._staged[part] = (future, uses - 1)
+        return part[2] - part[1]
+
+    def _load_to_end(self, url: str, start: int, sha256: str, cache: bool) -> bytes:
+        size = self._fetcher.size(self._direct, url)
+        if size is None:
+            return self._load_unsized(url, start, sha256)
+        if size - start > _MAX_AT_ONCE:
+            raise RemoteError(f"{redact(url)}: {size - start} bytes are too many to be read at once", "refused")
+        return self._load(self._direct, (url, start, size, sha256), cache)
+
+    def _load_unsized(self, url: str, start: int, sha256: str) -> bytes:
+        """All of an object whose length the server does not say; only a hash can show that it is complete."""
+
+        def attempt() -> bytes:
+            data = bytearray()
+
+            def sink(chunk: bytes) -> None:
+                data.extend(chunk)
+                if len(data) > _MAX_AT_ONCE:
+                    raise RemoteError("more bytes than can be read at once, and no end of them", "refused")
+
+            self._fetcher.stream(self._direct, url, sink)
+            return checked(bytes(data[start:]), max(len(data) - start, 0), sha256)
+
+        return self._fetcher.retry(self._direct, url, attempt)
+
+    def _load(self, errand: Errand, part: Range, cache: bool = True, version: str = "") -> bytes:
+        """A range from the cache or its server. ``version`` keeps blocks of objects apart that differ by their hash."""
+        url, start, stop, sha256 = part
+        scheme_of(url)
+        if not 0 <= start <= stop:
+            raise ValueError(f"range: expected 0 <= start <= stop, got [{start}, {stop})")
+        if start == stop:
+            return b""
+        kept = self._cache if cache else None
+        key = f"{url}\n{start}\n{stop}\n{sha256 or version}"
+        if kept is not None and (data := kept.get(key)) is not None:
+            self._fetcher.count("cache_hits")
+            return data
+        if kept is not None and kept.path(url).exists():
+            return read_from_whole(self._fetcher, self._cache, errand, part)
+        try:
+            data = self._fetcher.range(errand, part)
+        except RemoteError as error:
+            if error.kind != "ranges":
+                raise
+            return read_from_whole(self._fetcher, self._cache, errand, part)
+        if kept is not None:
+            kept.put(key, data)
+        return data

@@ -1,0 +1,245 @@
+"""One request to a web server or a bucket: what came, or a ``RemoteError`` that says what went wrong."""
+
+import asyncio
+import errno
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import aiohttp
+import fsspec
+from yarl import URL
+
+from audio_diffusion.data.remote.address import RemoteError, redact
+
+_MAX_WAIT_S = 60.0  # a server may ask for a longer pause; it does not get it
+_CUT_OFF = {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseStreamingError"}
+_NO_LOGIN = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"}
+
+
+class Transport(Protocol):
+    """What the store needs of a protocol. All methods run in fsspec's event loop."""
+
+    async def size(self, url: str) -> int | None:
+        """Bytes of an object; None where the server does not say."""
+
+    async def get(self, url: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), as many as came."""
+
+    async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
+        """The whole object, piece by piece."""
+
+    async def list(self, pattern: str) -> list[str]:
+        """The objects in a folder or that match a glob, sorted."""
+
+
+def looks_html(data: bytes) -> bool:
+    """Whether data begins as a page does."""
+    return data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+
+
+class Web:
+    """http and https. Requests are made in fsspec's session, but read here: fsspec neither sees that a server ignored
+    the range, nor keeps such an answer out of memory."""
+
+    def __init__(self, options: dict[str, Any], stall_s: float):
+        redirects = aiohttp.TraceConfig()
+        redirects.on_request_redirect.append(_check_redirect)
+        client = {
+            **options.get("client_kwargs", {}),
+            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s),
+            "trace_configs": [redirects],
+        }
+        self._fs = fsspec.filesystem("http", skip_instance_cache=True, **{**options, "client_kwargs": client})
+
+    @asynccontextmanager
+    async def _response(
+        self, url: str, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        session = await self._fs.set_session()
+        # compressed on the way, offsets and lengths would mean something else
+        headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        if stop is not None:
+            headers["Range"] = f"bytes={start}-{stop - 1}"
+        async with session.get(self._fs.encode_url(url), **{**self._fs.kwargs, "headers": headers}) as response:
+            yield response
+
+    async def size(self, url: str) -> int | None:
+        # not HEAD: signed addresses allow one method only
+        async with self._response(url, 0, 1) as response:
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if response.status in (206, 416) and total.isdigit():
+                return int(total)
+            _check_status(response)
+            _check_page(response, await response.content.read(512))
+            if response.status == 200 and response.content_length is not None:
+                return response.content_length
+        session = await self._fs.set_session()
+        async with session.head(self._fs.encode_url(url), **self._fs.kwargs) as response:
+            return response.content_length if response.status == 200 else None
+
+    async def get(self, url: str, start: int, stop: int) -> bytes:
+        async with self._response(url, start, stop) as response:
+            _check_status(response)
+            first = await response.content.read(512)
+            _check_page(response, first)
+            data = bytearray(first)
+            # an answer of exactly the whole object is as good as a range
+            ignored = response.status == 200 and (start > 0 or response.content_length not in (None, stop))
+            if not ignored:
+                _check_start(response, start)
+                async for chunk in response.content.iter_any():
+                    data += chunk
+                    if len(data) > stop - start:
+                        break
+            if ignored or (response.status == 200 and len(data) > stop):
+                raise RemoteError("the server ignores ranges and sends the whole object", "ranges")
+            return bytes(data)
+
+    async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
+        async with self._response(url) as response:
+            _check_status(response)
+            first = await response.content.read(512)
+            _check_page(response, first)
+            sink(first)
+            async for chunk in response.content.iter_chunked(1 << 20):
+                sink(chunk)
+
+    async def list(self, pattern: str) -> list[str]:
+        if re.search(r"[*\[]", pattern):
+            return sorted(await self._fs._glob(pattern))
+        return sorted(url for url in await self._fs._ls(pattern, detail=False) if not url.endswith("/"))
+
+
+class Bucket:
+    """s3 and gs, with their own retries off: those of the store are the only ones, and are seen."""
+
+    def __init__(self, scheme: str, options: dict[str, Any], stall_s: float):
+        self._scheme, self._connecting = scheme, asyncio.Lock()
+        try:
+            self._fs = _s3(options, stall_s) if scheme == "s3" else _gs(options, stall_s)
+        except ImportError as error:
+            raise ValueError(
+                f"shards: {scheme}:// needs a package that is not installed ({error}); "
+                f"do: pip install 'audio_diffusion[{scheme}]'"
+            ) from error
+
+    async def _connected(self) -> Any:
+        if self._scheme == "s3":
+            async with self._connecting:  # the first requests together would make a connection pool each
+                await self._fs.set_session()
+        return self._fs
+
+    async def size(self, url: str) -> int | None:
+        info = await (await self._connected())._info(url)
+        if info["type"] != "file":
+            raise RemoteError("expected an object, found a folder", "not_found")
+        return info["size"]
+
+    async def get(self, url: str, start: int, stop: int) -> bytes:
+        return await (await self._connected())._cat_file(url, start=start, end=stop)
+
+    async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
+        sink(await (await self._connected())._cat_file(url))
+
+    async def list(self, pattern: str) -> list[str]:
+        if re.search(r"[*?\[]", pattern):
+            names = await (await self._connected())._glob(pattern)
+        else:
+            entries = await (await self._connected())._ls(pattern, detail=True)
+            names = [entry["name"] for entry in entries if entry["type"] == "file"]
+        return sorted(f"{self._scheme}://{name}" for name in names if not name.endswith("/"))
+
+
+def _s3(options: dict[str, Any], stall_s: float) -> Any:
+    config = {
+        "connect_timeout": stall_s,
+        "read_timeout": stall_s,
+        "retries": {"total_max_attempts": 1},
+        "max_pool_connections": 64,
+        **options.get("config_kwargs", {}),
+    }
+    fs = fsspec.filesystem(
+        "s3", skip_instance_cache=True, use_listings_cache=False, **{**options, "config_kwargs": config}
+    )
+    fs.retries = 1
+    return fs
+
+
+def _gs(options: dict[str, Any], stall_s: float) -> Any:
+    # not by its protocol's name: that gives a subclass which asks over gRPC first, and gRPC does not survive a fork
+    from gcsfs.core import GCSFileSystem
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
+    fs = GCSFileSystem(skip_instance_cache=True, use_listings_cache=False, **{"requests_timeout": timeout, **options})
+    fs._request = partial(type(fs)._request.__wrapped__, fs)  # its number of retries cannot be set
+    return fs
+
+
+async def _check_redirect(session: object, context: object, params: aiohttp.TraceRequestRedirectParams) -> None:
+    location = params.response.headers.get("Location", "")
+    target = params.url.join(URL(location))
+    if target.scheme not in ("https", params.url.scheme):
+        params.response.close()
+        raise RemoteError(f"redirected from {params.url.scheme} to {target.scheme}, which is not followed", "refused")
+
+
+def _check_status(response: aiohttp.ClientResponse) -> None:
+    status = response.status
+    if status in (200, 206):
+        return
+    text = f"HTTP {status} {response.reason or ''}".rstrip()
+    if status in (401, 403):
+        raise RemoteError(f"{text}; are the credentials right?", "forbidden")
+    if status in (404, 410):
+        raise RemoteError(text, "not_found")
+    if status == 416:
+        raise RemoteError(f"{text}: the object is shorter than its index says", "short")
+    if status in (408, 429) or status >= 500:
+        asked = response.headers.get("Retry-After", "")
+        raise RemoteError(text, "server", min(float(asked), _MAX_WAIT_S) if asked.isdigit() else 0.0)
+    raise RemoteError(text, "refused")
+
+
+def _check_page(response: aiohttp.ClientResponse, first: bytes) -> None:
+    is_page = response.content_type in ("text/html", "application/xhtml+xml") and first.lstrip().startswith(b"<")
+    if response.status == 200 and (is_page or looks_html(first)):
+        raise RemoteError("the server sent an HTML page instead of data: a login or error page?", "html")
+
+
+def _check_start(response: aiohttp.ClientResponse, start: int) -> None:
+    if response.status == 206:
+        came = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if came and int(came[1]) != start:
+            raise RemoteError(f"asked for bytes from {start}, the server sent those from {came[1]}", "server")
+
+
+def explain(error: Exception, url: str, stall_s: float) -> RemoteError:
+    """A library's exception as a ``RemoteError``."""
+    if isinstance(error, RemoteError):
+        return error
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    names = {type(link).__name__ for link in chain}
+    text = f"{type(error).__name__}: {error}".replace(url, redact(url)).rstrip(": ")
+    status = getattr(error, "status", getattr(error, "code", None))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return RemoteError(f"the cache cannot keep it: {error.strerror}", "cache")
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return RemoteError(f"not found ({text})", "not_found")
+    if isinstance(error, PermissionError) or status in (401, 403) or names & _NO_LOGIN or "Forbidden" in text:
+        return RemoteError(f"{text}; are the credentials right?", "forbidden")
+    if any("Timeout" in name for name in names):
+        return RemoteError(f"no byte came for {stall_s:g} s", "stalled")
+    if names & _CUT_OFF or "range is not satisfiable" in text.lower():
+        return RemoteError(f"the answer was cut off ({text})", "short")
+    if isinstance(error, aiohttp.ClientSSLError | aiohttp.InvalidURL | aiohttp.TooManyRedirects | ValueError):
+        return RemoteError(text, "refused")
+    if isinstance(error, aiohttp.ClientConnectionError | ConnectionError) or any("Connection" in n for n in names):
+        return RemoteError(f"the connection failed ({text})", "connection")
+    if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EPERM, errno.ENOSYS):
+        return RemoteError(text, "refused")
+    return RemoteError(text, "server")

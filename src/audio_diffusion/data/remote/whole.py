@@ -1,0 +1,60 @@
+"""Servers that ignore ranges: an object is fetched whole into the cache, once, and read from there."""
+
+from audio_diffusion.data.remote.address import RemoteError, redact
+from audio_diffusion.data.remote.cache import Cache
+from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, bytes_of, checked
+
+
+def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part: Range) -> bytes:
+    """A range of an object that its server only sends whole.
+
+    Raises:
+        RemoteError: if the object cannot be had or kept, or is not what was expected.
+    """
+    url, start, stop, sha256 = part
+    what = redact(url) + bytes_of(part)
+    if cache is None:
+        raise RemoteError(
+            f"{what}: the server ignores ranges and sends whole objects; set a cache folder (data.cache_dir), "
+            "so that each is fetched only once", "ranges",
+        )  # fmt: skip
+    data = cache.get(url, start, stop)
+    if data is not None:
+        fetcher.count("cache_hits")
+    else:
+        data = _fetch(fetcher, cache, errand, part)
+    try:
+        return checked(data, stop - start, sha256)
+    except RemoteError:
+        cache.drop(url)
+    try:  # it may have been of an earlier version
+        return checked(_fetch(fetcher, cache, errand, part), stop - start, sha256)
+    except RemoteError as error:
+        raise RemoteError(f"{what}: {error}", error.kind) from None
+
+
+def _fetch(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> bytes:
+    return fetcher.retry(errand, part[0], lambda: _download(fetcher, cache, errand, part))
+
+
+def _download(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> bytes:
+    """Fetches an object into the cache, unless another process does; the bytes of its range."""
+    url, start, stop, _ = part
+    try:
+        with cache.lock(url, errand.stopped):
+            if (data := cache.get(url, start, stop)) is not None:
+                return data
+            size = fetcher.request(errand, url, lambda transport: transport.size(url))
+            if size is not None and size > cache.max_bytes:
+                raise RemoteError(f"the server ignores ranges, and {size} bytes do not fit: set data.cache_gb", "cache")
+            with cache.writer(url) as writer:
+                fetcher.stream(errand, url, writer.write)
+                if size is not None and writer.length != size:
+                    raise RemoteError(f"expected {size} bytes, got {writer.length}", "short")
+                writer.commit()
+            data = cache.get(url, start, stop)
+    except OSError as error:
+        raise RemoteError(f"the server ignores ranges, and the cache does not work: {error}", "cache") from None
+    if data is None:
+        raise RemoteError("the server ignores ranges, and the cache has lost what was fetched", "cache")
+    return data
