@@ -33,7 +33,9 @@ def real_clips(model: checkpoint.Generator, shards: str | None, labels: list[str
     data, audio = model.config["data"], model.config["audio"]
     try:
         patterns = [shards] if shards else list(held_out(data["train"], data["val"]).values())
-        real = Shards.open(patterns, RemoteStore())
+        real = Shards.open(
+            patterns, RemoteStore(None, storage_options=(data.get("store") or {}).get("storage_options"))
+        )
     except ValueError:
         if shards:
             raise

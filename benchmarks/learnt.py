@@ -24,7 +24,7 @@ from audio_diffusion.seeding import seed_of
 
 def real(model: checkpoint.Generator, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
     """All clips of the shards, ``[N, C, T]``, and their labels."""
-    audio, shards = model.config["audio"], Shards.open(list(patterns), RemoteStore())
+    audio, shards = model.config["audio"], Shards.open(list(patterns), RemoteStore(None))
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)
     used = [(samples, model.classes[clip.label]) for clip, samples in clips if clip.num_valid]
     return torch.stack([samples for samples, _ in used]), [label for _, label in used]

@@ -1,7 +1,7 @@
 """The DataModule: shards in, batches out, on any number of ranks and workers."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -29,6 +29,16 @@ class _Batches(wds.DataPipeline):
         return self.length
 
 
+class _ReadAhead:
+    """A stage of the pipeline that fetches what the next batches need of remote shards while the first is decoded."""
+
+    def __init__(self, reader: ClipReader, store: RemoteStore):
+        self.reader, self.store = reader, store
+
+    def __call__(self, batches: Iterable[list[int]]) -> Iterator[list[int]]:
+        return self.store.read_ahead((positions, self.reader.whole_members(positions)) for positions in batches)
+
+
 class AudioDataModule(L.LightningDataModule):
     """Training and held-out shards as streams of ``AudioBatch``.
 
@@ -52,7 +62,7 @@ class AudioDataModule(L.LightningDataModule):
         fields: what else a batch has of each clip: keys of its json (``caption``) or endings of members (``text.npy``).
         convert: False skips clips of another rate or number of channels.
         pad: False skips clips shorter than the crop; True fills them with silence, and the batch says where.
-        store: reads URLs; None for one with its defaults.
+        store: reads URLs; None for one that keeps nothing on disk.
         worker_start: how workers are started: fork, forkserver, spawn, or None for Python's default.
 
     Raises:
@@ -100,7 +110,7 @@ class AudioDataModule(L.LightningDataModule):
         self.seed, self.num_workers, self.shuffle_block = seed, num_workers, shuffle_block
         self.weights, self.temperature, self.crops_per_clip = weights, temperature, crops_per_clip
         self.fields, self.convert, self.pad = tuple(fields), convert, pad
-        self.store, self.worker_start = store or RemoteStore(), worker_start
+        self.store, self.worker_start = store or RemoteStore(None), worker_start
         #: place in the stream of the first clip that is still to be trained on, at step `_resume_step`
         self._resume_position, self._resume_step = 0, 0
 
@@ -170,7 +180,7 @@ class AudioDataModule(L.LightningDataModule):
             slots = SharedSlots(max(self.num_workers, 1), num_slots, shape)
         batches = _Batches(
             positions,
-            *self.store.stages(reader.whole_members),
+            *([_ReadAhead(reader, self.store)] if any(shards.is_remote for shards in reader.sources) else []),
             wds.map(BatchReader(reader, shape[1:], slots)),
         )
         batches.length = length

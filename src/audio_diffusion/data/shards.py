@@ -1,5 +1,6 @@
 """WebDataset shards: which there are, and their members as bytes. Local, or remote behind a store."""
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -23,7 +24,6 @@ MANIFEST = "manifest.json"
 _LOADING = 16  # threads that read indexes or ask for sizes
 _KEPT_CLIPS = 100_000  # clips whose index entries a process keeps, about 600 bytes each
 _KEPT_MAPS = 256  # shards a process keeps mapped
-_WHOLE_BYTES = 8 << 20  # a remote member is fetched whole up to this size, block by block above
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -54,7 +54,7 @@ def read_manifest(folder: str, store: RemoteStore | None = None) -> dict:
     """The manifest.json of a folder of shards; empty where there is none that make_shards.py wrote."""
     path = join(folder, MANIFEST)
     try:
-        text = (store or RemoteStore()).read(path) if is_remote(path) else Path(path).read_bytes()
+        text = (store or RemoteStore(None)).read(path, cache=False) if is_remote(path) else Path(path).read_bytes()
     except OSError:
         return {}
     except RemoteError as error:
@@ -79,7 +79,7 @@ def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
     if folder := _folder(pattern):
         pattern = join(folder if is_remote(folder) else escape(folder), "train-*.tar")
     if is_remote(pattern):
-        paths = _expand_remote(pattern, store or RemoteStore())
+        paths = _expand_remote(pattern, store or RemoteStore(None))
         missing = []
     else:
         paths = sorted(glob(pattern)) if has_magic(pattern) and "{" not in pattern else []
@@ -135,7 +135,7 @@ def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> l
     return sorted(classes)
 
 
-def describe_manifests(patterns: Mapping[str, str], store: RemoteStore) -> dict[str, dict]:
+def describe_manifests(patterns: Mapping[str, str], store: RemoteStore | None) -> dict[str, dict]:
     """Which version of which data: where, clips, seconds and a hash of the manifest of each data set."""
     described = {}
     for name, pattern in patterns.items():
@@ -201,6 +201,11 @@ class Shards:
             [skip for index in built.values() for skip in index.skipped()],
         )
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the shards is a URL."""
+        return any(map(is_remote, self.paths))
+
     def check_sizes(self) -> None:
         """Compares each shard's size with what is expected of it.
 
@@ -233,7 +238,7 @@ class Shards:
 
     def index(self, shard: int) -> ShardIndex:
         """A shard's index; the latest ones are kept."""
-        index = self._indexes.pop(shard, None) or load_index(self.paths[shard], self.store)
+        index = self._indexes.pop(shard, None) or load_index(self.paths[shard], self.store, int(self.num_bytes[shard]))
         self._indexes[shard] = index  # last in the dict: used latest
         while len(self._indexes) > 1 and sum(len(kept.keys) for kept in self._indexes.values()) > _KEPT_CLIPS:
             del self._indexes[next(iter(self._indexes))]
@@ -255,8 +260,8 @@ class Shards:
         if not is_remote(path):
             return self._map(shard)[offset : offset + size]
         assert self.store is not None
-        if size > _WHOLE_BYTES:
-            return self.store.open(path, offset, offset + size)
+        if size > self.store.block_bytes:
+            return self.store.open(path, offset, offset + size, sha256)
         return memoryview(self.store.read(path, offset, offset + size, sha256))
 
     def whole_members(self, shard: int, clip: int, fields: Sequence[str]) -> list[tuple[str, int, int, str]]:
@@ -267,7 +272,9 @@ class Shards:
         index = self.index(shard)
         places = [(index.audio[clip], index.sha256[clip])]
         places += [(index.fields[name][clip], "") for name in fields if name in index.fields]
-        return [(path, at, at + size, sha256) for (at, size), sha256 in places if 0 < size <= _WHOLE_BYTES]
+        assert self.store is not None
+        limit = self.store.block_bytes
+        return [(path, at, at + size, sha256) for (at, size), sha256 in places if 0 < size <= limit]
 
 
 def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict[str, dict]) -> None:
@@ -281,26 +288,42 @@ def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict
             )
 
 
-def load_index(path: str, store: RemoteStore | None) -> ShardIndex:
-    """A shard's index: the one beside it, or one made on first sight and cached."""
+def load_index(path: str, store: RemoteStore | None, num_bytes: int | None = None) -> ShardIndex:
+    """A shard's index: the one beside it, or one made on first sight and cached.
+
+    Args:
+        path: of the shard.
+        store: for a URL.
+        num_bytes: of the shard, where that is known: an index of another version of it in the cache is not taken.
+    """
     if not is_remote(path):
         return indexes.load_index(path)
     assert store is not None
-    try:
-        return indexes.loads(store.read(indexes.index_path(path)), path)
-    except ValueError:
-        pass
-    except RemoteError as error:
-        if error.kind not in ("not_found", "forbidden"):
-            raise
-    cached = store.folder("indexes") / f"{hashlib.sha256(path.encode()).hexdigest()}.json"
-    size = store.size(path)
-    try:
-        index = indexes.loads(cached.read_bytes(), path)
-        if index.num_bytes == size:
+    for cache in (True, False):
+        try:
+            index = indexes.loads(store.read(indexes.index_path(path), cache=cache), path)
+        except ValueError:
+            continue
+        except RemoteError as error:
+            if error.kind not in ("not_found", "forbidden"):
+                raise
+            break
+        if num_bytes is None or index.num_bytes == num_bytes:
             return index
-    except (OSError, ValueError):
-        pass
+    return _index_foreign(path, store)
+
+
+def _index_foreign(path: str, store: RemoteStore) -> ShardIndex:
+    """The index of a remote shard that has none beside it, from its headers; kept in the cache folder."""
+    size, cached = store.size(path), None
+    if store.cache_dir:
+        cached = Path(store.cache_dir) / "indexes" / f"{hashlib.sha256(path.encode()).hexdigest()}.json"
+        with contextlib.suppress(OSError, ValueError):
+            index = indexes.loads(cached.read_bytes(), path)
+            if index.num_bytes == size:
+                return index
     index = indexes.scan(store.open(path, 0, size), path, size, with_json=False)
-    indexes.write_atomic(cached, indexes.dumps(index))
+    if cached:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        indexes.write_atomic(cached, indexes.dumps(index))
     return index

@@ -61,7 +61,7 @@ class RemoteStore:
             if scheme not in SCHEMES:
                 raise ValueError(f"storage_options: expected options by scheme ({', '.join(SCHEMES)}), got {scheme!r}")
         self._arguments = (cache_dir, cache_gb, stall_s, timeout_s, retries, backoff_s, storage_options, block_bytes)
-        self.block_bytes = block_bytes
+        self.cache_dir, self.block_bytes = cache_dir, block_bytes
         self._pid = -1
         self._fetcher: Fetcher
 
@@ -137,7 +137,7 @@ class RemoteStore:
             url: address.
             start: first byte.
             stop: after the last byte.
-            sha256: of these bytes. Checked where they are at most one block, which is read at once. More is read in part,
+            sha256: of these bytes. Checked where they are at most one block, read at once. More is read in part,
                 which no hash can check; but blocks kept under another hash are not taken for theirs.
         """
         self._enter()
