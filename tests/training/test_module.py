@@ -116,7 +116,7 @@ def test_empty_slots_do_not_count(make_run):
     batch = next(iter_batches(make_run))
     module = make_run().module
     loss = module.training_step(batch, 0)["losses"]
-    batch.valid[1] = False
+    batch.num_valid[1] = 0
     out = module.training_step(batch, 0)
     assert out["losses"][1] == 0
     assert torch.equal(out["losses"][0], loss[0])
