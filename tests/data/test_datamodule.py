@@ -101,7 +101,8 @@ def clips_of(batches: list[AudioBatch]) -> list[tuple[int, str, int, bytes]]:
 
 
 def trained(*recorders: Recorder) -> list[tuple[int, str, int, bytes]]:
-    return clips_of([batch for recorder in recorders for _, batch in recorder.trained])
+    """What was trained on, by position: inside a batch clips come in the order of their shards."""
+    return sorted(clips_of([batch for recorder in recorders for _, batch in recorder.trained]))
 
 
 def expected(drum_shards: Path, positions: range) -> list[tuple[int, str, int, bytes]]:
@@ -125,7 +126,8 @@ def test_training_gets_the_stream_in_order_for_exactly_the_steps_asked(
     assert recorder.global_step == 9
     assert trained(recorder) == expected(drum_shards, range(54))  # more than an epoch
     assert [step for step, _ in recorder.trained] == [k // accumulate for k in range(9 * accumulate)]
-    for _, batch in recorder.trained:
+    for step, batch in recorder.trained:
+        assert set(batch.positions) <= set(range(6 * step, 6 * step + 6))
         assert batch.audio.shape == (6 // accumulate, 1, 2048)
         assert batch.valid.all()
         assert batch.skipped == ()
@@ -303,7 +305,9 @@ def test_all_ranks_together_read_the_stream(
     state = {"position": 12 * step, "step": step}
     ranks = [list(as_rank(rank, world_size, accumulate, state).train_dataloader()) for rank in range(world_size)]
     in_order = [batch for parts in zip(*ranks, strict=True) for batch in parts]
-    assert clips_of(in_order) == expected(drum_shards, range(12 * step, 72))
+    for k in range(step, 6):  # each step's global batch, whatever it is split into
+        batches = in_order[(k - step) * world_size * accumulate :][: world_size * accumulate]
+        assert sorted(clips_of(batches)) == expected(drum_shards, range(12 * k, 12 * k + 12))
     assert {len(batch) for batch in in_order} == {12 // (world_size * accumulate)}
 
 
@@ -431,8 +435,12 @@ def test_several_crops_of_each_clip_make_an_epoch(make_data: Callable[..., Audio
     recorder = fit(data)
     num_clips = sum(shards.num_clips.sum() for shards in data.train_shards.values())
     batches = [batch for _, batch in recorder.trained]
-    seen = [(key, float(at)) for batch in batches for key, at in zip(batch.keys, batch.seconds_start, strict=True)]
-    in_epoch = seen[: 3 * num_clips]
+    seen = {
+        position: (key, float(at))
+        for batch in batches
+        for position, key, at in zip(batch.positions, batch.keys, batch.seconds_start, strict=True)
+    }
+    in_epoch = [seen[position] for position in range(3 * num_clips)]
     assert len(set(in_epoch)) == len(in_epoch)
     assert set(Counter(key for key, _ in in_epoch).values()) == {3}
     for batch in batches:

@@ -117,58 +117,92 @@ def as_worker(positions: Positions, worker: int, num_workers: int) -> Iterator[l
 
 
 def batches_of_rank(
-    rank: int, world_size: int, num_workers: int, batch_size: int, num_batches: int, start: int
+    mixture: Mixture, rank: int, world_size: int, num_workers: int, batch_size: int, num_batches: int, start: int
 ) -> list[list[int]]:
     """What the DataLoader makes of the workers' streams: a batch of each in turn."""
-    positions = Positions(batch_size, num_batches, rank, world_size, start)
+    positions = Positions(mixture, batch_size, num_batches, rank, world_size, start)
     streams = [as_worker(positions, worker, num_workers) for worker in range(max(num_workers, 1))]
     made = [next(streams[k % len(streams)]) for k in range(num_batches)]
     assert all(next(stream, None) is None for stream in streams)
+    assert all(len(batch) == batch_size for batch in made)
     return made
 
 
 def global_batches(
-    world_size: int, num_workers: int, global_batch: int, num_batches: int, start: int = 0
+    mixture: Mixture, world_size: int, num_workers: int, global_batch: int, num_batches: int, start: int = 0
 ) -> list[list[int]]:
+    """The positions of each global batch, those of all ranks in turn."""
     ranks = [
-        batches_of_rank(rank, world_size, num_workers, global_batch // world_size, num_batches, start)
+        batches_of_rank(mixture, rank, world_size, num_workers, global_batch // world_size, num_batches, start)
         for rank in range(world_size)
     ]
     return [[position for batch in parts for position in batch] for parts in zip(*ranks, strict=True)]
 
 
-@given(st.integers(1, 8), st.integers(0, 4), st.integers(1, 3), st.integers(0, 9), st.integers(0, 1000))
+@st.composite
+def mixtures(draw: st.DrawFn) -> Mixture:
+    """One to three data sets of shards of any sizes, empty ones among them."""
+    sizes = draw(st.lists(sizes_of_shards, min_size=1, max_size=3))
+    shares = draw(st.lists(st.floats(0.1, 10), min_size=len(sizes), max_size=len(sizes)))
+    seed, block = draw(st.integers(0, 99)), draw(st.integers(1, 40))
+    return Mixture([ClipOrder(each, seed, block) for each in sizes], shares, seed)
+
+
+@given(mixtures(), st.integers(1, 8), st.integers(0, 4), st.integers(1, 3), st.integers(0, 9), st.integers(0, 1000))
 @few
 def test_a_global_batch_is_the_same_on_any_number_of_ranks_and_workers(
-    world_size: int, num_workers: int, per_rank: int, num_batches: int, start: int
+    mixture: Mixture, world_size: int, num_workers: int, per_rank: int, num_batches: int, start: int
 ) -> None:
-    batches = global_batches(world_size, num_workers, per_rank * world_size, num_batches, start)
-    flat = [position for batch in batches for position in batch]
-    assert flat == list(range(start, start + per_rank * world_size * num_batches))
-    assert batches == global_batches(1, 0, per_rank * world_size, num_batches, start)
+    size = per_rank * world_size
+    batches = global_batches(mixture, world_size, num_workers, size, num_batches, start)
+    firsts = range(start, start + size * num_batches, size)
+    assert [sorted(batch) for batch in batches] == [list(range(first, first + size)) for first in firsts]
+    assert batches == global_batches(mixture, 1, 0, size, num_batches, start)
 
 
-@given(st.integers(1, 8), st.integers(0, 4), st.integers(1, 3), st.integers(0, 9), st.integers(0, 9))
+@given(mixtures(), st.integers(1, 8), st.integers(0, 4), st.integers(1, 3), st.integers(0, 9), st.integers(0, 9))
 @few
 def test_accumulated_batches_are_parts_of_the_same_global_batch(
-    world_size: int, num_workers: int, accumulate: int, num_steps: int, start: int
+    mixture: Mixture, world_size: int, num_workers: int, accumulate: int, num_steps: int, start: int
 ) -> None:
     size = 2 * world_size * accumulate
-    micro = global_batches(world_size, num_workers, size // accumulate, num_steps * accumulate, start)
+    micro = global_batches(mixture, world_size, num_workers, size // accumulate, num_steps * accumulate, start)
     flat = [position for batch in micro for position in batch]
-    steps = [flat[k * size : (k + 1) * size] for k in range(num_steps)]
-    assert steps == global_batches(1, 0, size, num_steps, start)
+    steps = [sorted(flat[k * size : (k + 1) * size]) for k in range(num_steps)]
+    assert steps == [sorted(batch) for batch in global_batches(mixture, 1, 0, size, num_steps, start)]
 
 
-@given(st.integers(1, 8), st.integers(0, 4), st.integers(1, 8), st.integers(0, 4), st.integers(0, 6))
+@given(mixtures(), st.integers(1, 8), st.integers(0, 4), st.integers(1, 8), st.integers(0, 4), st.integers(0, 3))
 @few
 def test_going_on_from_any_step_on_other_machines_gives_the_same_batches(
-    world_before: int, workers_before: int, world_after: int, workers_after: int, stop: int
+    mixture: Mixture, world_before: int, workers_before: int, world_after: int, workers_after: int, stop: int
 ) -> None:
     size = 840  # of any number of ranks a multiple
-    before = global_batches(world_before, workers_before, size, stop)
-    after = global_batches(world_after, workers_after, size, 6 - stop, start=stop * size)
-    assert before + after == global_batches(1, 0, size, 6)
+    before = global_batches(mixture, world_before, workers_before, size, stop)
+    after = global_batches(mixture, world_after, workers_after, size, 3 - stop, start=stop * size)
+    assert before + after == global_batches(mixture, 1, 0, size, 3)
+
+
+@given(mixtures(), st.integers(0, 5000), st.integers(1, 300))
+@few
+def test_a_global_batch_is_in_the_order_of_its_shards(mixture: Mixture, first: int, size: int) -> None:
+    positions = mixture.by_shard(np.arange(first, first + size))
+    located = [mixture.locate(position) for position in positions.tolist()]
+    places = [(source, shard) for source, _, shard, _ in located]
+    assert places == sorted(places)
+    assert sorted(positions.tolist()) == list(range(first, first + size))
+
+
+def test_a_rank_opens_few_shards_however_many_ranks_there_are() -> None:
+    mixture = Mixture([ClipOrder([100] * 200, 0, shuffle_block=4096)], [1], 0)
+    for rank in (0, 17, 63):
+        (batch,) = batches_of_rank(mixture, rank, 64, 0, 64, 1, start=4096)
+        assert len({mixture.locate(position)[2] for position in batch}) <= 3  # of 41 in the block
+
+
+def test_held_out_clips_keep_their_order_past_the_end_too() -> None:
+    mixture = Mixture([ClipOrder([3, 2], None)], [1], None)
+    assert batches_of_rank(mixture, 1, 2, 0, 2, 2, start=0) == [[2, 3], [6, 7]]
 
 
 # --- mixtures

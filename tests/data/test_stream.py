@@ -273,7 +273,7 @@ def test_read_in_order_reads_the_start_of_each_clip_once(drum_shards: Path) -> N
 
 def loader_of(reader: ClipReader, num_workers: int, method: str | None, num_slots: int = 7) -> DataLoader:
     slots = SharedSlots(max(num_workers, 1), num_slots, (3, 1, 1024)) if num_slots else None
-    positions = Positions(3, num_batches=8, rank=1, world_size=2, start=5)
+    positions = Positions(reader.mixture, 3, num_batches=8, rank=1, world_size=2, start=5)
     pipeline = wds.DataPipeline(positions, wds.map(BatchReader(reader, (1, 1024), slots)))
     return DataLoader(pipeline, batch_size=None, num_workers=num_workers, multiprocessing_context=method)
 
@@ -287,8 +287,8 @@ def test_real_workers_however_started_read_the_same_stream(
 ) -> None:
     reader = make_reader()
     batches: list[AudioBatch] = list(loader_of(reader, num_workers, method, num_slots))
-    firsts = [8 + 6 * k for k in range(8)]
-    assert [batch.positions for batch in batches] == [(first, first + 1, first + 2) for first in firsts]
+    globally = [reader.mixture.by_shard(np.arange(5 + 6 * k, 11 + 6 * k)).tolist() for k in range(8)]
+    assert [list(batch.positions) for batch in batches] == [positions[3:] for positions in globally]
     for batch in batches:  # all kept at once: memory that is in use is not used again
         for i, position in enumerate(batch.positions):
             clip, audio = read(reader, position)

@@ -213,6 +213,7 @@ class AudioDataModule(L.LightningDataModule):
         per_rank, accumulate = self._per_rank(), self.trainer.accumulate_grad_batches
         self._count_batches_from(self._resume_step * accumulate)
         positions = Positions(
+            self.mixture,
             per_rank,
             max(self.max_steps - self._resume_step, 0) * accumulate,
             self.trainer.global_rank,
@@ -239,10 +240,11 @@ class AudioDataModule(L.LightningDataModule):
         per_rank, world_size = self._per_rank(), self.trainer.world_size
         num_clips = self.val_order.num_clips
         num_batches = -(-num_clips // (per_rank * world_size))
-        positions = Positions(per_rank, num_batches, self.trainer.global_rank, world_size)
+        mixture = Mixture([self.val_order], [1], None)
+        positions = Positions(mixture, per_rank, num_batches, self.trainer.global_rank, world_size)
         reader = ClipReader(
             [self.val_shards],
-            Mixture([self.val_order], [1], None),
+            mixture,
             self.sample_rate,
             self.classes,
             None,

@@ -15,6 +15,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from audio_diffusion.seeding import seed_of
 
+_KEPT_BLOCKS = 32  # shuffled blocks that a process keeps
+
 
 def _generator(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed_of(*key)))
@@ -39,7 +41,7 @@ class ClipOrder:
             raise ValueError(f"shards: expected at least one clip, but all {len(self.sizes)} shards are empty")
         # the latest few only: positions are visited nearly in order
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        self._block = lru_cache(maxsize=4)(self._make_block)
+        self._block = lru_cache(maxsize=_KEPT_BLOCKS)(self._make_block)
 
     def __reduce__(self) -> tuple:
         return ClipOrder, (self.sizes, self.seed, self.shuffle_block)
@@ -68,6 +70,18 @@ class ClipOrder:
         i = int(np.searchsorted(starts, place, side="right")) - 1
         return epoch, int(shards[i]), place - int(starts[i])
 
+    def shards_of(self, positions: np.ndarray) -> np.ndarray:
+        """The shard of each of many positions, as ``locate`` gives it; they should lie near each other."""
+        found = np.empty_like(positions)
+        epochs, places = np.divmod(positions, self.num_clips)
+        blocks, offsets = np.divmod(places, self.shuffle_block)
+        for epoch, block in set(zip(epochs.tolist(), blocks.tolist(), strict=True)):
+            mine = (epochs == epoch) & (blocks == block)
+            shards, starts = self._epoch(epoch)
+            place = block * self.shuffle_block + self._block(epoch, block)[offsets[mine]]
+            found[mine] = shards[np.searchsorted(starts, place, side="right") - 1]
+        return found
+
 
 class Mixture:
     """Which clip of which data set stands at which position of the endless stream.
@@ -91,7 +105,7 @@ class Mixture:
             raise ValueError(f"weights: expected {len(orders)} positive numbers, got {list(shares)}")
         self.orders, self.shares, self.seed = list(orders), [float(share) for share in shares], seed
         self.num_clips = sum(order.num_clips for order in orders)
-        self._block = lru_cache(maxsize=4)(self._make_block)
+        self._block = lru_cache(maxsize=_KEPT_BLOCKS)(self._make_block)
 
     def __reduce__(self) -> tuple:
         return Mixture, (self.orders, self.shares, self.seed)
@@ -125,6 +139,22 @@ class Mixture:
         sources, places = self._block(block)
         return int(sources[offset]), *self.orders[sources[offset]].locate(int(places[offset]))
 
+    def by_shard(self, positions: np.ndarray) -> np.ndarray:
+        """The positions in the order of the shards their clips lie in; unshuffled ones are in it already."""
+        if self.seed is None:
+            return positions
+        if len(self.orders) == 1:
+            return positions[np.argsort(self.orders[0].shards_of(positions), kind="stable")]
+        sources, places = np.empty_like(positions), np.empty_like(positions)
+        blocks, offsets = np.divmod(positions, self.BLOCK)
+        for block in np.unique(blocks).tolist():
+            mine = blocks == block
+            sources[mine], places[mine] = (column[offsets[mine]] for column in self._block(block))
+        shards = np.empty_like(positions)
+        for i, order in enumerate(self.orders):
+            shards[sources == i] = order.shards_of(places[sources == i])
+        return positions[np.lexsort((positions, shards, sources))]
+
 
 def shares_of(num_clips: Sequence[int], temperature: float) -> list[float]:
     """Shares of data sets by their sizes, n^(1/temperature): 1 in proportion, towards infinity all alike.
@@ -140,10 +170,12 @@ def shares_of(num_clips: Sequence[int], temperature: float) -> list[float]:
 class Positions(IterableDataset):
     """The positions of each batch that one rank's worker reads: batch k of the run goes to worker k modulo their count.
 
-    Global batch k is positions ``start + k·batch_size·world_size`` and on; rank r takes its r-th part. The DataLoader
-    takes batches from its workers in turn, so each rank gets them in order, however many workers there are.
+    Global batch k is positions ``start + k·batch_size·world_size`` and on. Its clips are dealt to the ranks by shard,
+    so that a rank opens few of them, however many ranks there are. The DataLoader takes batches from its workers in
+    turn, so each rank gets them in order, however many workers there are.
 
     Args:
+        mixture: which clip stands where.
         batch_size: per rank.
         num_batches: how many batches in all; every rank makes exactly as many.
         rank: of this process.
@@ -151,13 +183,16 @@ class Positions(IterableDataset):
         start: position of the first clip.
     """
 
-    def __init__(self, batch_size: int, num_batches: int, rank: int = 0, world_size: int = 1, start: int = 0):
-        self.batch_size, self.num_batches = batch_size, num_batches
+    def __init__(
+        self, mixture: Mixture, batch_size: int, num_batches: int, rank: int = 0, world_size: int = 1, start: int = 0
+    ):
+        self.mixture, self.batch_size, self.num_batches = mixture, batch_size, num_batches
         self.rank, self.world_size, self.start = rank, world_size, start
 
     def __iter__(self) -> Iterator[list[int]]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        num_clips, mine = self.batch_size * self.world_size, slice(self.rank * self.batch_size, None)
         for k in range(worker, self.num_batches, num_workers):
-            first = self.start + (k * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            positions = np.arange(self.start + k * num_clips, self.start + (k + 1) * num_clips)
+            yield self.mixture.by_shard(positions)[mine][: self.batch_size].tolist()

@@ -109,13 +109,16 @@ class DiffusionModule(L.LightningModule):
         return self.process.loss(net, x0, noise, t, cond, mask)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch: mean over its valid samples; also each sample's loss and t, for the diagnostics."""
+        """Loss of one batch; also each sample's loss and t, for the diagnostics.
+
+        An empty slot counts as a sample without loss: a sample weighs the same whatever slots are empty, on any number
+        of ranks.
+        """
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
         t = self.process.time_of(u)
         losses = self._losses(self.net, batch, x0, noise, t, drop(_conditions(batch), v < self.cond_dropout))
-        loss = losses.sum() / batch.valid.sum().clamp(min=1)
-        return {"loss": loss, "losses": losses.detach(), "t": t}
+        return {"loss": losses.mean(), "losses": losses.detach(), "t": t}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of the raw and the EMA weights on fixed (clip, t, noise): sums over the batch, and the count.
