@@ -3,6 +3,8 @@
 import io
 import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from audio_diffusion.data.members import MAX_BYTES, READERS, read_json, read_npy, read_text
+from audio_diffusion.data.members import MAX_BYTES, MAX_JSON_DEPTH, READERS, read_json, read_npy, read_text
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.shards import Shards
 from audio_diffusion.data.stream import ClipReader
+
+ROOT = Path(__file__).parents[2]
 
 
 def npy(array: NDArray, **options: bool) -> bytes:
@@ -83,7 +87,16 @@ def test_what_is_no_array_of_numbers_is_refused(fault: str) -> None:
 def test_json_and_text() -> None:
     assert read_json(memoryview(b'{"a": [1]}')) == {"a": [1]}
     assert read_text("Übung".encode()) == "Übung"
-    for text, reason in ((b"[]", "its json is a list"), (b"[" * 10**5, "nested too deeply"), (b"{", "cannot be read")):
+    nested = {depth: b'{"a": ' * depth + b"1" + b"}" * depth for depth in (MAX_JSON_DEPTH, MAX_JSON_DEPTH + 1)}
+    assert list(read_json(nested[MAX_JSON_DEPTH])) == ["a"]
+    assert len(read_json(b'{"a": [' + b"[]," * 100 + b"{}]}")["a"]) == 101  # many, but not deep
+    faults = {
+        b"[]": "its json is a list",
+        b"[" * 10**5: "nested too deeply",
+        nested[MAX_JSON_DEPTH + 1]: "nested too deeply",
+        b"{": "cannot be read",
+    }
+    for text, reason in faults.items():
         with pytest.raises(ValueError, match=reason):
             read_json(text)
     with pytest.raises(ValueError, match="not UTF-8"):
@@ -121,3 +134,10 @@ def test_a_hostile_shard_runs_no_code_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["s", "s.index.json", "s.tar"]
     pickle.loads(evil)
     assert canary.read_text() == "code has run"  # the canary can sing
+
+
+@pytest.mark.parametrize("script", ["train", "sample"])
+def test_webdataset_itself_runs_no_code_in_our_programs(script: str) -> None:
+    code = f"import {script}, webdataset; print(webdataset.utils.enforce_security)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

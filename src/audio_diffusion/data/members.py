@@ -6,11 +6,13 @@ WebDataset's own decoders unpickle members by their ending; none of them is used
 import ast
 import json
 import struct
+from collections.abc import Iterable
 
 import numpy as np
 
 MAX_BYTES = 16_000_000  # of a member beside the audio
 MAX_JSON_BYTES = 1_000_000
+MAX_JSON_DEPTH = 64
 
 
 def _limit(member: bytes | memoryview, limit: int, kind: str) -> bytes:
@@ -23,7 +25,7 @@ def read_json(member: bytes | memoryview) -> dict:
     """A json object.
 
     Raises:
-        ValueError: if it is none, has more than ``MAX_JSON_BYTES``, or is nested deeper than Python reads.
+        ValueError: if it is none, has more than ``MAX_JSON_BYTES``, or is nested deeper than ``MAX_JSON_DEPTH``.
     """
     text = _limit(member, MAX_JSON_BYTES, "json")
     try:
@@ -32,9 +34,22 @@ def read_json(member: bytes | memoryview) -> dict:
         raise ValueError("its json is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"its json cannot be read: {error}") from error
+    if text.count(b"{") + text.count(b"[") > MAX_JSON_DEPTH and _depth(meta) > MAX_JSON_DEPTH:
+        raise ValueError("its json is nested too deeply")
     if not isinstance(meta, dict):
         raise ValueError(f"its json is a {type(meta).__name__}, not an object")
     return meta
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level := [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]:
+        depth += 1
+    return depth
+
+
+def _inside(value: dict | list) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def read_text(member: bytes | memoryview) -> str:
