@@ -81,7 +81,7 @@ class AudioDataModule(L.LightningDataModule):
         max_steps: int,
         seed: int = 0,
         num_workers: int = 2,
-        shuffle_block: int = 8192,
+        shuffle_block: int = 65_536,
         weights: dict[str, float] | None = None,
         temperature: float = 1.0,
         crops_per_clip: int = 1,

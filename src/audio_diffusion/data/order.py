@@ -34,7 +34,7 @@ class ClipOrder:
         ValueError: if there is no clip at all.
     """
 
-    def __init__(self, sizes: Sequence[int] | np.ndarray, seed: int | None, shuffle_block: int = 8192):
+    def __init__(self, sizes: Sequence[int] | np.ndarray, seed: int | None, shuffle_block: int = 65_536):
         self.sizes, self.seed, self.shuffle_block = np.asarray(sizes, dtype=np.int64), seed, shuffle_block
         self.num_clips = int(self.sizes.sum())
         if self.num_clips == 0:
