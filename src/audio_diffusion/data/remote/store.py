@@ -96,7 +96,16 @@ class RemoteStore:
             RemoteError: if the folder is not there or cannot be listed.
         """
         self._enter()
-        return self._fetcher.list(self._direct, pattern)
+        return sorted(self._fetcher.list(self._direct, pattern))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of the objects in a folder by address, as far as a listing tells: of a bucket all, of a web page none.
+
+        Raises:
+            RemoteError: if the folder is not there or cannot be listed.
+        """
+        self._enter()
+        return {url: size for url, size in self._fetcher.list(self._direct, folder).items() if size is not None}
 
     def size(self, url: str) -> int:
         """Bytes of an object.

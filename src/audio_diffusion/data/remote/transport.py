@@ -31,8 +31,8 @@ class Transport(Protocol):
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
         """The whole object, piece by piece."""
 
-    async def list(self, pattern: str) -> list[str]:
-        """The objects in a folder or that match a glob, sorted."""
+    async def list(self, pattern: str) -> dict[str, int | None]:
+        """The objects in a folder or that match a glob, and their bytes where a listing tells of them."""
 
 
 def looks_html(data: bytes) -> bool:
@@ -107,10 +107,10 @@ class Web:
             async for chunk in response.content.iter_chunked(1 << 20):
                 sink(chunk)
 
-    async def list(self, pattern: str) -> list[str]:
-        if re.search(r"[*\[]", pattern):
-            return sorted(await self._fs._glob(pattern))
-        return sorted(url for url in await self._fs._ls(pattern, detail=False) if not url.endswith("/"))
+    async def list(self, pattern: str) -> dict[str, int | None]:
+        globbed = re.search(r"[*\[]", pattern)
+        found = await (self._fs._glob(pattern) if globbed else self._fs._ls(pattern, detail=False))
+        return {url: None for url in found if globbed or not url.endswith("/")}
 
 
 class Bucket:
@@ -144,13 +144,14 @@ class Bucket:
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
         sink(await (await self._connected())._cat_file(url))
 
-    async def list(self, pattern: str) -> list[str]:
+    async def list(self, pattern: str) -> dict[str, int | None]:
+        fs = await self._connected()
         if re.search(r"[*?\[]", pattern):
-            names = await (await self._connected())._glob(pattern)
+            entries = list((await fs._glob(pattern, detail=True)).values())
         else:
-            entries = await (await self._connected())._ls(pattern, detail=True)
-            names = [entry["name"] for entry in entries if entry["type"] == "file"]
-        return sorted(f"{self._scheme}://{name}" for name in names if not name.endswith("/"))
+            entries = await fs._ls(pattern, detail=True)
+        files = [entry for entry in entries if entry["type"] == "file" and not entry["name"].endswith("/")]
+        return {f"{self._scheme}://{entry['name']}": entry["size"] for entry in files}
 
 
 def _s3(options: dict[str, Any], stall_s: float) -> Any:
