@@ -1,5 +1,6 @@
 """The four doors: what a mistyped group, key, argument and value print."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,16 @@ def test_train_names_missing_data(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "error: data.train: shards: expected files at 'nowhere'" in done.stderr
     assert "make_shards.py input=FOLDER output=SHARDS" in done.stderr
+
+
+def test_train_names_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/shards"
+    done = run("train.py", f"data.train={address}", "data.store.retries=0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"error: {address}/manifest.json: the connection failed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 GROUPS = [

@@ -24,6 +24,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from audio_diffusion.data.remote import RemoteError
+
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
 OmegaConf.register_new_resolver("len", len, replace=True)
@@ -125,13 +127,13 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
             raise ConfigError(_explain(error, config_name)) from error
 
 
-def _is_ours(error: ValueError) -> bool:
+def _is_ours(error: Exception) -> bool:
     """Whether this project raised it, to tell the user of a mistake; those of other libraries keep their traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     package = Path(__file__).parent
-    return isinstance(error, ConfigError) or (
+    return isinstance(error, ConfigError | RemoteError) or (
         frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(package)
     )
 
@@ -143,7 +145,7 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
         def guarded(cfg: DictConfig) -> None:
             try:
                 main(cfg)
-            except ValueError as error:
+            except (ValueError, RemoteError) as error:
                 if not _is_ours(error):
                     raise
                 print(f"error: {error}", file=sys.stderr)
