@@ -1,6 +1,7 @@
 """Under a real Trainer: the batches are the stream's, whatever reads them, and a resumed run goes on exactly."""
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from audio_diffusion.data.index import index_path, load_index
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.shards import Shards
 from audio_diffusion.data.stream import ClipReader
+from audio_diffusion.data.transforms import Augment
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]
 
@@ -211,7 +213,39 @@ def test_the_checkpoint_holds_the_position_as_plain_data(
 ) -> None:
     fit(make_data(5), accumulate=2, save=Save(tmp_path / "c.ckpt", 6))
     checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)
-    assert checkpoint["AudioDataModule"] == {"position": 18, "step": 3}
+    state = checkpoint["AudioDataModule"]
+    assert (state["position"], state["step"]) == (18, 3)
+    assert state.keys() == {"position", "step", "order"}
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [({}, False), ({"seed": 4}, True), ({"crops_per_clip": 2}, True), ({"shuffle_block": 17}, True)],
+)
+def test_resuming_on_another_order_is_warned_of(
+    make_data: Callable[..., AudioDataModule], tmp_path: Path, change: dict[str, Any], warned: bool
+) -> None:
+    ckpt = tmp_path / "c.ckpt"
+    fit(make_data(3), save=Save(ckpt, 2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(make_data(3, **change), ckpt=ckpt)
+    messages = [str(warning.message) for warning in caught]
+    assert any("goes on at position 12 of the new order" in message for message in messages) == warned
+
+
+def test_crops_are_augmented_alike_by_any_workers_and_held_out_clips_never(
+    make_data: Callable[..., AudioDataModule],
+) -> None:
+    augment = Augment((-12, 0), invert=True)
+    plain, changed = fit(make_data(8)), fit(make_data(8, augment=augment))
+    other = fit(make_data(8, num_workers=2, worker_start="spawn", augment=augment))
+    assert trained(other) == trained(changed)
+    for (_, before), (_, after) in zip(plain.trained, changed.trained, strict=True):
+        ratio = (after.audio.square().mean((1, 2)) / before.audio.square().mean((1, 2))).sqrt()
+        assert (ratio <= 1).all()
+        assert len(set(ratio.tolist())) == len(ratio)
+    assert clips_of(changed.validated) == clips_of(plain.validated)
 
 
 def test_lightning_counts_a_resumed_run_from_where_it_was(
@@ -291,7 +325,7 @@ def as_rank(
         monkeypatch.setattr(L.Trainer, "global_rank", property(lambda trainer: rank))
         data.setup()
         if state:
-            data.load_state_dict(state)
+            data.load_state_dict({**state, "order": data.mixture.fingerprint()})
         return data
 
     return made

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import webdataset as wds
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from audio_diffusion.data.batch import Skipped
@@ -13,6 +14,7 @@ from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, by_name, held_out
 from audio_diffusion.data.stream import BatchReader, ClipReader
+from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.transport import SharedSlots
 from audio_diffusion.seeding import seed_of
 
@@ -62,6 +64,7 @@ class AudioDataModule(L.LightningDataModule):
         fields: what else a batch has of each clip: keys of its json (``caption``) or endings of members (``text.npy``).
         convert: False skips clips of another rate or number of channels.
         pad: False skips clips shorter than the crop; True fills them with silence, and the batch says where.
+        augment: changes each training crop (gain, polarity, channels), from a seed of its own; None for not at all.
         store: reads URLs; None for one that keeps nothing on disk.
         worker_start: how workers are started: fork, forkserver, spawn, or None for Python's default.
 
@@ -88,6 +91,7 @@ class AudioDataModule(L.LightningDataModule):
         fields: Sequence[str] = (),
         convert: bool = True,
         pad: bool = True,
+        augment: Augment | None = None,
         store: RemoteStore | None = None,
         worker_start: str | None = None,
     ):
@@ -109,7 +113,7 @@ class AudioDataModule(L.LightningDataModule):
         self.classes, self.batch_size, self.max_steps = list(classes), batch_size, max_steps
         self.seed, self.num_workers, self.shuffle_block = seed, num_workers, shuffle_block
         self.weights, self.temperature, self.crops_per_clip = weights, temperature, crops_per_clip
-        self.fields, self.convert, self.pad = tuple(fields), convert, pad
+        self.fields, self.convert, self.pad, self.augment = tuple(fields), convert, pad, augment
         self.store, self.worker_start = store or RemoteStore(None), worker_start
         #: place in the stream of the first clip that is still to be trained on, at step `_resume_step`
         self._resume_position, self._resume_step = 0, 0
@@ -230,6 +234,7 @@ class AudioDataModule(L.LightningDataModule):
             fields=self.fields,
             convert=self.convert,
             pad=self.pad,
+            augment=self.augment,
         )
         # the length includes the batches that lie behind, as Lightning counts them
         return self._loader(reader, positions, self.max_steps * accumulate)
@@ -259,7 +264,14 @@ class AudioDataModule(L.LightningDataModule):
         """The stream's position: of the first clip that no finished optimizer step has seen."""
         assert self.trainer is not None
         done = self.trainer.global_step - self._resume_step
-        return {"position": self._resume_position + done * self.batch_size, "step": self.trainer.global_step}
+        position = self._resume_position + done * self.batch_size
+        return {"position": position, "step": self.trainer.global_step, "order": self.mixture.fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["order"] != self.mixture.fingerprint():
+            rank_zero_warn(
+                "data: the shards, or the options that decide their order (seed, shuffle_block, weights, "
+                "crops_per_clip), are not those of the checkpoint. The run goes on at position "
+                f"{state_dict['position']} of the new order: some clips come again this epoch, others not at all"
+            )
         self._resume_position, self._resume_step = state_dict["position"], state_dict["step"]

@@ -7,6 +7,7 @@ are shuffled inside blocks of ``shuffle_block`` clips. Every clip comes exactly 
 mixed in exact shares, each with epochs of its own.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -109,6 +110,13 @@ class Mixture:
 
     def __reduce__(self) -> tuple:
         return Mixture, (self.orders, self.shares, self.seed)
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the order."""
+        digest = hashlib.sha256(repr((self.seed, self.shares, self.BLOCK)).encode())
+        for order in self.orders:
+            digest.update(order.sizes.tobytes() + repr((order.seed, order.shuffle_block)).encode())
+        return digest.hexdigest()
 
     def _counts(self, num_positions: int) -> np.ndarray:
         """How many of the first positions each data set has: it takes its share of what those before it leave."""

@@ -13,6 +13,7 @@ from audio_diffusion.data.members import READERS
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.transport import Parcel, SharedSlots
 from audio_diffusion.seeding import seed_of
 
@@ -32,6 +33,7 @@ class ClipReader:
             that lacks one is skipped.
         convert: resample and map channels; without, clips of another rate or number of channels are skipped.
         pad: take clips shorter than the crop, filled with silence; without, they are skipped.
+        augment: changes each crop, from a seed of its own.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class ClipReader:
         fields: Sequence[str] = (),
         convert: bool = True,
         pad: bool = True,
+        augment: Augment | None = None,
     ):
         self.sources, self.mixture = list(sources), mixture
         self.sample_rate, self.label_of = sample_rate, {name: i for i, name in enumerate(classes)}
         self.seed, self.last, self.crops_per_clip, self.fields = seed, last, crops_per_clip, tuple(fields)
-        self.convert, self.pad = convert, pad
+        self.convert, self.pad, self.augment = convert, pad, augment
 
     def __call__(self, position: int, out: Tensor) -> Clip:
         """Writes the crop of a position to ``out``, float32 ``[C, T]`` (zeros where there is none to be used)."""
@@ -78,6 +81,8 @@ class ClipReader:
             out.zero_()
             kind = getattr(error, "kind", "read") if not isinstance(error, RemoteError) else "remote"
             return Clip(position, source, key, skipped=Skipped(shards.paths[shard], key, kind, str(error)))
+        if self.augment:
+            self.augment(out, seed_of(self.seed or 0, "augment", epoch, key, crop_number))
         return Clip(position, source, key, *crop, label, fields)
 
     def _where(self, epoch: int, key: str, crop_number: int) -> float:
