@@ -1,10 +1,14 @@
 """Diagnostics, throughput, checkpoints, preemption: what they log and leave."""
 
 import json
+import sys
+from types import SimpleNamespace
+from warnings import catch_warnings as recorded_warnings
 
 import pytest
 import torch
 
+from audio_diffusion.callbacks import throughput
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoint
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.loggers import JsonlLogger, has_wandb_credentials, wandb_logger
@@ -42,6 +46,23 @@ def test_throughput_counts_audio_and_waiting(make_run):
     last = rows[-1]  # audio-seconds per step are known: the two speeds must agree
     per_step = run.data.batch_size * 2048 / 16000
     assert last["speed/audio_seconds_per_second"] == pytest.approx(per_step * last["speed/steps_per_second"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("data_s", "step_s", "warnings"), [(10, 1, 1), (1, 10, 0)])
+def test_a_run_that_mostly_waits_for_data_says_so_once(make_run, monkeypatch, data_s, step_s, warnings):
+    now = 0.0
+
+    def clock():
+        nonlocal now
+        now += {"on_train_batch_start": data_s, "on_train_batch_end": step_s}.get(sys._getframe(1).f_code.co_name, 0)
+        return now
+
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock))
+    with recorded_warnings(record=True) as caught:
+        make_run(max_steps=8, callbacks=[Throughput(16000, every_n_steps=2)]).fit()
+    said = [str(w.message) for w in caught if "training waits for data" in str(w.message)]
+    assert len(said) == warnings
+    assert all("91 % of the time (steps 2 to 4): give it more data.num_workers" in message for message in said)
 
 
 def test_checkpoints_are_kept_by_step_and_written_whole(make_run, tmp_path):

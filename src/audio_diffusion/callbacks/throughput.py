@@ -5,12 +5,17 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
+
+_WARN_PERCENT = 50.0
 
 
 class Throughput(L.Callback):
     """Logs every ``every_n_steps`` optimizer steps, over the time since the last row without validation and sampling.
+
+    Once, it warns where most of that time went into waiting for data.
 
     Args:
         sample_rate: Hz.
@@ -25,7 +30,7 @@ class Throughput(L.Callback):
             raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         self.sample_rate, self.every_n_steps = sample_rate, every_n_steps
         self._waited = self._worked = self._audio_s = 0.0
-        self._steps, self._logged_at = 0, -1
+        self._logged_at, self._warned = -1, False
         self._batch_ended = self._batch_started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,5 +67,12 @@ class Throughput(L.Callback):
         if torch.cuda.is_available():
             metrics["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         log_metrics(trainer, metrics)
+        waited = metrics["speed/data_wait_percent"]
+        if waited > _WARN_PERCENT and self._logged_at >= 0 and not self._warned:  # the first row has the start in it
+            self._warned = True
+            rank_zero_warn(
+                f"training waits for data {waited:.0f} % of the time (steps {self._logged_at} to {step}): give it more "
+                "data.num_workers, faster storage (of URLs data.store.cache_dir), or shards of cheaper audio (pcm16)"
+            )
         self._waited = self._worked = self._audio_s = 0.0
         self._logged_at, self._batch_ended = step, time.perf_counter()
