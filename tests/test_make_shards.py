@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ def test_a_folder_becomes_the_shards_that_the_packer_makes(
     assert done.returncode == 0, done.stderr
     pack(scan_folder(cwd / "drums", True), tmp_path, val_fraction=0.25, shard_bytes=100_000)
     made = {path.name: path.read_bytes() for path in (cwd / "2024").iterdir()}
+    assert made.pop("manifest.png").startswith(b"\x89PNG")
     assert made == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {path.name for path in cwd.iterdir()} == {"drums", "2024"}  # and nothing else is left behind
 
@@ -48,10 +50,12 @@ def test_what_came_of_it_is_said(packed: tuple[Path, subprocess.CompletedProcess
     for split in ("train", "val", "test"):
         assert f"{split} {manifest['clips'][split]} clips {manifest['seconds'][split] / 3600:.4f} h" in lines
     assert "classes: clap, hat, kick, snare, tom" in lines
-    assert "refused 1 files, named with the reasons in 2024/refused.csv, e.g." in lines
+    assert "left out, named with the reasons in 2024/refused.csv: 1, e.g." in lines
     assert r"'tom/caf\udce9.flac': cannot be decoded: Format not recognised." in lines
     assert lines[-1] == f"{len(manifest['shards'])} shards in 2024/ -> python train.py data.train=2024"
-    assert "41/41" in done.stdout
+    assert re.search(r"looking: 41/41 files, 0\.01/0\.01 h, \S+ h/s, in 0:\d\d:\d\d\n", done.stdout)
+    assert re.search(r"packing: 40/40 files, 0\.01/0\.01 h, \S+ h/s, in 0:\d\d:\d\d\n", done.stdout)
+    assert len(lines) < 15  # a log stays calm
     assert done.stderr == ""
 
 
@@ -78,7 +82,7 @@ def test_a_manifest_decides_where_there_is_one(packed: tuple[Path, subprocess.Co
     manifest = json.loads((cwd / "chosen" / "manifest.json").read_text())
     assert manifest["clips"] == {"train": 1, "val": 1, "test": 1}
     assert manifest["classes"] == ["high", "low"]
-    assert "refused" not in done.stdout
+    assert "left out" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,13 @@ def test_a_manifest_decides_where_there_is_one(packed: tuple[Path, subprocess.Co
         (["input=drums", "val_fraction=tenth"], "val_fraction: expected a number, got 'tenth'"),
         (["input=drums", "shard_mb=null"], "shard_mb: expected a number, got None"),
         (["input=drums", "shard_mb=0"], "shard_bytes: expected at least 1, got 0"),
-        (["input=drums", "num_workers=true"], "num_workers: expected a number, got True"),
+        (["input=drums", "num_workers=true"], "num_workers: expected a whole number, got True"),
+        (["input=drums", "sample_rate=16e3"], "sample_rate: expected a whole number, got 16000.0"),
+        (["input=drums", "format=mp3"], "format: expected keep, flac, pcm16, got 'mp3'"),
+        (["input=drums", "segment_s=10"], "segment_s: format=keep leaves the audio as it is; choose format=flac"),
+        (["input=drums", "lufs=3", "format=flac"], "lufs: expected -70 to 0, got 3"),
+        (["input=ftp://host/folder"], "input: expected a local path or an address that begins with one of http://"),
+        (["verify=nowhere"], "verify: expected a folder of shards, local or a URL, got 'nowhere'"),
         (["input=drums", "val_fracton=0.2"], "val_fracton: there is no such option. Did you mean 'val_fraction'?"),
         ([], "Missing mandatory value: input"),
     ],

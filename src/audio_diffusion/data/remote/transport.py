@@ -31,8 +31,8 @@ class Transport(Protocol):
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
         """The whole object, piece by piece."""
 
-    async def list(self, pattern: str) -> list[str]:
-        """The objects in a folder or that match a glob, sorted."""
+    async def list(self, pattern: str, recursive: bool = False) -> list[str]:
+        """The objects in a folder, with ``recursive`` also below it, or that match a glob; sorted."""
 
 
 def looks_html(data: bytes) -> bool:
@@ -107,10 +107,16 @@ class Web:
             async for chunk in response.content.iter_chunked(1 << 20):
                 sink(chunk)
 
-    async def list(self, pattern: str) -> list[str]:
+    async def list(self, pattern: str, recursive: bool = False) -> list[str]:
         if re.search(r"[*\[]", pattern):
             return sorted(await self._fs._glob(pattern))
-        return sorted(url for url in await self._fs._ls(pattern, detail=False) if not url.endswith("/"))
+        links = await self._fs._ls(pattern, detail=False)
+        pages = [url for url in links if url.endswith("/") and url.startswith(pattern.rstrip("/") + "/")]
+        found = [url for url in links if not url.endswith("/")]
+        for page in pages if recursive else []:
+            if page.rstrip("/") != pattern.rstrip("/"):
+                found += await self.list(page, recursive)
+        return sorted(found)
 
 
 class Bucket:
@@ -144,8 +150,10 @@ class Bucket:
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
         sink(await (await self._connected())._cat_file(url))
 
-    async def list(self, pattern: str) -> list[str]:
-        if re.search(r"[*?\[]", pattern):
+    async def list(self, pattern: str, recursive: bool = False) -> list[str]:
+        if recursive:
+            names = await (await self._connected())._find(pattern)
+        elif re.search(r"[*?\[]", pattern):
             names = await (await self._connected())._glob(pattern)
         else:
             entries = await (await self._connected())._ls(pattern, detail=True)
