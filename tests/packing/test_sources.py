@@ -12,6 +12,7 @@ import pytest
 
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.packing.pack import pack
+from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_folder, scan_manifest, scan_url, split_of
 
 Encode = Callable[..., bytes]
@@ -226,9 +227,11 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def test_a_folder_on_a_web_server_is_packed_as_a_local_one(
-    folder: Path, tmp_path: Path, served: str, clips_of: ClipsOf
+    folder: Path, tmp_path: Path, served: str, clips_of: ClipsOf, encode: Encode, noise: Callable[..., Any]
 ) -> None:
     (folder / "a" / "deep").mkdir()
+    for format in ("mp3", "flac", "ogg"):
+        (folder / "a" / f"x.{format}").write_bytes(encode(noise(40_000), 16_000, format.upper()))
     (folder / "a" / "deep" / "01. Intro é.wav").write_bytes((folder / "a" / "1.wav").read_bytes())
     (folder / "a" / "1.json").write_text('{"caption": "dry"}')
     store = RemoteStore(None, retries=0)
@@ -236,9 +239,13 @@ def test_a_folder_on_a_web_server_is_packed_as_a_local_one(
     assert {(source.name, *sorted(source.fields.items())) for source in sources} == {
         (source.name, *sorted(source.fields.items())) for source in scan_folder(folder, True)
     }
-    pack(sources, tmp_path / "remote", val_fraction=0.3, store=store, num_workers=2)
-    pack(scan_folder(folder, True), tmp_path / "local", val_fraction=0.3)
-    assert clips_of(tmp_path / "remote") == clips_of(tmp_path / "local")
+    for form in (Form(), Form("flac", sample_rate=22_050, segment_s=0.5)):
+        options: dict[str, Any] = {"form": form, "val_fraction": 0.3}
+        pack(sources, tmp_path / f"remote_{form.format}", **options, store=store, num_workers=2)
+        pack(scan_folder(folder, True), tmp_path / f"local_{form.format}", **options)
+        clips = clips_of(tmp_path / f"remote_{form.format}")
+        assert clips == clips_of(tmp_path / f"local_{form.format}")
+        assert {meta["source"] for _, _, meta in clips.values()} > {f"a/x.{end}" for end in ("mp3", "flac", "ogg")}
 
 
 def test_a_manifest_names_files_below_a_url(folder: Path, tmp_path: Path, served: str, clips_of: ClipsOf) -> None:

@@ -24,6 +24,7 @@ SAMPLE_RATES = (1_000, 768_000)  # Hz; a header that says otherwise is wrong
 MAX_SAMPLE = 100.0  # 40 dB over full scale: no float file is mixed that hot, but one on the scale of integers is
 _MAX_FILTER = 20_000_000  # up·down: taps of the resampler's filter bank, 80 MB; all usual pairs of rates are far below
 _MP3_PREROLL = 29 * 1152  # frames decoded before a crop: what an MP3 decoder gives right after a seek is wrong
+_OGG_TAIL = 1 << 18  # frames at the end of an Ogg file, read from their beginning: a seek into the last page ends askew
 _INTEGER = ("PCM_", "ALAC_", "ULAW", "ALAW")  # subtypes that cannot hold NaN, infinite or huge samples
 _CONTEXT = 64  # samples at the lower of two rates: more than the resampler's filter reaches
 
@@ -101,6 +102,8 @@ class _Decoder(sf.SoundFile):
             UnusableAudio: if they cannot be decoded.
         """
         preroll = min(_MP3_PREROLL, first) if self.format == "MP3" else 0
+        if self.format == "OGG":
+            preroll = max(0, min(first, first - self.frames + _OGG_TAIL))
         needed = (count + preroll) * self.channels
         scratch = getattr(self._scratch, "array", None)
         if scratch is None or len(scratch) < needed:  # fresh memory costs more than decoding does, where crops are long

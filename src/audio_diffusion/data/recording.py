@@ -28,6 +28,8 @@ def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True) -> Audio
             return AudioInfo(f.frames, f.samplerate, f.channels, f"{f.format}/{f.subtype}")
     finally:
         f.close()
+    if not isinstance(file, str | Path | memoryview):
+        file.seek(0)
     return check(file)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from audio_diffusion.data.audio import AudioInfo
 from audio_diffusion.data.index import write_atomic
@@ -51,6 +51,7 @@ class Journal:
     def __init__(self, output: Path, sources: list[Source], options: dict[str, Any]):
         self._output, self._folder, self._options = output, output / WORK, options
         self._input = fingerprint(sources)
+        self._lock: IO[str] | None = None
         self.entries: list[dict[str, Any]] = []
         self.plan: Plan | None = None
         if (self._folder / PLAN).exists():
@@ -105,7 +106,13 @@ class Journal:
         """Removes the folder."""
         (self._folder / PLAN).unlink()
         shutil.rmtree(self._folder)
-        self._lock.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _check_empty(self) -> None:
         if list(self._output.glob("*.tar")) or (self._output / MANIFEST).exists():
@@ -118,5 +125,4 @@ class Journal:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
             raise ValueError(f"output: another run is writing to {str(self._output)!r}") from None

@@ -82,23 +82,29 @@ def pack(
     sources = sorted(sources, key=lambda source: source.digest)
     options = {**asdict(form), "val_fraction": val_fraction, "shard_bytes": shard_bytes}
     splits = [split_of(source, val_fraction) for source in sources]
-    journal = Journal(output, sources, options)
-    resumed = len(journal.entries)
-    if journal.plan is None:
-        plan = _look(sources, form, store, num_workers, progress)
-        _check_splits([split for split, item in zip(splits, plan, strict=True) if isinstance(item, AudioInfo)], plan)
-        journal.begin(plan)
-    run = _Run(journal, sources, splits, form, store, progress)
-    tallies = {split: run.pack_split(split, output, shard_bytes, num_workers) for split in ("train", "val", "test")}
-    _check_splits([split for split, tally in tallies.items() if tally.clips], journal.plan or [])
-    report = _report(run, tallies, options, resumed)
+    with Journal(output, sources, options) as journal:
+        resumed = len(journal.entries)
+        if journal.plan is None:
+            plan = _look(sources, form, store, num_workers, progress)
+            usable = [split for split, item in zip(splits, plan, strict=True) if isinstance(item, AudioInfo)]
+            _check_splits(usable, plan)
+            journal.begin(plan)
+        run = _Run(journal, sources, splits, form, store, progress)
+        tallies = {split: run.pack_split(split, output, shard_bytes, num_workers) for split in ("train", "val", "test")}
+        _check_splits([split for split, tally in tallies.items() if tally.clips], journal.plan or [])
+        report = _report(run, tallies, options, resumed)
+        _write_report(report, output, picture)
+        journal.finish()
+    return report
+
+
+def _write_report(report: PackReport, output: Path, picture: bool) -> None:
+    """What is told of the data set, beside it; the manifest last, as it says that all is there."""
     with open(output / REFUSED, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
         csv.writer(f).writerows([("file", "reason"), *report.refused])
     if picture:
         pictures.save(pictures.data_set(report.manifest), output / PICTURE)
     write_atomic(output / MANIFEST, json.dumps(report.manifest, indent=1))
-    journal.finish()
-    return report
 
 
 def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Told) -> Plan:
