@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     _check(options)
     workers = options["num_workers"] or os.cpu_count() or 1
     try:
-        store = RemoteStore(None, storage_options=options["storage_options"], block_bytes=1 << 20)
+        store: RemoteStore = config.build(options["store"], "store")
         if options["verify"] is not None:
             _verify(str(options["verify"]), workers, store)
         else:

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 FLOOR_DB = -90.0
 
@@ -145,7 +145,9 @@ def data_set(manifest: Mapping[str, Any]) -> Figure:
                  [count for _, count in manifest["durations_s"]["histogram"]])  # fmt: skip
     durations.set_xscale("log")
     durations.set_xlim(min(starts) / ratio**4, max(starts) * ratio**5)
-    durations.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    durations.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (durations.xaxis.set_major_formatter, durations.xaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")
     durations.set_xlabel("seconds")
     shortest, mean, longest = (manifest["durations_s"][name] for name in ("shortest", "mean", "longest"))
     durations.set_title(f"durations: {shortest:.3g} to {longest:.4g} s, mean {mean:.3g} s")

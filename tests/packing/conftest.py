@@ -1,8 +1,11 @@
-"""A small folder to pack, and a look into shards that uses nothing of the project."""
+"""A small folder to pack, a web server for folders, and a look into shards that uses nothing of the project."""
 
+import functools
+import http.server
 import json
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,27 @@ def folder(tmp_path: Path, encode: Encode, noise: Callable[..., Any]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(noise(100 + i, seed=i), 16_000))
     return tmp_path / "in"
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    """Lists folders as pages, and sends whole files."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """serve(folder) -> its address on a web server."""
+    servers = []
+
+    def serving(folder: Path) -> str:
+        handler = functools.partial(_Quiet, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield serving
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,10 +1,7 @@
 """What is found below a folder, in a bucket, on a web server, or named by a manifest, and what is known of it."""
 
-import functools
-import http.server
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +209,9 @@ def test_a_sidecar_tells_more_than_the_folder_and_a_broken_one_refuses_its_file(
 
 
 @pytest.fixture
-def served(folder: Path) -> Iterator[str]:
-    """The folder on a web server that lists its folders as pages."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+def served(folder: Path, serve: Callable[[Path], str]) -> str:
+    """The folder's address on a web server."""
+    return serve(folder)
 
 
 def test_a_folder_on_a_web_server_is_packed_as_a_local_one(

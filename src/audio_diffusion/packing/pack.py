@@ -122,10 +122,11 @@ def _check_splits(given: list[str], plan: Plan) -> None:
     """Raises ValueError where nothing is left to train on or to hold out."""
     for split in ("train", "val"):
         if split not in given:
-            refused = sum(isinstance(item, str) for item in plan)
+            refused = [item for item in plan if isinstance(item, str)]
+            such = f", such as: {refused[0]}" if refused else ""
             raise ValueError(
-                f"input: of {len(plan)} files ({refused} refused) none is left for {split}; give more files, another "
-                "val_fraction, or a manifest with a column split"
+                f"input: of {len(plan)} files ({len(refused)} refused{such}) none is left for {split}; give more "
+                "files, another val_fraction, or a manifest with a column split"
             )
 
 

@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
     Raises:
         ValueError: if it is not the source that is at fault, but the way to it: nothing may be left out for that.
     """
-    if isinstance(error, RemoteError) and not error.final:
+    if isinstance(error, RemoteError) and error.kind not in ("not_found", "forbidden", "refused"):
         raise ValueError(f"input: {error}. The same command goes on from here") from error
     return str(error)
 
