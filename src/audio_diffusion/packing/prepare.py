@@ -256,7 +256,7 @@ _opened: list[tuple[Path | str, AudioInfo, Recording]] = []
 
 def _recording(task: Task, store: RemoteStore | None) -> Recording:
     path, info = task.source.path, task.info
-    if not _opened or _opened[0][:2] != (path, info):
+    if not _opened or _opened[0][:2] != (path, info) or task.first == 0:
         if _opened:
             _opened.pop()[2].close()
         _opened.append((path, info, Recording(_file(task.source, store), info)))

@@ -71,13 +71,15 @@ class ShardWriter:
             self._tar = tarfile.TarFile(fileobj=cast(BinaryIO, self._hashed), mode="w", format=tarfile.USTAR_FORMAT)
             self._clips, self._seconds = 0, 0.0
         name = f"{clip.key}.{clip.ending}"
-        digest = hashlib.sha256()
-        blocks = [clip.audio] if clip.audio is not None else read_blocks(clip.source, self._store)
-        written = self._member(name, clip.num_bytes, _hashing(blocks, digest))
-        if written != clip.num_bytes or digest.hexdigest() != clip.meta["sha256"]:
-            raise ValueError(f"input: {clip.source.name} was changed while it was packed; start anew")
+        if clip.audio is not None:
+            self._member(name, [clip.audio], clip.num_bytes)
+        else:
+            digest = hashlib.sha256()
+            written = self._member(name, _hashing(read_blocks(clip.source, self._store), digest), clip.num_bytes)
+            if written != clip.num_bytes or digest.hexdigest() != clip.meta["sha256"]:
+                raise ValueError(f"input: {clip.source.name} was changed while it was packed; start anew")
         meta = json.dumps(clip.meta).encode()
-        self._member(f"{clip.key}.json", len(meta), [meta])
+        self._member(f"{clip.key}.json", [meta], len(meta))
         self._clips += 1
         self._seconds += clip.meta["frames"] / clip.meta["sample_rate"]
 
@@ -85,7 +87,7 @@ class ShardWriter:
     def _part(self) -> Path:
         return self._output / WORK / f"{self._split}.tar.part"
 
-    def _member(self, name: str, size: int, blocks: Iterable[bytes]) -> int:
+    def _member(self, name: str, blocks: Iterable[bytes], size: int) -> int:
         """Writes a member that is the same on every machine (no time, no owner); how many bytes came."""
         assert self._tar is not None
         info = tarfile.TarInfo(name)
