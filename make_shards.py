@@ -48,6 +48,9 @@ def main(cfg: DictConfig) -> None:
             _pack(options, workers, store)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        raise SystemExit(130) from None
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -148,6 +148,19 @@ def test_all_that_is_made_of_the_audio_is_told(
     assert command(tmp_path, "verify=out", "num_workers=1")[0] == 0
 
 
+def test_ctrl_c_says_how_to_go_on(
+    drum_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audio_diffusion.packing.pack.prepare", interrupted)
+    arguments = (f"input={drum_folder}", "output=out", "num_workers=1")
+    status, output, errors = command(tmp_path, *arguments)
+    assert (status, errors) == (130, "")
+    assert output.endswith("stopped; the same command goes on from here\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
