@@ -1,58 +1,148 @@
-"""Packs a folder of audio into WebDataset shards.
+"""Packs a folder of audio into WebDataset shards, or verifies shards.
 
 python make_shards.py input=FOLDER output=SHARDS              # labels are the names of the sub-folders
-python make_shards.py input=FOLDER output=SHARDS manifest=FOLDER/manifest.csv
+python make_shards.py input=s3://bucket/folder output=SHARDS manifest=FILE.csv format=flac sample_rate=44100
+python make_shards.py verify=SHARDS                           # reads and checks all; status 1 if something is wrong
 """
 
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from audio_diffusion import config
 from audio_diffusion.config import ConfigError
-from audio_diffusion.packing.pack import pack, scan_folder, scan_manifest
+from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
+from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack
+from audio_diffusion.packing.parallel import Progress
+from audio_diffusion.packing.prepare import Form
+from audio_diffusion.packing.sources import Source, scan_folder, scan_manifest, scan_url
+from audio_diffusion.packing.verify import verify
+
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "val_fraction": (int, float),
+    "shard_mb": (int, float),
+    "num_workers": (int, type(None)),
+    "sample_rate": (int, type(None)),
+    "channels": (int, type(None)),
+    "segment_s": (int, float, type(None)),
+    "silence_db": (int, float, type(None)),
+    "lufs": (int, float, type(None)),
+}
 
 
 @config.entry("make_shards")
 def main(cfg: DictConfig) -> None:
-    """Find the files, check and pack them, say what came of it."""
+    """Find the files, check and pack them, say what came of it; or verify."""
+    if cfg.verify is not None:
+        cfg.input = cfg.output = None
     options = config.to_plain(cfg)
-    if options["labels"] not in ("folder", "none"):
-        raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
-    numbers = {"val_fraction": (int, float), "shard_mb": (int, float), "num_workers": (int, type(None))}
-    for name, types in numbers.items():
-        if not isinstance(options[name], types) or isinstance(options[name], bool):
-            raise ConfigError(f"{name}: expected a number, got {options[name]!r}")
-    folder, output = Path(str(options["input"])), Path(str(options["output"]))  # a folder may be called 2024
-    manifest = options["manifest"]
+    _check(options)
+    workers = options["num_workers"] or os.cpu_count() or 1
     try:
-        sources = (
-            scan_manifest(folder, Path(str(manifest)))
-            if manifest
-            else scan_folder(folder, options["labels"] == "folder")
-        )
-        with tqdm(total=len(sources), unit="file", desc="checking", file=sys.stdout) as bar:
-            report = pack(
-                sources,
-                output,
-                val_fraction=options["val_fraction"],
-                shard_bytes=int(options["shard_mb"] * 1e6),
-                num_workers=options["num_workers"] or os.cpu_count() or 1,
-                progress=lambda done, total: bar.update(1) and None,
-            )
+        store: RemoteStore = config.build(options["store"], "store")
+        if options["verify"] is not None:
+            _verify(str(options["verify"]), workers, store)
+        else:
+            _pack(options, workers, store)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        raise SystemExit(130) from None
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raises ConfigError for values of the wrong kind."""
+    if options["labels"] not in ("folder", "none"):
+        raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
+    for name, types in NUMBERS.items():
+        if not isinstance(options[name], types) or isinstance(options[name], bool):
+            what = "a whole number" if float not in types else "a number"
+            raise ConfigError(f"{name}: expected {what}, got {options[name]!r}")
+
+
+def _sources(options: dict[str, Any], store: RemoteStore) -> list[Source]:
+    place, by_folder = local_path(str(options["input"])), options["labels"] == "folder"  # a folder may be called 2024
+    try:
+        remote = is_remote(place)
+    except ValueError as error:
+        raise ValueError(f"input: {str(error).removeprefix('shards: ')}") from error
+    if options["manifest"] is not None:
+        return scan_manifest(place, local_path(str(options["manifest"])), store)
+    return scan_url(place, by_folder, store) if remote else scan_folder(Path(place), by_folder)
+
+
+def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
+    form = Form(*(options[name] for name in ("format", "sample_rate", "channels", "segment_s", "silence_db", "lufs")))
+    output = Path(str(options["output"]))
+    stages: dict[str, Progress] = {}
+
+    def told(stage: str, *counts: float) -> None:
+        if stage not in stages:
+            for earlier in stages.values():
+                earlier.close()
+            stages[stage] = Progress(stage)
+        stages[stage](*counts)  # type: ignore[arg-type]
+
+    try:
+        report = pack(
+            _sources(options, store),
+            output,
+            form=form,
+            val_fraction=options["val_fraction"],
+            shard_bytes=int(options["shard_mb"] * 1e6),
+            num_workers=workers,
+            store=store,
+            picture=True,
+            progress=told,
+        )
+    finally:
+        if stages:
+            list(stages.values())[-1].close()
+    _say(report, output)
+
+
+def _say(report: PackReport, output: Path) -> None:
+    if report.resumed:
+        print(f"went on from {report.resumed} shards that were there already")
     for split, clips in report.clips.items():
         print(f"{split:5} {clips:7d} clips  {report.seconds[split] / 3600:9.4f} h")
     print(f"classes: {', '.join(report.classes) or 'none'}")
+    made = report.manifest
+    if made["silent"]["pieces"]:
+        print(f"silent: {made['silent']['pieces']} pieces, {made['silent']['seconds']:.1f} s, left out")
+    if made["rests"]["pieces"]:
+        print(f"rests of less than half a piece: {made['rests']['pieces']}, {made['rests']['seconds']:.1f} s, left out")
+    if made["clipped"]["clips"]:
+        print(f"over full scale, clipped: {made['clipped']['samples']} samples in {made['clipped']['clips']} clips")
+    if made["loudness"]["limited"] or made["loudness"]["unknown"]:
+        print(
+            "loudness: {limited} clips held back by their peaks, {unknown} too quiet to have one".format(
+                **made["loudness"]
+            )
+        )
     if report.refused:
-        print(f"refused {len(report.refused)} files, named with the reasons in {output / 'refused.csv'}, e.g.")
+        print(f"left out, named with the reasons in {output / REFUSED}: {len(report.refused)}, e.g.")
         for name, reason in report.refused[:3]:
             print(f"    {name!r}: {reason}")
+    print(f"a picture of durations, levels and classes: {output / PICTURE}")
     print(f"{len(report.shards)} shards in {output}/  ->  python train.py data.train={output}")
+
+
+def _verify(place: str, workers: int, store: RemoteStore) -> None:
+    bar = Progress("verifying", "shards")
+    try:
+        result = verify(place, num_workers=workers, store=store, progress=bar)
+    finally:
+        bar.close()
+    for problem in result.problems:
+        print(problem)
+    count = f"{len(result.problems)} problem{'s' * (len(result.problems) > 1)}" if result.problems else "no problems"
+    print(f"{result.num_shards} shards, {result.num_clips} clips, {result.seconds / 3600:.4f} h: {count}")
+    if result.problems:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

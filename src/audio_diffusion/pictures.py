@@ -1,7 +1,8 @@
-"""Pictures of sound: waveforms, mel spectrograms, the reverse process."""
+"""Pictures of sound: waveforms, mel spectrograms, the reverse process, what a data set holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -12,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 FLOOR_DB = -90.0
 
@@ -96,3 +98,65 @@ def save(figure: Figure, path: str | Path) -> Path:
     figure.savefig(path, dpi=90)
     plt.close(figure)
     return Path(path)
+
+
+def _show_counts(axes: Axes, lefts: Sequence[float], widths: Sequence[float], counts: Sequence[int]) -> None:
+    axes.bar(lefts, counts, width=widths, align="edge", color="tab:blue", edgecolor="white", linewidth=0.4)
+    axes.set_ylabel("clips")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _show_classes(axes: Axes, labels: Mapping[str, int], unlabelled: int, most: int = 30) -> None:
+    """The largest classes as bars; the others together as one."""
+    ranked = sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))
+    bars = [(name if len(name) <= 28 else f"{name[:27]}…", count, "tab:blue") for name, count in ranked[:most]]
+    if len(ranked) > most:
+        rest = sum(count for _, count in ranked[most:])
+        bars.append((f"{len(ranked) - most} smaller classes", rest, "tab:gray"))
+    if unlabelled:
+        bars.append(("without a label", unlabelled, "tab:orange"))
+    names, counts, colors = zip(*reversed(bars), strict=True)
+    drawn = axes.barh(range(len(bars)), counts, color=colors)
+    axes.bar_label(drawn, fontsize=7, padding=2)
+    axes.set_yticks(range(len(bars)), names, fontsize=8, parse_math=False)
+    axes.set_ylim(min(len(bars), 8) - 8.6, len(bars) - 0.4)  # few bars stand at the top, none broader than an eighth
+    axes.set_xlim(0, 1.12 * max(counts))
+    axes.set_xlabel("clips")
+    axes.set_title("no classes" if not labels else f"{len(labels)} class{'es' * (len(labels) > 1)}")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def data_set(manifest: Mapping[str, Any]) -> Figure:
+    """What a data set holds: how long its clips are, how loud, of which classes.
+
+    Args:
+        manifest: as make_shards.py writes it.
+    """
+    num_bars = min(len(manifest["labels"]), 31) + (manifest["unlabelled"] > 0)
+    figure = plt.figure(figsize=(11, max(5.0, 1.2 + 0.21 * num_bars)), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(3, 2))
+    durations, levels, classes = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    starts = [start for start, _ in manifest["durations_s"]["histogram"]]
+    ratio = 10**0.1
+    _show_counts(durations, starts, [start * (ratio - 1) for start in starts],
+                 [count for _, count in manifest["durations_s"]["histogram"]])  # fmt: skip
+    durations.set_xscale("log")
+    durations.set_xlim(min(starts) / ratio**4, max(starts) * ratio**5)
+    durations.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (durations.xaxis.set_major_formatter, durations.xaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")
+    durations.set_xlabel("seconds")
+    shortest, mean, longest = (manifest["durations_s"][name] for name in ("shortest", "mean", "longest"))
+    durations.set_title(f"durations: {shortest:.3g} to {longest:.4g} s, mean {mean:.3g} s")
+    bars = manifest["levels_dbfs"]["histogram"]
+    _show_counts(levels, [level for level, _ in bars], [1] * len(bars), [count for _, count in bars])
+    levels.set_xlim(min(-60, bars[0][0] - 1), max(0, bars[-1][0] + 2))
+    levels.set_xlabel("rms, dBFS")
+    levels.set_title(f"levels: mean {manifest['levels_dbfs']['mean']:.1f} dBFS")
+    _show_classes(classes, manifest["labels"], manifest["unlabelled"])
+    clips = ", ".join(f"{count} {split}" for split, count in manifest["clips"].items() if count)
+    figure.suptitle(f"{manifest['hours']:.3g} hours in {sum(manifest['clips'].values())} clips ({clips})")
+    return figure

@@ -308,3 +308,13 @@ def test_check_takes_bounded_memory(
     monkeypatch.setattr(audio, "_check_samples", lambda block: blocks.append(len(block)))
     assert check(tmp_path / "long.wav").frames == sum(blocks) == 600_000
     assert max(blocks) <= 1 << 18
+
+
+@pytest.mark.parametrize("num_frames", [144_123, 132_423, 300_000])
+def test_the_end_of_a_vorbis_file_is_read_where_it_is(encode: Encode, noise: Noise, num_frames: int) -> None:
+    data = encode(noise(num_frames), 48_000, "OGG")
+    whole, _ = read_crop(io.BytesIO(data), 48_000, 1, num_frames)
+    for where in (0.5, 0.8, 0.9, 0.95, 0.99, 1.0):
+        crop, _ = read_crop(io.BytesIO(data), 48_000, 1, 997, where)
+        start = min(int(where * (num_frames - 997 + 1)), num_frames - 997)
+        assert torch.equal(crop, whole[:, start : start + 997])

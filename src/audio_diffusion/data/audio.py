@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -23,6 +24,7 @@ SAMPLE_RATES = (1_000, 768_000)  # Hz; a header that says otherwise is wrong
 MAX_SAMPLE = 100.0  # 40 dB over full scale: no float file is mixed that hot, but one on the scale of integers is
 _MAX_FILTER = 20_000_000  # up·down: taps of the resampler's filter bank, 80 MB; all usual pairs of rates are far below
 _MP3_PREROLL = 29 * 1152  # frames decoded before a crop: what an MP3 decoder gives right after a seek is wrong
+_OGG_TAIL = 1 << 18  # frames at the end of an Ogg file, read from their beginning: a seek into the last page ends askew
 _INTEGER = ("PCM_", "ALAC_", "ULAW", "ALAW")  # subtypes that cannot hold NaN, infinite or huge samples
 _CONTEXT = 64  # samples at the lower of two rates: more than the resampler's filter reaches
 
@@ -100,6 +102,8 @@ class _Decoder(sf.SoundFile):
             UnusableAudio: if they cannot be decoded.
         """
         preroll = min(_MP3_PREROLL, first) if self.format == "MP3" else 0
+        if self.format == "OGG":
+            preroll = max(0, min(first, first - self.frames + _OGG_TAIL))
         needed = (count + preroll) * self.channels
         scratch = getattr(self._scratch, "array", None)
         if scratch is None or len(scratch) < needed:  # fresh memory costs more than decoding does, where crops are long
@@ -185,20 +189,28 @@ def _check_samples(samples: np.ndarray) -> None:
         raise UnusableAudio(f"holds samples of {loudest:.3g}, where full scale is 1", "samples")
 
 
-def check(path: str | Path) -> AudioInfo:
+def check(
+    file: str | Path | BinaryIO | memoryview, each: Callable[[NDArray[np.float32]], object] | None = None
+) -> AudioInfo:
     """Decodes all of a file, block by block in bounded memory, and tells what it holds.
+
+    Args:
+        file: path, open binary file, or the bytes themselves.
+        each: given every block, float32 ``[n, C]``.
 
     Raises:
         UnusableAudio: if it does not decode to its end, is empty, or holds NaN, infinite or absurdly large samples.
     """
     frames = 0
-    opened = _open(path)
-    assert isinstance(opened, _Decoder)  # only files in memory are read otherwise
+    opened = _open(Window(file) if isinstance(file, memoryview) else file)  # type: ignore[arg-type]
+    assert isinstance(opened, _Decoder)
     with opened as f:
         try:
             while len(block := f.read(1 << 18, dtype="float32", always_2d=True)):
                 frames += len(block)
                 _check_samples(block)
+                if each is not None:
+                    each(block)
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"broken after {frames} frames: {error}") from error
         if frames == 0:
@@ -252,6 +264,32 @@ def _write(into: NDArray[np.float32], samples: NDArray) -> None:
         np.copyto(into, samples.T)
 
 
+def _read_window(f: _Decoder | _Pcm16, frames: int, out: Tensor, start: int, ratio: Fraction) -> int:
+    """Samples from ``start`` on of the whole file at the wanted rate, to ``out`` ``[C, n]``; how many there are.
+
+    Some context is read on either side, and resampling begins with a whole period, so that the samples are those that
+    would be cut out of the whole resampled file. Of ``f``, ``frames`` are used.
+    """
+    channels, num_samples = out.shape
+    up, down = ratio.numerator, ratio.denominator
+    context = -(-_CONTEXT * max(down, up) // (up * down)) if ratio != 1 else 0  # in periods
+    first = max(start // up - context, 0)
+    stop = -(-(start + num_samples) // up) + context
+    samples = f.samples(first * down, min((stop - first) * down, frames - first * down))
+    if ratio == 1 and samples.shape[1] == channels:
+        num_valid = min(len(samples), num_samples)
+        _write(out.numpy()[:, :num_valid], samples[:num_valid])
+        return num_valid
+    audio = np.empty(samples.shape[::-1], dtype=np.float32)
+    _write(audio, samples)
+    mapped = map_channels(torch.from_numpy(audio), channels)
+    if ratio != 1:
+        mapped = _resampler(f.samplerate, int(f.samplerate * ratio))(mapped)
+    mapped = mapped[:, start - first * up :][:, :num_samples]
+    out[:, : mapped.shape[1]] = mapped
+    return mapped.shape[1]
+
+
 def read_crop(
     file: str | Path | BinaryIO | memoryview,
     out: Tensor,
@@ -262,8 +300,7 @@ def read_crop(
 ) -> Crop:
     """One crop at the wanted rate, decoding only what it needs, written to where it is wanted.
 
-    The start is a whole number of resampling periods, and some context is read on either side, so that the crop
-    is what would be cut out of the whole resampled file.
+    The start is a whole number of resampling periods; the crop is what would be cut out of the whole resampled file.
 
     Args:
         file: path, open binary file, or the bytes themselves, of any format libsndfile reads.
@@ -282,28 +319,13 @@ def read_crop(
     f = _open(file)
     try:
         ratio = _check_fit(f, sample_rate, channels, convert)
-        up, down = ratio.numerator, ratio.denominator
-        total = f.frames * up // down  # samples of the file at the wanted rate
+        up = ratio.numerator
+        total = f.frames * up // ratio.denominator  # samples of the file at the wanted rate
         if not pad and total < num_samples:
             raise UnusableAudio(f"has {total} samples, fewer than a crop's {num_samples}, and pad is off", "short")
         last = max(total - num_samples, 0) // up
         start = min(int(where * (last + 1)), last) * up  # at the wanted rate, a multiple of `up`
-        context = -(-_CONTEXT * max(down, up) // (up * down)) if ratio != 1 else 0  # in periods
-        first = max(start // up - context, 0)
-        stop = -(-(start + num_samples) // up) + context
-        samples = f.samples(first * down, min((stop - first) * down, f.frames - first * down))
-        if ratio == 1 and samples.shape[1] == channels:
-            num_valid = min(len(samples), num_samples)
-            _write(out.numpy()[:, :num_valid], samples[:num_valid])
-        else:
-            audio = np.empty(samples.shape[::-1], dtype=np.float32)
-            _write(audio, samples)
-            mapped = map_channels(torch.from_numpy(audio), channels)
-            if ratio != 1:
-                mapped = _resampler(f.samplerate, sample_rate)(mapped)
-            mapped = mapped[:, start - first * up :][:, :num_samples]
-            num_valid = mapped.shape[1]
-            out[:, :num_valid] = mapped
+        num_valid = _read_window(f, f.frames, out, start, ratio)
         out[:, num_valid:] = 0
         return Crop(num_valid, start / sample_rate, f.frames / f.samplerate)
     finally:

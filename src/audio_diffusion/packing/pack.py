@@ -1,237 +1,231 @@
-"""Folder of audio -> shards, indexes and a manifest. Encoded bytes are kept as they are."""
+"""Sources -> shards, indexes, a manifest, a list of what was refused, a picture. The parts are in the files beside."""
 
 import csv
-import hashlib
 import json
-import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import webdataset as wds
-
-from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, check
-from audio_diffusion.data.index import write_atomic, write_index
+from audio_diffusion import pictures
+from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.index import write_atomic
+from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import MANIFEST
+from audio_diffusion.packing.journal import Journal, Plan
+from audio_diffusion.packing.parallel import ordered
+from audio_diffusion.packing.prepare import Clip, Drop, Form, Task, cut_of, look, prepare, tasks
+from audio_diffusion.packing.sources import Source, scan_folder, scan_manifest, split_of
+from audio_diffusion.packing.statistics import Tally
+from audio_diffusion.packing.writer import ShardWriter
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+__all__ = ["PackReport", "Source", "pack", "scan_folder", "scan_manifest", "split_of"]
 
-
-@dataclass(frozen=True)
-class Source:
-    """One file to pack: where it lies, its name relative to the input folder, and what is known of it."""
-
-    path: Path
-    name: str
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str:
-        """Hash of the name: decides order and split, so adding files never moves others between splits."""
-        return hashlib.sha256(os.fsencode(self.name)).hexdigest()  # not every file's name is UTF-8
-
-    @property
-    def key(self) -> str:
-        """Unique in the data set, free of dots and of anything a tar or WebDataset reads differently."""
-        return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(self.name).stem)[:60]}_{self.digest[:12]}"
+REFUSED, PICTURE = "refused.csv", "manifest.png"
+Told = Callable[[str, int, int, float, float], None]  # stage, files done, files, seconds done, seconds
 
 
 @dataclass
 class PackReport:
-    """What was packed, by split, and what was refused: (file, reason)."""
+    """What was packed, by split, and what was left out: (file, reason). ``resumed`` shards were there already."""
 
     clips: dict[str, int]
     seconds: dict[str, float]
     classes: list[str]
     shards: list[dict[str, Any]]
     refused: list[tuple[str, str]]
-
-
-def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
-    """All audio files below a folder (hidden ones left out); the label is the sub-folder directly below it.
-
-    Raises:
-        ValueError: if there is no such folder, or no audio in it.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"input: expected a folder of audio, got {str(folder)!r}")
-    sources = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.suffix.lower().lstrip(".") in EXTENSIONS and path.is_file() and not hidden:
-            labelled = label_from_folder and len(relative.parts) > 1
-            sources.append(Source(path, relative.as_posix(), {"label": relative.parts[0]} if labelled else {}))
-    if not sources:
-        raise ValueError(f"input: no audio ({', '.join(EXTENSIONS)}) below {str(folder)!r}")
-    return sources
-
-
-def scan_manifest(folder: Path, manifest: Path) -> list[Source]:
-    """The files a csv names in its column ``file`` or ``path`` (relative to the folder); its other columns are kept.
-
-    Raises:
-        ValueError: if the csv lacks that column, or a line names no file, one twice, or one outside the folder.
-    """
-    with open(manifest, newline="", encoding="utf-8-sig") as f:  # spreadsheets write the signature
-        reader = csv.DictReader(f)
-        column = next((c for c in ("file", "path") if c in (reader.fieldnames or [])), None)
-        if column is None:
-            raise ValueError(f"manifest: expected a column file or path in {manifest}, got {reader.fieldnames}")
-        rows = list(reader)
-    root, sources, seen = folder.resolve(), [], set()
-    for number, row in enumerate(rows, 2):
-        name = row.pop(column)
-        if not name:
-            raise ValueError(f"manifest: line {number} of {manifest} names no file")
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f"manifest: line {number} of {manifest} names {path}, which is outside {root}")
-        if path in seen:
-            raise ValueError(f"manifest: line {number} of {manifest} names {path} a second time")
-        seen.add(path)
-        sources.append(Source(path, path.relative_to(root).as_posix(), {k: v for k, v in row.items() if k and v}))
-    return sources
-
-
-def split_of(source: Source, val_fraction: float) -> str:
-    """train, val or test: as its manifest says, else by the hash of its name.
-
-    Raises:
-        ValueError: for a split of another name.
-    """
-    named = source.fields.get("split")
-    if named is None:
-        return "val" if int(source.digest[:8], 16) < val_fraction * 2**32 else "train"
-    if named not in SPLITS:
-        raise ValueError(f"manifest: split of {source.name}: expected {', '.join(SPLITS)}, got {named!r}")
-    return SPLITS[named]
-
-
-def _check(source: Source) -> AudioInfo | str:
-    if source.path.suffix.lower().lstrip(".") not in EXTENSIONS:
-        return f"its name ends in none of {', '.join(EXTENSIONS)}"
-    try:
-        return check(source.path)
-    except (UnusableAudio, OSError) as error:
-        return str(error)
-
-
-def _members(source: Source, info: AudioInfo) -> dict[str, Any]:
-    meta = {k: v for k, v in source.fields.items() if k != "split"}
-    meta |= {
-        "source": source.name,
-        "frames": info.frames,
-        "sample_rate": info.sample_rate,
-        "channels": info.channels,
-    }
-    extension = source.path.suffix.lower().lstrip(".")
-    return {"__key__": source.key, extension: source.path.read_bytes(), "json": json.dumps(meta).encode()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _write_shards(
-    output: Path, split: str, clips: Iterator[tuple[Source, AudioInfo]], shard_bytes: int
-) -> Iterator[dict[str, Any]]:
-    """Writes one split's shards, each under a temporary name until it is whole."""
-    writer: wds.TarWriter | None = None
-    count = written = number = 0
-    temporary = output / f".{split}.tar.part"
-
-    def close() -> dict[str, Any]:
-        assert writer is not None
-        writer.close()
-        path = output / f"{split}-{number:06d}.tar"
-        temporary.replace(path)
-        write_index(path)
-        return {"name": path.name, "clips": count, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-    for source, info in clips:
-        if writer is None:
-            writer = wds.TarWriter(str(temporary), mtime=0)
-            count = written = 0
-        written += writer.write(_members(source, info))
-        count += 1
-        if written >= shard_bytes:
-            yield close()
-            writer, number = None, number + 1
-    if writer is not None:
-        yield close()
+    manifest: dict[str, Any]
+    resumed: int
 
 
 def pack(
     sources: list[Source],
     output: Path,
     *,
+    form: Form | None = None,
     val_fraction: float = 0.1,
     shard_bytes: int = 100_000_000,
     num_workers: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    store: RemoteStore | None = None,
+    picture: bool = False,
+    progress: Told = lambda *told: None,
 ) -> PackReport:
-    """Checks every file (decoded to its end), and writes shards, indexes, ``manifest.json`` and ``refused.csv``.
+    """Decodes every file to its end, and writes shards, indexes, ``manifest.json``, ``refused.csv``, ``manifest.png``.
 
-    The same input gives the same bytes. Clips stand in the order of a hash of their names, so every shard holds a
-    mixture.
+    The same input gives the same bytes. Clips stand in the order of a hash of their sources' names, so every shard
+    holds a mixture. A run that was killed goes on when it is started again; what is in the output under its final name
+    is whole at any time, and the manifest comes last.
 
     Args:
         sources: what to pack.
-        output: folder for the shards; it must hold none yet.
-        val_fraction: share held out, by hash of the name, of files whose split no manifest names.
+        output: folder for the shards; it must hold none, or those of the same run, unfinished.
+        form: what is made of the files; None keeps them as they are.
+        val_fraction: share held out, by hash of the source's name, of files whose split nothing names.
         shard_bytes: a shard is closed once it holds this much.
         num_workers: processes that decode.
-        progress: told (files checked, files in all).
+        store: for sources that are URLs.
+        picture: also draw durations, levels and classes.
+        progress: told how far it is.
 
     Raises:
-        ValueError: if the output holds shards, a number is out of range, or no clip is left to train on or held out.
+        ValueError: if the output holds other shards, a number is out of range, or no clip is left to train on or held
+            out.
     """
-    if list(output.glob("*.tar")):
-        raise ValueError(f"output: {str(output)!r} already holds shards; remove them or choose another folder")
+    form = form or Form()
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction: expected between 0 and 1, got {val_fraction}")
-    if shard_bytes < 1:
-        raise ValueError(f"shard_bytes: expected at least 1, got {shard_bytes}")
+    for name, value in {"shard_bytes": shard_bytes, "num_workers": num_workers}.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     sources = sorted(sources, key=lambda source: source.digest)
-    splits: dict[str, list[tuple[Source, AudioInfo]]] = {"train": [], "val": [], "test": []}
-    refused = []
-    with ProcessPoolExecutor(num_workers) as pool:
-        for done, (source, result) in enumerate(zip(sources, pool.map(_check, sources, chunksize=8), strict=True), 1):
-            if isinstance(result, str):
-                refused.append((source.name, result))
-            else:
-                splits[split_of(source, val_fraction)].append((source, result))
-            progress(done, len(sources))
-    for split in ("train", "val"):
-        if not splits[split]:
-            raise ValueError(
-                f"input: of {len(sources)} files ({len(refused)} refused) none is left for {split}; "
-                "give more files, another val_fraction, or a manifest with a column split"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    shards = [
-        {"split": split, **shard}
-        for split, clips in splits.items()
-        for shard in _write_shards(output, split, iter(clips), shard_bytes)
-    ]
-    labels: Counter[Any] = Counter(source.fields.get("label") for clips in splits.values() for source, _ in clips)
-    report = PackReport(
-        clips={split: len(clips) for split, clips in splits.items()},
-        seconds={split: round(sum(info.duration_s for _, info in clips), 3) for split, clips in splits.items()},
-        classes=sorted(labels) if None not in labels else [],
-        shards=shards,
-        refused=refused,
-    )
-    with open(output / "refused.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
-        csv.writer(f).writerows([("file", "reason"), *refused])
-    write_atomic(output / MANIFEST, json.dumps({"version": 1, **asdict(report), "labels": labels}, indent=1))
+    options = {**asdict(form), "val_fraction": val_fraction, "shard_bytes": shard_bytes}
+    splits = [split_of(source, val_fraction) for source in sources]
+    with Journal(output, sources, options) as journal:
+        resumed = len(journal.entries)
+        if journal.plan is None:
+            plan = _look(sources, form, store, num_workers, progress)
+            usable = [split for split, item in zip(splits, plan, strict=True) if isinstance(item, AudioInfo)]
+            _check_splits(usable, plan)
+            journal.begin(plan)
+        run = _Run(journal, sources, splits, form, store, progress)
+        tallies = {split: run.pack_split(split, output, shard_bytes, num_workers) for split in ("train", "val", "test")}
+        _check_splits([split for split, tally in tallies.items() if tally.clips], journal.plan or [])
+        report = _report(run, tallies, options, resumed)
+        _write_report(report, output, picture)
+        journal.finish()
     return report
+
+
+def _write_report(report: PackReport, output: Path, picture: bool) -> None:
+    """What is told of the data set, beside it; the manifest last, as it says that all is there."""
+    with open(output / REFUSED, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+        csv.writer(f).writerows([("file", "reason"), *report.refused])
+    if picture:
+        pictures.save(pictures.data_set(report.manifest), output / PICTURE)
+    write_atomic(output / MANIFEST, json.dumps(report.manifest, indent=1))
+
+
+def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Told) -> Plan:
+    """What each source holds, by its header, or why it is refused."""
+    plan: Plan = []
+    seconds = 0.0
+    for item in ordered(partial(look, form, store), sources, num_workers):
+        plan.append(item)
+        seconds += item.duration_s if isinstance(item, AudioInfo) else 0.0
+        progress("looking", len(plan), len(sources), seconds, seconds)
+    return plan
+
+
+def _check_splits(given: list[str], plan: Plan) -> None:
+    """Raises ValueError where nothing is left to train on or to hold out."""
+    for split in ("train", "val"):
+        if split not in given:
+            refused = [item for item in plan if isinstance(item, str)]
+            such = f", such as: {refused[0]}" if refused else ""
+            raise ValueError(
+                f"input: of {len(plan)} files ({len(refused)} refused{such}) none is left for {split}; give more "
+                "files, another val_fraction, or a manifest with a column split"
+            )
+
+
+class _Run:
+    """One run: what is packed, how, and how far it is."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        sources: list[Source],
+        splits: list[str],
+        form: Form,
+        store: RemoteStore | None,
+        progress: Told,
+    ):
+        assert journal.plan is not None
+        self.journal, self.form, self.store, self._progress = journal, form, store, progress
+        usable = [
+            (split, source, info)
+            for split, source, info in zip(splits, sources, journal.plan, strict=True)
+            if isinstance(info, AudioInfo)
+        ]
+        self._usable, self._files, self._seconds = usable, 0, 0.0
+        self._all_seconds = sum(info.duration_s for _, _, info in usable)
+        self.shards: list[dict[str, Any]] = []
+        self.cuts = [cut_of(info, form) for _, _, info in usable]
+        self.refused = [
+            (source.name, reason)
+            for source, reason in zip(sources, journal.plan, strict=True)
+            if isinstance(reason, str)
+        ]
+
+    def pack_split(self, split: str, output: Path, shard_bytes: int, num_workers: int) -> Tally:
+        """Writes the shards of a split that are not there yet; what all of them hold."""
+        entries = [entry for entry in self.journal.entries if entry["shard"]["split"] == split]
+        self.shards += [entry["shard"] for entry in entries]
+        tallies = [Tally.of(entry["tally"]) for entry in entries] + [Tally()]
+        done, skip = entries[-1]["next"] if entries else (0, 0)
+        for task in islice(self._tasks(split), done):
+            self._count(task)
+        writer = ShardWriter(output, split, len(entries), shard_bytes, self.store)
+        for task, events in self._prepared(split, done, num_workers):
+            for number, event in enumerate(events[skip:], skip + 1):
+                tallies[-1].add(event)
+                if isinstance(event, Clip):
+                    writer.add(event)
+                if writer.is_full:
+                    self._finish(writer, tallies, (done, number) if number < len(events) else (done + 1, 0))
+            done, skip = done + 1, 0
+            self._count(task)
+            self._progress("packing", self._files, len(self._usable), self._seconds, self._all_seconds)
+        if writer.is_open:
+            self._finish(writer, tallies, (done, 0))
+        total = Tally()
+        for tally in tallies:
+            total.merge(tally)
+        return total
+
+    def _tasks(self, split: str) -> Iterator[Task]:
+        for of_split, source, info in self._usable:
+            if of_split == split:
+                yield from tasks(source, info, self.form)
+
+    def _prepared(self, split: str, done: int, num_workers: int) -> Iterator[tuple[Task, list[Clip | Drop]]]:
+        """The tasks that are left, and what came of each."""
+        results = ordered(partial(prepare, self.form, self.store), islice(self._tasks(split), done, None), num_workers)
+        return zip(islice(self._tasks(split), done, None), results, strict=True)
+
+    def _finish(self, writer: ShardWriter, tallies: list[Tally], following: tuple[int, int]) -> None:
+        """Closes a shard and notes it, with the task and the event in it that follow."""
+        shard = writer.close()
+        self.journal.append({"shard": shard, "tally": tallies[-1].plain(), "next": following})
+        self.shards.append(shard)
+        tallies.append(Tally())
+
+    def _count(self, task: Task) -> None:
+        self._files += task.is_last
+        self._seconds += task.seconds
+
+
+def _report(run: _Run, tallies: dict[str, Tally], options: dict[str, Any], resumed: int) -> PackReport:
+    total, plan = Tally(), run.journal.plan or []
+    for tally in tallies.values():
+        total.merge(tally)
+    clips = {split: tally.clips for split, tally in tallies.items()}
+    seconds = {split: round(tally.seconds, 3) for split, tally in tallies.items()}
+    classes = sorted(total.labels) if not total.unlabelled else []
+    refused = sorted([*run.refused, *total.refused, *total.silent_rows(run.form.silence_db)])
+    rests = [cut.left_out / cut.sample_rate for cut in run.cuts if cut.left_out]
+    manifest = {
+        "version": 1,
+        "clips": clips,
+        "seconds": seconds,
+        "hours": round(total.seconds / 3600, 6),
+        "classes": classes,
+        "shards": run.shards,
+        "made": options,
+        "files": {"found": len(plan), "refused": len({name for name, _ in [*run.refused, *total.refused]})},
+        "rests": {"pieces": len(rests), "seconds": round(sum(rests), 3)},
+        **total.statistics(),
+    }
+    return PackReport(clips, seconds, classes, run.shards, refused, manifest, resumed)

@@ -52,6 +52,8 @@ def test_folders_and_globs_are_listed(s3):
     assert s3.list("s3://audio/set") == s3.list("s3://audio/set/") == ["s3://audio/set/manifest.json", *shards]
     assert s3.list("s3://audio/set/train-*.tar") == s3.list("s3://audio/set/train-[01].tar") == shards
     assert s3.list("s3://audio/set/nothing-*.tar") == []
+    below = ["s3://audio/set/deeper/x.tar", "s3://audio/set/manifest.json", *shards]
+    assert s3.list("s3://audio/set", recursive=True) == s3.list("s3://audio/set/", recursive=True) == below
 
 
 def test_ranges_and_whole_objects_are_read_ahead_and_cached(s3):

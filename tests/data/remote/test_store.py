@@ -186,9 +186,9 @@ def test_a_server_without_ranges_is_asked_for_each_object_once(name, web, store,
 
 def test_a_server_without_ranges_needs_a_cache_that_can_hold_the_object(web, bare, fault, tmp_path):
     url = web.put("a.tar", DATA, fault.no_ranges)
-    with pytest.raises(RemoteError, match=r"data\.cache_dir"):
+    with pytest.raises(RemoteError, match=r"store\.cache_dir"):
         bare.read(url, 5, 10)
-    with pytest.raises(RemoteError, match=r"data\.cache_gb"):
+    with pytest.raises(RemoteError, match=r"store\.cache_gb"):
         RemoteStore(str(tmp_path / "small"), cache_gb=1e-4).read(url, 5, 10)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RemoteError, match="cache does not work"):

@@ -103,9 +103,9 @@ class Fetcher:
         """Bytes of an object, None where the server does not say; see ``retry`` for errors."""
         return self.retry(errand, url, lambda: self.request(errand, url, lambda transport: transport.size(url)))
 
-    def list(self, errand: Errand, pattern: str) -> dict[str, int | None]:
-        """The objects in a folder or of a glob, with their bytes where known; see ``retry`` for errors."""
-        return self.retry(errand, pattern, lambda: self.request(errand, pattern, lambda t: t.list(pattern)))
+    def list(self, errand: Errand, pattern: str, recursive: bool = False) -> dict[str, int | None]:
+        """The objects in a folder, below it, or of a glob, with their bytes where known; see ``retry`` for errors."""
+        return self.retry(errand, pattern, lambda: self.request(errand, pattern, lambda t: t.list(pattern, recursive)))
 
     def stream(self, errand: Errand, url: str, sink: Callable[[bytes], object]) -> None:
         """A whole object, piece by piece; one try."""

@@ -89,14 +89,18 @@ class RemoteStore:
         damaged, evicted = (self._cache.damaged, self._cache.evicted) if self._cache else (0, 0)
         return {**counts, "cache_damaged": damaged, "cache_evicted": evicted}
 
-    def list(self, pattern: str) -> list[str]:
+    def list(self, pattern: str, recursive: bool = False) -> list[str]:
         """The objects in a folder, or that match a glob, as sorted addresses. On the web: what the page links to.
+
+        Args:
+            pattern: folder or glob.
+            recursive: also what lies in the folders below the folder.
 
         Raises:
             RemoteError: if the folder is not there or cannot be listed.
         """
         self._enter()
-        return sorted(self._fetcher.list(self._direct, pattern))
+        return sorted(self._fetcher.list(self._direct, pattern, recursive))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the objects in a folder by address, as far as a listing tells: of a bucket all, of a web page none.

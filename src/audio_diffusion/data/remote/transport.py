@@ -31,8 +31,9 @@ class Transport(Protocol):
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
         """The whole object, piece by piece."""
 
-    async def list(self, pattern: str) -> dict[str, int | None]:
-        """The objects in a folder or that match a glob, and their bytes where a listing tells of them."""
+    async def list(self, pattern: str, recursive: bool = False) -> dict[str, int | None]:
+        """The objects in a folder, with ``recursive`` also below it, or that match a glob; their bytes where a listing
+        tells of them."""
 
 
 def looks_html(data: bytes) -> bool:
@@ -107,10 +108,16 @@ class Web:
             async for chunk in response.content.iter_chunked(1 << 20):
                 sink(chunk)
 
-    async def list(self, pattern: str) -> dict[str, int | None]:
-        globbed = re.search(r"[*\[]", pattern)
-        found = await (self._fs._glob(pattern) if globbed else self._fs._ls(pattern, detail=False))
-        return {url: None for url in found if globbed or not url.endswith("/")}
+    async def list(self, pattern: str, recursive: bool = False) -> dict[str, int | None]:
+        if re.search(r"[*\[]", pattern):
+            return dict.fromkeys(await self._fs._glob(pattern))
+        links = await self._fs._ls(pattern, detail=False)
+        pages = [url for url in links if url.endswith("/") and url.startswith(pattern.rstrip("/") + "/")]
+        found: dict[str, int | None] = {url: None for url in links if not url.endswith("/")}
+        for page in pages if recursive else []:
+            if page.rstrip("/") != pattern.rstrip("/"):
+                found |= await self.list(page, recursive)
+        return found
 
 
 class Bucket:
@@ -144,9 +151,11 @@ class Bucket:
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
         sink(await (await self._connected())._cat_file(url))
 
-    async def list(self, pattern: str) -> dict[str, int | None]:
+    async def list(self, pattern: str, recursive: bool = False) -> dict[str, int | None]:
         fs = await self._connected()
-        if re.search(r"[*?\[]", pattern):
+        if recursive:
+            entries = list((await fs._find(pattern, detail=True)).values())
+        elif re.search(r"[*?\[]", pattern):
             entries = list((await fs._glob(pattern, detail=True)).values())
         else:
             entries = await fs._ls(pattern, detail=True)

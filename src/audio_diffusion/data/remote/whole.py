@@ -15,7 +15,7 @@ def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part:
     what = redact(url) + bytes_of(part)
     if cache is None:
         raise RemoteError(
-            f"{what}: the server ignores ranges and sends whole objects; set a cache folder (data.cache_dir), "
+            f"{what}: the server ignores ranges and sends whole objects; set a cache folder (store.cache_dir), "
             "so that each is fetched only once", "ranges",
         )  # fmt: skip
     data = cache.get(url, start, stop)
@@ -46,7 +46,9 @@ def _download(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> by
                 return data
             size = fetcher.request(errand, url, lambda transport: transport.size(url))
             if size is not None and size > cache.max_bytes:
-                raise RemoteError(f"the server ignores ranges, and {size} bytes do not fit: set data.cache_gb", "cache")
+                raise RemoteError(
+                    f"the server ignores ranges, and {size} bytes do not fit: set data.store.cache_gb", "cache"
+                )
             with cache.writer(url) as writer:
                 fetcher.stream(errand, url, writer.write)
                 if size is not None and writer.length != size:

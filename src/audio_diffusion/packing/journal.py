@@ -1,0 +1,128 @@
+"""What is finished of a run, on the disk, so that a run that was killed goes on where it was."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.index import write_atomic
+from audio_diffusion.data.shards import MANIFEST
+from audio_diffusion.packing.sources import Source
+from audio_diffusion.packing.writer import WORK
+
+Plan = list[AudioInfo | str]  # what is known of each source, or why it is refused
+
+PLAN = "plan.jsonl"  # there as long as a run is unfinished
+_RUN, _JOURNAL, _LOCK = "run.json", "journal.jsonl", "lock"
+
+
+def fingerprint(sources: Iterable[Source]) -> str:
+    """Hash of what is to be packed: names, what is known of them, and the size and time of local files."""
+    digest = hashlib.sha256()
+    for source in sources:
+        stat = None
+        if isinstance(source.path, Path):
+            try:
+                found = source.path.stat()
+                stat = (found.st_size, found.st_mtime_ns)
+            except OSError:
+                pass
+        digest.update(json.dumps([source.name, source.fields, source.problem, stat]).encode())
+    return digest.hexdigest()
+
+
+class Journal:
+    """A folder in the output while a run is unfinished: what the run is, its plan, and a line for each shard.
+
+    Args:
+        output: folder of the shards.
+        sources: what is to be packed, in order.
+        options: what decides the output; another run with others is not continued.
+
+    Raises:
+        ValueError: if the output holds finished shards, or an unfinished run with other options or other input.
+    """
+
+    def __init__(self, output: Path, sources: list[Source], options: dict[str, Any]):
+        self._output, self._folder, self._options = output, output / WORK, options
+        self._input = fingerprint(sources)
+        self._lock: IO[str] | None = None
+        self.entries: list[dict[str, Any]] = []
+        self.plan: Plan | None = None
+        if (self._folder / PLAN).exists():
+            self._resume()
+        else:
+            self._check_empty()
+
+    def _resume(self) -> None:
+        """Reads what an earlier run has left."""
+        self._take_lock()
+        run = json.loads((self._folder / _RUN).read_text())
+        begun = f"output: {str(self._output)!r} holds a run that was begun"
+        advice = "Go on with those, or remove the folder to start anew"
+        differing = [name for name, value in self._options.items() if run["options"].get(name) != value]
+        if differing:
+            before = ", ".join(f"{name}={run['options'].get(name)}" for name in differing)
+            now = ", ".join(f"{name}={self._options[name]}" for name in differing)
+            raise ValueError(f"{begun} with {before}, and not with {now}. {advice}")
+        if run["input"] != self._input:
+            raise ValueError(f"{begun} with other input: files were added, removed or changed since. {advice}")
+        self.plan = [
+            line if isinstance(line, str) else AudioInfo(*line)
+            for line in map(json.loads, (self._folder / PLAN).read_text().splitlines())
+        ]
+        lines = (self._folder / _JOURNAL).read_text() if (self._folder / _JOURNAL).exists() else ""
+        whole = lines[: lines.rfind("\n") + 1]  # the last line may have been cut off
+        self.entries = [json.loads(line) for line in whole.splitlines()]
+        for shard in (entry["shard"] for entry in self.entries):
+            path = self._output / shard["name"]
+            if not path.exists() or path.stat().st_size != shard["bytes"]:
+                raise ValueError(f"{begun}, and {shard['name']} was finished, but it is gone or changed. Start anew")
+        write_atomic(self._folder / _JOURNAL, whole)
+
+    def begin(self, plan: Plan) -> None:
+        """Writes down what is going to be done."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._check_empty()
+        write_atomic(self._folder / _RUN, json.dumps({"input": self._input, "options": self._options}))
+        lines = [item if isinstance(item, str) else list(vars(item).values()) for item in plan]
+        write_atomic(self._folder / PLAN, "".join(json.dumps(line) + "\n" for line in lines))
+        self.plan = plan
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Adds the line of a shard that is finished."""
+        with open(self._folder / _JOURNAL, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Removes the folder."""
+        (self._folder / PLAN).unlink()
+        shutil.rmtree(self._folder)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _check_empty(self) -> None:
+        if list(self._output.glob("*.tar")) or (self._output / MANIFEST).exists():
+            raise ValueError(
+                f"output: {str(self._output)!r} already holds shards; remove them or choose another folder"
+            )
+
+    def _take_lock(self) -> None:
+        self._lock = open(self._folder / _LOCK, "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output: another run is writing to {str(self._output)!r}") from None

@@ -1,0 +1,326 @@
+"""One source -> its clips: checked, converted, cut, levelled, encoded. Runs in worker processes; keeps no state that
+decides anything."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio_diffusion.data.audio import SAMPLE_RATES, AudioInfo, UnusableAudio, check
+from audio_diffusion.data.recording import Recording, encode, probe, resampled_length, to_int16
+from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.packing.sources import EXTENSIONS, Source
+
+FORMATS = {"keep": "", "flac": "flac", "pcm16": "wav"}  # and the ending of the file's name
+FLOOR_DB = -140.0  # level of digital silence, as it is noted
+PEAK_DB = -1.0  # of the loudest sample, at most, after normalisation
+_IN_MEMORY = 16_000_000  # bytes of a kept file, or of a task's clips, that are handed over at once
+_BLOCK = 1 << 20  # bytes read at once
+_MAX_MEMBER = 1 << 33  # bytes: a tar's header has no room for more
+_MAX_PIECE = 1 << 27  # samples of all channels that are converted in memory: 25 minutes of 44.1 kHz stereo
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is made of the files.
+
+    Args:
+        format: ``keep`` the bytes, or encode as ``flac`` or ``pcm16`` (WAV), both 16 bits.
+        sample_rate: Hz; None: each file's own.
+        channels: of each clip; None: each file's own.
+        segment_s: length of the pieces that files are cut into, seconds; None: files stay whole. The last piece of a
+            file may be shorter; less than half a piece is left out. Files no longer than a piece are kept as they are.
+        silence_db: pieces whose rms over all samples and channels is below this, in dBFS, are left out; None: none is.
+        lufs: integrated loudness (ITU-R BS.1770-4) that pieces are brought to. Those under 0.4 s are measured as one
+            block; those that are all below -70 LUFS stay as they are; the gain leaves no peak above -1 dBFS.
+
+    Raises:
+        ValueError: for values out of range, or ``keep`` with what changes the audio.
+    """
+
+    format: str = "keep"
+    sample_rate: int | None = None
+    channels: int | None = None
+    segment_s: float | None = None
+    silence_db: float | None = None
+    lufs: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format: expected {', '.join(FORMATS)}, got {self.format!r}")
+        ranges = {
+            "sample_rate": SAMPLE_RATES,
+            "channels": (1, 64),
+            "segment_s": (1e-3, math.inf),
+            "silence_db": (FLOOR_DB, 0),
+            "lufs": (-70, 0),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+        if self.format == "keep":
+            for name in ("sample_rate", "channels", "segment_s", "lufs"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: format=keep leaves the audio as it is; choose format=flac or pcm16")
+
+
+class Cut(NamedTuple):
+    """How a source is cut: rate and channels of its clips, samples of a piece, pieces, and samples left at the end."""
+
+    sample_rate: int
+    channels: int
+    piece: int
+    num_pieces: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pieces ``[first, stop)`` of a source: as many as are handed over at once."""
+
+    source: Source
+    info: AudioInfo
+    cut: Cut
+    first: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the source ends with it."""
+        return self.stop == self.cut.num_pieces
+
+    @property
+    def start_s(self) -> float:
+        """Where it begins in its source."""
+        return self.first * self.cut.piece / self.cut.sample_rate
+
+    @property
+    def seconds(self) -> float:
+        """How much of its source it is."""
+        stop_s = self.info.duration_s if self.is_last else self.stop * self.cut.piece / self.cut.sample_rate
+        return stop_s - self.start_s
+
+
+class Clip(NamedTuple):
+    """A clip to write. ``audio`` None: the bytes of the source, whose hash ``meta`` has."""
+
+    source: Source
+    key: str
+    ending: str
+    audio: bytes | None
+    num_bytes: int
+    meta: dict[str, Any]
+
+
+class Drop(NamedTuple):
+    """What is left out: all or a part of a source. ``kind`` is ``silent`` or ``refused``."""
+
+    name: str
+    kind: Literal["silent", "refused"]
+    start_s: float
+    seconds: float
+    reason: str
+
+
+def cut_of(info: AudioInfo, form: Form) -> Cut:
+    """How a file is cut; see ``Form`` for the rule."""
+    sample_rate, channels = form.sample_rate or info.sample_rate, form.channels or info.channels
+    total = resampled_length(info, sample_rate)
+    piece = max(round(form.segment_s * sample_rate), 1) if form.segment_s else total
+    if total <= piece:
+        return Cut(sample_rate, channels, total, 1, 0)
+    whole, rest = divmod(total, piece)
+    keeps_rest = 2 * rest >= piece
+    return Cut(sample_rate, channels, piece, whole + keeps_rest, 0 if keeps_rest else rest)
+
+
+def tasks(source: Source, info: AudioInfo, form: Form) -> Iterator[Task]:
+    """The work that a source is, in parts that fit into memory."""
+    cut = cut_of(info, form)
+    step = max(_IN_MEMORY // (2 * cut.piece * cut.channels), 1)
+    for first in range(0, cut.num_pieces, step):
+        yield Task(source, info, cut, first, min(first + step, cut.num_pieces))
+
+
+def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | str:
+    """What a source holds, by its header, or why it is refused."""
+    if source.problem:
+        return source.problem
+    if source.ending not in EXTENSIONS:
+        return f"its name ends in none of {', '.join(EXTENSIONS)}"
+    try:
+        info = probe(_file(source, store), exact=form.format != "keep")
+    except (UnusableAudio, OSError, RemoteError) as error:
+        return _reason(error)
+    cut = cut_of(info, form)
+    if form.format != "keep" and cut.piece * cut.channels > _MAX_PIECE:
+        return f"is {info.duration_s:.0f} s long, too much to be converted in one piece: set segment_s"
+    return info
+
+
+def prepare(form: Form, store: RemoteStore | None, task: Task) -> list[Clip | Drop]:
+    """The clips of a task and what is left out of it, in order. One fault in a task refuses all of it."""
+    try:
+        return [_keep(task, form, store)] if form.format == "keep" else _convert(task, form, store)
+    except (UnusableAudio, OSError, RemoteError) as error:
+        reason = _reason(error)
+        if task.cut.num_pieces > task.stop - task.first:
+            reason = f"left out from {task.start_s:g} to {task.start_s + task.seconds:g} s: {reason}"
+        return [Drop(task.source.name, "refused", task.start_s, task.seconds, reason)]
+
+
+def _reason(error: Exception) -> str:
+    """Why a source is refused.
+
+    Raises:
+        ValueError: if it is not the source that is at fault, but the way to it: nothing may be left out for that.
+    """
+    if isinstance(error, RemoteError) and error.kind not in ("not_found", "forbidden", "refused"):
+        raise ValueError(f"input: {error}. The same command goes on from here") from error
+    return str(error)
+
+
+def _file(source: Source, store: RemoteStore | None) -> Path | BinaryIO:
+    if isinstance(source.path, Path):
+        return source.path
+    assert store is not None
+    return store.open(source.path, 0, store.size(source.path))
+
+
+class _Level:
+    """Root mean square and peak of samples that come in blocks."""
+
+    def __init__(self) -> None:
+        self._squares, self._count, self.peak = 0.0, 0, 0.0
+
+    def add(self, block: NDArray[np.float32]) -> None:
+        self._squares += float(np.square(block, dtype=np.float64).sum())
+        self._count += block.size
+        self.peak = max(self.peak, float(block.max()), -float(block.min()))
+
+    @property
+    def db(self) -> float:
+        """rms in dBFS: a square wave of full scale has 0, a sine -3."""
+        return max(10 * math.log10(max(self._squares / self._count, 1e-20)), FLOOR_DB)
+
+
+def _silence(source: Source, level: _Level, start_s: float, seconds: float, form: Form) -> Drop | None:
+    if form.silence_db is None or level.db >= form.silence_db:
+        return None
+    return Drop(source.name, "silent", start_s, seconds, f"{level.db:.1f} dBFS")
+
+
+def read_blocks(source: Source, store: RemoteStore | None) -> Iterator[bytes]:
+    """The bytes of a source, block by block."""
+    file = _file(source, store)
+    with open(file, "rb") if isinstance(file, Path) else file as opened:
+        while block := opened.read(_BLOCK):
+            yield block
+
+
+def _keep(task: Task, form: Form, store: RemoteStore | None) -> Clip | Drop:
+    """A whole file, decoded to its end, its bytes as they are. Those of a small one are read once and handed over."""
+    source, level, digest = task.source, _Level(), hashlib.sha256()
+    blocks: list[bytes] = []
+    size = 0
+    for block in read_blocks(source, store):
+        digest.update(block)
+        size += len(block)
+        if size <= _IN_MEMORY:
+            blocks.append(block)
+    if size >= _MAX_MEMBER:
+        raise UnusableAudio(f"has {size} bytes, a member of a tar less than {_MAX_MEMBER}: cut it, with segment_s")
+    audio = b"".join(blocks) if size <= _IN_MEMORY else None
+    info = check(memoryview(audio) if audio is not None else _file(source, store), level.add)
+    if drop := _silence(source, level, 0.0, info.duration_s, form):
+        return drop
+    known = {
+        "frames": info.frames,
+        "sample_rate": info.sample_rate,
+        "channels": info.channels,
+        "sha256": digest.hexdigest(),
+        "level_db": round(level.db, 2),
+    }
+    return Clip(source, source.key, source.ending, audio, size, _meta(source, known))
+
+
+#: the latest source of several tasks that this process has open: to begin an MP3 anew takes a look at all before
+_opened: list[tuple[Path | str, AudioInfo, Recording]] = []
+
+
+def _recording(task: Task, store: RemoteStore | None) -> Recording:
+    path, info = task.source.path, task.info
+    if not _opened or _opened[0][:2] != (path, info) or task.first == 0:
+        if _opened:
+            _opened.pop()[2].close()
+        _opened.append((path, info, Recording(_file(task.source, store), info)))
+    return _opened[0][2]
+
+
+def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
+    recording = _recording(task, store)
+    try:
+        return [_piece(task, number, recording, form) for number in range(task.first, task.stop)]
+    finally:
+        if task.is_last:
+            _opened.pop()[2].close()
+
+
+def _piece(task: Task, number: int, recording: Recording, form: Form) -> Clip | Drop:
+    """One piece of a source, read, levelled and encoded."""
+    source, cut, level = task.source, task.cut, _Level()
+    start_s = number * cut.piece / cut.sample_rate
+    audio = recording.read(number * cut.piece, cut.piece, cut.sample_rate, cut.channels)
+    level.add(audio)
+    if drop := _silence(source, level, start_s, audio.shape[1] / cut.sample_rate, form):
+        return drop
+    place = {"segment": number, "start_s": round(start_s, 6)} if form.segment_s else {}
+    gain_db, loudness = _loudness(audio, cut.sample_rate, level.peak, form.lufs) if form.lufs is not None else (0.0, {})
+    if gain_db:
+        audio = audio * np.float32(10 ** (gain_db / 20))
+    samples, clipped = to_int16(audio)
+    data = encode(samples, cut.sample_rate, "FLAC" if form.format == "flac" else "WAV")
+    known = {
+        "frames": audio.shape[1],
+        "sample_rate": cut.sample_rate,
+        "channels": cut.channels,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "level_db": round(max(level.db + gain_db, FLOOR_DB), 2),
+    }
+    more = place | loudness | ({"clipped": clipped} if clipped else {})
+    key = f"{source.key}_{number:06d}" if form.segment_s else source.key
+    return Clip(source, key, FORMATS[form.format], data, len(data), _meta(source, known | more))
+
+
+def _loudness(audio: NDArray[np.float32], sample_rate: int, peak: float, target: float) -> tuple[float, dict[str, Any]]:
+    """The gain in dB that brings a piece ``[C, T]`` to a loudness, and what its json says of it.
+
+    Raises:
+        UnusableAudio: for more than 5 channels, for which loudness is not defined.
+    """
+    from pyloudnorm import Meter
+
+    if len(audio) > 5:
+        raise UnusableAudio(f"has {len(audio)} channels; loudness is defined for at most 5: set channels", "channels")
+    block_s = min(0.4, audio.shape[1] / sample_rate * (1 - 1e-9))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loudness = float(Meter(sample_rate, block_size=block_s).integrated_loudness(audio.T.astype(np.float64)))
+    if not math.isfinite(loudness):
+        return 0.0, {"lufs": None}
+    wanted_db, most_db = target - loudness, PEAK_DB - 20 * math.log10(peak)
+    gain_db, limited = min(wanted_db, most_db), wanted_db > most_db
+    told = {"lufs": round(loudness + gain_db, 2), "gain_db": round(gain_db, 2)}
+    return gain_db, told | ({"gain_limited": True} if limited else {})
+
+
+def _meta(source: Source, known: dict[str, Any]) -> dict[str, Any]:
+    """A clip's json. What the manifest says under a name that is used here is kept under ``given_`` and the name."""
+    known = {"source": source.name, **known}
+    fields = {key: value for key, value in source.fields.items() if key != "split"}
+    return {(f"given_{key}" if key in known else key): value for key, value in fields.items()} | known

@@ -1,0 +1,134 @@
+"""What was packed, in numbers that are kept with each shard and added up."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from audio_diffusion.packing.prepare import Clip, Drop
+
+_PER_DECADE = 10  # bars of the histogram of durations
+_NAMED = 5  # silent places that are named of one source
+
+
+@dataclass
+class Tally:
+    """Counts of clips and of what was left out. The histograms have the lower edges of their bars: of durations
+    10^(n/10) seconds, of levels n dBFS.
+
+    Attributes:
+        clips, seconds: packed.
+        labels: clips of each.
+        unlabelled: clips without.
+        durations, levels: histograms, by n.
+        shortest, longest: seconds.
+        loudness_limited: clips that a peak kept from the loudness that was asked for.
+        loudness_unknown: clips too quiet to have one.
+        clipped_clips, clipped_samples: over full scale when they became 16 bits.
+        silent: of each source, pieces left out, their seconds, and where the first ones start.
+        refused: (file, reason).
+    """
+
+    clips: int = 0
+    seconds: float = 0.0
+    labels: Counter[str] = field(default_factory=Counter)
+    unlabelled: int = 0
+    durations: Counter[int] = field(default_factory=Counter)
+    levels: Counter[int] = field(default_factory=Counter)
+    shortest: float = math.inf
+    longest: float = 0.0
+    level_sum: float = 0.0
+    loudness_limited: int = 0
+    loudness_unknown: int = 0
+    clipped_clips: int = 0
+    clipped_samples: int = 0
+    silent: dict[str, tuple[int, float, list[float]]] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, event: Clip | Drop) -> None:
+        """Counts a clip or what is left out."""
+        if isinstance(event, Drop):
+            if event.kind == "refused":
+                self.refused.append((event.name, event.reason))
+            else:
+                self._add_silent(event.name, 1, event.seconds, [event.start_s])
+            return
+        meta = event.meta
+        seconds, label = meta["frames"] / meta["sample_rate"], meta.get("label")
+        self.clips += 1
+        self.seconds += seconds
+        self.labels.update([] if label is None else [label])
+        self.unlabelled += label is None
+        self.durations[math.floor(_PER_DECADE * math.log10(seconds) + 1e-9)] += 1
+        self.levels[math.floor(meta["level_db"])] += 1
+        self.level_sum += meta["level_db"]
+        self.shortest, self.longest = min(self.shortest, seconds), max(self.longest, seconds)
+        self.loudness_limited += "gain_limited" in meta
+        self.loudness_unknown += "lufs" in meta and meta["lufs"] is None
+        self.clipped_clips += "clipped" in meta
+        self.clipped_samples += meta.get("clipped", 0)
+
+    def _add_silent(self, name: str, count: int, seconds: float, starts: list[float]) -> None:
+        before = self.silent.get(name, (0, 0.0, []))
+        self.silent[name] = (before[0] + count, before[1] + seconds, [*before[2], *starts][:_NAMED])
+
+    def merge(self, other: "Tally") -> None:
+        """Adds another one to it."""
+        for name, silent in other.silent.items():
+            self._add_silent(name, *silent)
+        self.shortest, self.longest = min(self.shortest, other.shortest), max(self.longest, other.longest)
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            elif name not in ("shortest", "longest", "silent"):
+                setattr(self, name, getattr(self, name) + value)
+
+    def plain(self) -> dict[str, Any]:
+        """It as json."""
+        return dict(vars(self))
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "Tally":
+        """It from json, where keys are text and pairs are lists."""
+        tally = cls(**plain)
+        tally.labels = Counter(plain["labels"])
+        tally.durations = Counter({int(n): count for n, count in plain["durations"].items()})
+        tally.levels = Counter({int(n): count for n, count in plain["levels"].items()})
+        tally.silent = {name: (count, seconds, starts) for name, (count, seconds, starts) in plain["silent"].items()}
+        tally.refused = [(name, reason) for name, reason in plain["refused"]]
+        return tally
+
+    def silent_rows(self, silence_db: float | None) -> list[tuple[str, str]]:
+        """A line of refused.csv for each source that lost pieces to silence."""
+        return [
+            (
+                name,
+                f"silent (below {silence_db:g} dBFS rms): {count} piece{'s' * (count > 1)}, {seconds:.3f} s, at "
+                + ", ".join(f"{start:g}" for start in starts) + (" .." if count > len(starts) else "") + " s",
+            )
+            for name, (count, seconds, starts) in self.silent.items()
+        ]  # fmt: skip
+
+    def statistics(self) -> dict[str, Any]:
+        """What the manifest says of durations, levels and losses."""
+        mean_s, mean_db = self.seconds / max(self.clips, 1), self.level_sum / max(self.clips, 1)
+        return {
+            "labels": dict(sorted(self.labels.items())),
+            "unlabelled": self.unlabelled,
+            "durations_s": {
+                "shortest": self.shortest if self.clips else None,
+                "mean": round(mean_s, 4),
+                "longest": self.longest,
+                "histogram": [[round(10 ** (n / _PER_DECADE), 5), self.durations[n]] for n in sorted(self.durations)],
+            },
+            "levels_dbfs": {
+                "mean": round(mean_db, 2),
+                "histogram": [[n, self.levels[n]] for n in sorted(self.levels)],
+            },
+            "silent": {
+                "pieces": sum(count for count, _, _ in self.silent.values()),
+                "seconds": round(sum(seconds for _, seconds, _ in self.silent.values()), 3),
+            },
+            "clipped": {"clips": self.clipped_clips, "samples": self.clipped_samples},
+            "loudness": {"limited": self.loudness_limited, "unknown": self.loudness_unknown},
+        }
