@@ -47,7 +47,7 @@ class Stopwatch:
         setattr(owner, name, timed)
 
 
-def stages(row: Row, seconds: float = 2.0) -> dict[str, float]:
+def stages(row: Row, seconds: float = 1.0) -> dict[str, float]:
     """CPU-ms a crop, by stage; also what the stopwatch itself adds, which the stages hold in proportion to calls."""
     import torch
     import torchaudio
@@ -158,16 +158,15 @@ def look(name: str, row: Row) -> Any:
     return json.loads(output.stdout.splitlines()[-1])
 
 
-def run(rows: dict[str, Row]) -> dict[str, Any]:
-    """All looks at the rows that there are of those worth looking at."""
-    first, *_ = rows.values()
+def run(plain: dict[str, Row], rows: dict[str, Row]) -> dict[str, Any]:
+    """All looks; those at memory and the first batch at the rows that are not resampled."""
+    first, *_ = plain.values()
     cold = {f"{n} workers": [look("first_batch", replace(first, num_workers=n)) for _ in range(3)] for n in (0, 2)}
-    big = {name: row for name, row in rows.items() if name in ("tracks_65536", "tracks_2m", "own_65536", "own_2m")}
     return {
         "stages": {name: look("stages", row) for name, row in rows.items()},
         "cold": cold,
         "late": look("late", first),
-        "memory": {name: look("memory", row) for name, row in big.items()},
+        "memory": {name: look("memory", row) for name, row in plain.items() if row.encoding == "flac"},
     }
 
 

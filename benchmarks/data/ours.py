@@ -1,5 +1,6 @@
 """Ours, as training has it, beside what is written by hand: they share an interpreter."""
 
+import logging
 from collections.abc import Iterator
 
 import byhand
@@ -9,6 +10,8 @@ from serve import Row, serve
 
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def datamodule(row: Row, state: dict | None = None) -> AudioDataModule:
@@ -24,7 +27,7 @@ def datamodule(row: Row, state: dict | None = None) -> AudioDataModule:
         max_steps=10**9,
         num_workers=row.num_workers,
     )
-    data.trainer = L.Trainer(accelerator="cpu", devices=1, barebones=True)
+    data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     data.prepare_data()
     data.setup("fit")
     if state:

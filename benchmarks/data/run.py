@@ -166,14 +166,14 @@ def main() -> None:
     chosen = {name: row for name, row in every.items() if name in (options.only or every)}
     partly = options.quick or bool(options.only) or options.files is not None
 
-    before = report.machine()
     repeats = 2 if options.quick else options.repeats
+    before = [*report.machine(), f"peers as pinned in peers.txt; {repeats} repeats of {options.seconds} s or one batch"]
     table = throughput(chosen, options.peers, root, repeats, options.seconds)
     if partly and not options.quick:
         return
-    with_workers = {name: row for name, row in chosen.items() if "16k" not in name and "speech" not in name}
-    workers = two_workers(with_workers, root, pairs=3 if options.quick else 15, seconds=options.seconds)
-    looked = inside.run(chosen)
+    plain = {name: row for name, row in chosen.items() if row.sample_rate == row.rate_in and "tracks" in name}
+    workers = two_workers(plain, root, pairs=3 if options.quick else 11, seconds=options.seconds)
+    looked = inside.run(plain, {name: row for name, row in chosen.items() if "tracks" in name})
     crops_s = {name: row.num_samples / row.sample_rate for name, row in chosen.items()}
     text = report.write(before, table, workers, looked, crops_s)
     print(text)
