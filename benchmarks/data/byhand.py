@@ -113,14 +113,15 @@ def webdataset_full(row: Row) -> Iterator[Tensor]:
     """webdataset as its documentation has it: read each member, decode all of it, crop, batch."""
     converter = Converter(row)
 
-    def decode(sample: dict) -> Tensor:
+    def decode(sample: dict) -> tuple[Tensor]:
         audio = torch.from_numpy(sf.read(io.BytesIO(sample[row.encoding]), dtype="float32", always_2d=True)[0].T)
         start = converter.rng.integers(max(audio.shape[1] - converter.length, 0) + 1)
         out = torch.empty(row.channels, row.num_samples)
         converter.convert(audio[:, start : start + converter.length], out)
-        return out
+        return (out,)
 
-    yield from wds.WebDataset(shards(row), resampled=True, shardshuffle=False).map(decode).batched(row.batch_size)
+    dataset = wds.WebDataset(shards(row), resampled=True, shardshuffle=False).map(decode).batched(row.batch_size)
+    yield from (audio for (audio,) in dataset)
 
 
 WAYS = {"mapped tar + seek": mapped_tar, "mapped PCM16": mapped_pcm, "webdataset + full decode": webdataset_full}

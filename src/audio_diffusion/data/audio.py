@@ -228,6 +228,11 @@ def map_channels(audio: Tensor, channels: int) -> Tensor:
     raise UnusableAudio(f"has {audio.shape[0]} channels: no rule to make them {channels}", "channels")
 
 
+@lru_cache(maxsize=32)
+def _ratio(sample_rate: int, own: int) -> Fraction:
+    return Fraction(sample_rate, own)
+
+
 def _check_fit(f: _Decoder | _Pcm16, sample_rate: int, channels: int, convert: bool) -> Fraction:
     """The ratio of the rates, wanted : own.
 
@@ -238,7 +243,7 @@ def _check_fit(f: _Decoder | _Pcm16, sample_rate: int, channels: int, convert: b
         raise UnusableAudio(f"sample rate is {f.samplerate} Hz, not {sample_rate} Hz, and convert is off", "other_rate")
     if not convert and f.channels != channels:
         raise UnusableAudio(f"has {f.channels} channels, not {channels}, and convert is off", "other_channels")
-    ratio = Fraction(sample_rate, f.samplerate)
+    ratio = _ratio(sample_rate, f.samplerate)
     if ratio.numerator * ratio.denominator > _MAX_FILTER:
         raise UnusableAudio(f"sample rate {f.samplerate} Hz is in no short ratio to {sample_rate} Hz", "rate")
     return ratio
@@ -279,6 +284,7 @@ def read_crop(
             anything.
     """
     channels, num_samples = out.shape
+    into = out.numpy()  # small steps in torch cost several times as much
     f = _open(file)
     try:
         ratio = _check_fit(f, sample_rate, channels, convert)
@@ -288,23 +294,23 @@ def read_crop(
             raise UnusableAudio(f"has {total} samples, fewer than a crop's {num_samples}, and pad is off", "short")
         last = max(total - num_samples, 0) // up
         start = min(int(where * (last + 1)), last) * up  # at the wanted rate, a multiple of `up`
-        context = -(-_CONTEXT * max(down, up) // (up * down)) if ratio != 1 else 0  # in periods
+        context = -(-_CONTEXT * max(down, up) // (up * down)) if up != down else 0  # in periods
         first = max(start // up - context, 0)
         stop = -(-(start + num_samples) // up) + context
         samples = f.samples(first * down, min((stop - first) * down, f.frames - first * down))
-        if ratio == 1 and samples.shape[1] == channels:
+        if up == down and samples.shape[1] == channels:
             num_valid = min(len(samples), num_samples)
-            _write(out.numpy()[:, :num_valid], samples[:num_valid])
+            _write(into[:, :num_valid], samples[:num_valid])
         else:
             audio = np.empty(samples.shape[::-1], dtype=np.float32)
             _write(audio, samples)
             mapped = map_channels(torch.from_numpy(audio), channels)
-            if ratio != 1:
+            if up != down:
                 mapped = _resampler(f.samplerate, sample_rate)(mapped)
             mapped = mapped[:, start - first * up :][:, :num_samples]
             num_valid = mapped.shape[1]
             out[:, :num_valid] = mapped
-        out[:, num_valid:] = 0
+        into[:, num_valid:] = 0
         return Crop(num_valid, start / sample_rate, f.frames / f.samplerate)
     finally:
         f.close()
