@@ -140,7 +140,7 @@ def failures(rows: dict[str, Ways]) -> str:
     reasons = {
         f"- {way}, {name}: {why}" for name, found in rows.items() for way, why in found.items() if isinstance(why, str)
     }
-    return "\n".join(sorted(reasons)) or "All ran."
+    return "\n".join(sorted(reasons)) or "nothing: all ran."
 
 
 def write(
