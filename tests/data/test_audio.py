@@ -155,6 +155,42 @@ def test_only_the_crop_is_decoded(encode: Encode, noise: Noise) -> None:
     assert Counting.num_read < 2 * 44_100 * 1.2
 
 
+@pytest.mark.parametrize(
+    ("format", "subtype", "num_samples"),
+    [("FLAC", "PCM_16", 4_096), ("FLAC", "PCM_16", 65_536), ("FLAC", "PCM_24", 65_536), ("WAV", "FLOAT", 4_096)],
+)
+def test_a_crop_of_memory_reads_at_most_twice_its_encoded_bytes_and_64_kib(
+    monkeypatch: pytest.MonkeyPatch, encode: Encode, noise: Noise, format: str, subtype: str, num_samples: int
+) -> None:
+    counts: list[int] = []
+    readinto = audio.Window.readinto
+
+    def counted(window: audio.Window, buffer: memoryview) -> int:
+        counts.append(readinto(window, buffer))
+        return counts[-1]
+
+    monkeypatch.setattr(audio.Window, "readinto", counted)
+    frames = 40 * 44_100
+    data = memoryview(encode(noise(frames, 2), 44_100, format, subtype))  # 6 to 14 MB
+    for where in np.linspace(0, 1, 16):
+        counts.clear()
+        read_crop(data, 44_100, 2, num_samples, where)
+        encoded = len(data) * num_samples / frames
+        assert encoded / 2 < sum(counts) <= 2 * encoded + 65_536
+
+
+def test_sixteen_bit_wav_in_memory_is_not_read_at_all_but_used_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, encode: Encode, noise: Noise
+) -> None:
+    monkeypatch.setattr(audio, "Window", None)
+    data = memoryview(encode(noise(9_000, 2), 44_100))
+    crop, _ = read_crop(data, 44_100, 2, 1_000, 0.5)
+    opened = audio._open(data)
+    samples = opened.samples(4_000, 1_000)
+    assert np.shares_memory(samples, np.frombuffer(data, np.uint8))
+    assert np.array_equal(samples.T / np.float32(32768), crop.numpy())
+
+
 def test_channels() -> None:
     mono, stereo, eight = torch.randn(1, 9), torch.randn(2, 9), torch.randn(8, 9)
     assert map_channels(mono, 1) is mono

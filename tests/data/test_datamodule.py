@@ -1,5 +1,6 @@
 """Under a real Trainer: the batches are the stream's, whatever reads them, and a resumed run goes on exactly."""
 
+import os
 import shutil
 import warnings
 from collections import Counter
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from audio_diffusion.data import transport
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.data.index import index_path, load_index
@@ -133,6 +136,19 @@ def test_training_gets_the_stream_in_order_for_exactly_the_steps_asked(
         assert batch.audio.shape == (6 // accumulate, 1, 2048)
         assert batch.valid.all()
         assert batch.skipped == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory is shared this way on Linux alone")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_crops_are_written_once_where_training_reads_them(
+    make_data: Callable[..., AudioDataModule], num_workers: int
+) -> None:
+    before = set(transport._opened)
+    recorder = fit(make_data(3, num_workers=num_workers))  # it keeps them all
+    memory = [slots._memory for id, slots in transport._opened.items() if id not in before]
+    assert len(recorder.trained) == 3
+    for _, batch in recorder.trained:
+        assert sum(np.shares_memory(batch.audio.numpy(), shared) for shared in memory) == 1
 
 
 RESUMES = {

@@ -240,6 +240,11 @@ def map_channels(audio: Tensor, channels: int) -> Tensor:
     raise UnusableAudio(f"has {audio.shape[0]} channels: no rule to make them {channels}", "channels")
 
 
+@lru_cache(maxsize=32)
+def _ratio(sample_rate: int, own: int) -> Fraction:
+    return Fraction(sample_rate, own)
+
+
 def _check_fit(f: _Decoder | _Pcm16, sample_rate: int, channels: int, convert: bool) -> Fraction:
     """The ratio of the rates, wanted : own.
 
@@ -250,7 +255,7 @@ def _check_fit(f: _Decoder | _Pcm16, sample_rate: int, channels: int, convert: b
         raise UnusableAudio(f"sample rate is {f.samplerate} Hz, not {sample_rate} Hz, and convert is off", "other_rate")
     if not convert and f.channels != channels:
         raise UnusableAudio(f"has {f.channels} channels, not {channels}, and convert is off", "other_channels")
-    ratio = Fraction(sample_rate, f.samplerate)
+    ratio = _ratio(sample_rate, f.samplerate)
     if ratio.numerator * ratio.denominator > _MAX_FILTER:
         raise UnusableAudio(f"sample rate {f.samplerate} Hz is in no short ratio to {sample_rate} Hz", "rate")
     return ratio
@@ -272,19 +277,19 @@ def _read_window(f: _Decoder | _Pcm16, frames: int, out: Tensor, start: int, rat
     """
     channels, num_samples = out.shape
     up, down = ratio.numerator, ratio.denominator
-    context = -(-_CONTEXT * max(down, up) // (up * down)) if ratio != 1 else 0  # in periods
+    context = -(-_CONTEXT * max(down, up) // (up * down)) if up != down else 0  # in periods
     first = max(start // up - context, 0)
     stop = -(-(start + num_samples) // up) + context
     samples = f.samples(first * down, min((stop - first) * down, frames - first * down))
-    if ratio == 1 and samples.shape[1] == channels:
+    if up == down and samples.shape[1] == channels:
         num_valid = min(len(samples), num_samples)
         _write(out.numpy()[:, :num_valid], samples[:num_valid])
         return num_valid
     audio = np.empty(samples.shape[::-1], dtype=np.float32)
     _write(audio, samples)
     mapped = map_channels(torch.from_numpy(audio), channels)
-    if ratio != 1:
-        mapped = _resampler(f.samplerate, int(f.samplerate * ratio))(mapped)
+    if up != down:
+        mapped = _resampler(f.samplerate, f.samplerate * up // down)(mapped)
     mapped = mapped[:, start - first * up :][:, :num_samples]
     out[:, : mapped.shape[1]] = mapped
     return mapped.shape[1]
@@ -326,7 +331,7 @@ def read_crop(
         last = max(total - num_samples, 0) // up
         start = min(int(where * (last + 1)), last) * up  # at the wanted rate, a multiple of `up`
         num_valid = _read_window(f, f.frames, out, start, ratio)
-        out[:, num_valid:] = 0
+        out.numpy()[:, num_valid:] = 0  # small steps in torch cost several times as much
         return Crop(num_valid, start / sample_rate, f.frames / f.samplerate)
     finally:
         f.close()

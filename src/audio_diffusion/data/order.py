@@ -68,7 +68,7 @@ class ClipOrder:
         block, offset = divmod(place, self.shuffle_block)
         place = block * self.shuffle_block + int(self._block(epoch, block)[offset])
         shards, starts = self._epoch(epoch)
-        i = int(np.searchsorted(starts, place, side="right")) - 1
+        i = int(starts.searchsorted(place, side="right")) - 1
         return epoch, int(shards[i]), place - int(starts[i])
 
     def shards_of(self, positions: np.ndarray) -> np.ndarray:

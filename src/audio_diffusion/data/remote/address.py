@@ -1,6 +1,7 @@
 """Which addresses are read, and what is said when one cannot be."""
 
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 SCHEMES = ("http", "https", "s3", "gs")
@@ -32,6 +33,7 @@ class RemoteError(Exception):
         return self.kind in FINAL
 
 
+@lru_cache(maxsize=4096)  # asked for each crop
 def is_remote(path: str) -> bool:
     """Whether a path is an address; ``file://`` and plain paths are local.
 
