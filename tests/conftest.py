@@ -21,6 +21,7 @@ from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.models.conditions import Label
 from audio_diffusion.models.representations import Waveform
 from audio_diffusion.models.unet1d import UNet1d
 from audio_diffusion.packing.drums import write_folder
@@ -135,7 +136,8 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     ) -> Run:
         torch.manual_seed(weight_seed)
         classes = ["clap", "hat", "kick", "snare", "tom"]
-        net = UNet1d(1, len(classes), 16, widths=(8, 16), factors=(4,), num_blocks=1, cond_width=16, attention=False)
+        conditions = {"label": Label(len(classes))}
+        net = UNet1d(1, conditions, 16, widths=(8, 16), factors=(4,), num_blocks=1, cond_width=16, attention=False)
         module = DiffusionModule(
             net,
             Diffusion(schedules.linear(), Epsilon()),

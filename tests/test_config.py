@@ -166,7 +166,8 @@ def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str)
     sampler = config.build(plain["sampler"], "sampler")
     channels, num_samples = plain["audio"]["channels"], plain["audio"]["num_samples"]
     x0 = 0.1 * torch.randn(2, channels, num_samples)
-    t, cond = process.time_of(torch.tensor([0.1, 0.9])), {"label": torch.tensor([0, -1])}
+    t, nothing = process.time_of(torch.tensor([0.1, 0.9])), net.conditions.given({}, 2, "cpu")
+    cond = {name: torch.cat([torch.zeros_like(value[:1]), value[1:]]) for name, value in nothing.items()}
     process.loss(net, x0, torch.randn_like(x0), t, cond).mean().backward()
     steps = {"num_steps": min(3, process.schedule.num_steps)}
     with torch.no_grad():
@@ -179,4 +180,4 @@ def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str)
 def test_resolved_config_is_plain_and_yaml() -> None:
     plain = config.to_plain(composed())
     assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain)))) == plain
-    assert plain["model"]["num_classes"] == 2
+    assert plain["model"]["conditions"]["label"]["num_classes"] == 2

@@ -21,12 +21,22 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
+_IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
+
+
+def _fields_of(conditions: DictConfig) -> ListConfig:
+    """What a model's conditions are read from, beyond what every batch has."""
+    fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
+    return ListConfig([field for field in fields if field not in _IN_EVERY_BATCH])
+
+
 OmegaConf.register_new_resolver("len", len, replace=True)
+OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
 
 
 _UNIONS = (typing.Union, types.UnionType)

@@ -8,7 +8,7 @@ import lightning as L
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.batch import AudioBatch, Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, by_name, held_out
@@ -240,18 +240,28 @@ class AudioDataModule(L.LightningDataModule):
         num_clips = self.val_order.num_clips
         num_batches = -(-num_clips // (per_rank * world_size))
         positions = Positions(per_rank, num_batches, self.trainer.global_rank, world_size)
-        reader = ClipReader(
+        return self._loader(self._held_out_reader(), positions, num_batches)
+
+    def _held_out_reader(self) -> ClipReader:
+        """Reads the held-out clips from their start."""
+        return ClipReader(
             [self.val_shards],
             Mixture([self.val_order], [1], None),
             self.sample_rate,
             self.classes,
             None,
-            num_clips,
+            self.val_order.num_clips,
             fields=self.fields,
             convert=self.convert,
             pad=self.pad,
         )
-        return self._loader(reader, positions, num_batches)
+
+    def held_out(self, num: int) -> AudioBatch:
+        """The first ``num`` held-out clips, again from the first where there are fewer; the same on every rank."""
+        read = BatchReader(self._held_out_reader(), (self.channels, self.num_samples), None)
+        batch = read([i % self.val_order.num_clips for i in range(num)])
+        assert isinstance(batch, AudioBatch)
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: of the first clip that no finished optimizer step has seen."""
