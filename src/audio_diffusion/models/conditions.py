@@ -252,13 +252,18 @@ class Conditions(nn.Module):
             raise ValueError(f"cond: this network takes {expected}, got {got}")
         made = {name: embedder(cond[name]) for name, embedder in self.embedders.items()}
         vectors, tokens, frames = ([made[name] for name in self.of_kind(kind)] for kind in get_args(Kind))
-        finest = max((f.shape[2] for f in frames), default=0)
         return Embedded(
             vector=torch.stack(vectors).sum(0) if vectors else None,
             tokens=torch.cat([t for t, _ in tokens], dim=1) if tokens else None,
             mask=torch.cat([m for _, m in tokens], dim=1) if tokens else None,
-            frames=torch.stack([along_time(f, finest) for f in frames]).sum(0) if frames else None,
+            frames=_summed(frames) if frames else None,
         )
+
+
+def _summed(frames: Sequence[Tensor]) -> Tensor:
+    """Frames of several rates, summed at the finest."""
+    finest = max([f.shape[2] for f in frames])
+    return torch.stack([along_time(f, finest) for f in frames]).sum(0)
 
 
 def along_time(frames: Tensor, length: int) -> Tensor:
