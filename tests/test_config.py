@@ -25,6 +25,7 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
     ("override", "message"),
     [
         ("experiment=drms", "experiment=drms: there is no such config. Did you mean 'drums'?"),
+        ("condition=[label,capton]", "condition=capton: there is no such config. Did you mean 'caption'?"),
         ("modle=unet1d", "modle: there is no such option. Did you mean 'model'?"),
         ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
         ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
@@ -157,9 +158,9 @@ def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> N
 
 
 @pytest.mark.parametrize(
-    "choice", [c for c in GROUPS if c.split("=")[0] in ("model", "diffusion", "sampler", "experiment")]
+    "choice", [c for c in GROUPS if c.split("=")[0] in ("model", "condition", "diffusion", "sampler", "experiment")]
 )
-def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str) -> None:
+def test_every_shipped_model_condition_diffusion_sampler_and_experiment_steps(choice: str) -> None:
     plain = config.to_plain(composed(choice))
     net = config.build(plain["model"], "model")
     process = config.build(plain["diffusion"], "diffusion")
@@ -175,6 +176,15 @@ def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str)
         made = sampler(denoise, torch.randn_like(x0), process.schedule, lambda: torch.randn_like(x0), **steps)
     assert made.shape == x0.shape
     assert made.isfinite().all()
+
+
+def test_conditions_are_chosen_in_one_group_and_say_what_is_read_of_the_data() -> None:
+    plain = config.to_plain(composed("condition=[label,caption,embedding,mel,seconds]"))
+    names = ["label", "caption", "text", "mel", "seconds_start", "seconds_total"]
+    assert list(plain["model"]["conditions"]) == names
+    assert plain["data"]["fields"] == ["caption", "text.npy"]
+    assert config.to_plain(composed("condition=[]"))["model"]["conditions"] == {}
+    assert config.to_plain(composed("condition=caption", "model.conditions.caption=null"))["data"]["fields"] == []
 
 
 def test_resolved_config_is_plain_and_yaml() -> None:

@@ -107,7 +107,7 @@ def _explain(error: Exception, config_name: str) -> str:
     """A Hydra error as one that says what there is instead."""
     text = str(error)
     cause = str(error.__cause__ or "")
-    if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
     if match := re.search(r"full_key: (\S+)", text + cause):
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name))}"
