@@ -29,8 +29,9 @@ CONFIG_DIR = Path(__file__).parents[2] / "configs"
 _IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
 
 
-def _fields_of(conditions: DictConfig) -> ListConfig:
+def _fields_of(model: DictConfig) -> ListConfig:
     """What a model's conditions are read from, beyond what every batch has."""
+    conditions = model.get("conditions") or {}
     fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
     return ListConfig([field for field in fields if field not in _IN_EVERY_BATCH])
 

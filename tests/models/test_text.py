@@ -111,7 +111,7 @@ def test_what_cannot_be_encoded_is_an_error(text_encoders: dict[str, Path], monk
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'audio_diffusion\[text\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[text\]'"):
         Text("some/encoder", 16).prepare(["a"], "cpu")
 
 

@@ -1,5 +1,6 @@
 """Words, as a network is told them: by a frozen text encoder."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -46,7 +47,8 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
     except ImportError as error:
-        raise ValueError("encoder: needs the package transformers: pip install 'audio_diffusion[text]'") from error
+        raise ValueError("encoder: needs the package transformers: pip install -e '.[text]'") from error
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked data workers do not mix
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel  # T5's encoder without its decoder
