@@ -191,7 +191,7 @@ def _save_tokenizer(folder: Path, vocabulary: Sequence[str], template: str) -> N
 
 @pytest.fixture(scope="session")
 def text_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a T5 (with its decoder) and a BERT, untrained, 32 numbers per token, saved by save_pretrained."""
+    """Folders of a T5 with and without its decoder and a BERT, untrained, 32 numbers per token, by save_pretrained."""
     transformers = pytest.importorskip("transformers", reason="needs the extra `text`")
     vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "barks", "rain", "on", "the", "roof", "hit"]
     folder = tmp_path_factory.mktemp("encoders")
@@ -199,9 +199,11 @@ def text_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(0)
         t5 = transformers.T5Config(vocab_size=12, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         transformers.T5Model(t5).save_pretrained(folder / "t5")
+        transformers.T5EncoderModel(t5).save_pretrained(folder / "t5_encoder")
         size = {"vocab_size": 12, "hidden_size": 32, "intermediate_size": 32}
         bert = transformers.BertConfig(**size, num_hidden_layers=1, num_attention_heads=2)
         transformers.BertModel(bert).save_pretrained(folder / "bert")
     _save_tokenizer(folder / "t5", vocabulary, "$A </s>")
+    _save_tokenizer(folder / "t5_encoder", vocabulary, "$A </s>")
     _save_tokenizer(folder / "bert", vocabulary, "<s> $A </s>")
-    return {"t5": folder / "t5", "bert": folder / "bert"}
+    return {name: folder / name for name in ("t5", "t5_encoder", "bert")}

@@ -13,6 +13,7 @@ from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion
 from audio_diffusion.models.conditions import Conditions, Embedding, Label, Number
 from audio_diffusion.models.representations import Waveform
+from audio_diffusion.models.text import Text
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 
@@ -121,6 +122,17 @@ def test_a_condition_that_the_data_does_not_have_is_named_with_what_to_do() -> N
     )
     with pytest.raises(ValueError, match=message):
         module(net, 0.0).training_step(batch([0]), 0)
+
+
+def test_a_batch_of_empty_slots_tells_nothing_and_loses_nothing() -> None:
+    """As the last one of a rank in validation; its fields are words, whatever they are in other batches."""
+    net = Recorder(text=Embedding(8, field="text.npy"), caption=Text("never/loaded", 8), seconds_start=Number(0, 1))
+    empty = collate(torch.zeros(2, 1, 2), [Clip(0), Clip(1)], with_label=True, field_names=("text.npy", "caption"))
+    subject = module(net, 0.5)
+    assert subject.training_step(empty, 0)["loss"] == 0
+    assert subject.validation_step(empty, 0)["raw"] == 0
+    assert len(net.given) == 2  # the averaged copy keeps its own
+    assert all(len(value) == 2 and value.isnan().all() for cond in net.given for value in cond.values())
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,11 @@ class Conditions(nn.Module):
                     f"condition {name}: expected the data to have {field!r}, it has {', '.join(sorted(batch))}; "
                     f"add it to data.fields, or leave the condition out: model.conditions.{name}=null"
                 )
-            cond[name] = condition.prepare(batch[field], device)
+            values = batch[field]
+            some = isinstance(values, Tensor) or any(
+                values
+            )  # a batch without clips has no words where others have numbers
+            cond[name] = condition.prepare(values, device) if some else condition.nothing(len(values)).to(device)
         return cond
 
     @torch.no_grad()

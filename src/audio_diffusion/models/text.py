@@ -46,12 +46,14 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
     """
     try:
         from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+        from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
     except ImportError as error:
         raise ValueError("encoder: needs the package transformers: pip install -e '.[text]'") from error
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked data workers do not mix
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel  # T5's encoder without its decoder
+        # T5's encoder without its decoder, and the like
+        kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = kind.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
