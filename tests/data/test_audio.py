@@ -308,3 +308,18 @@ def test_check_takes_bounded_memory(
     monkeypatch.setattr(audio, "_check_samples", lambda block: blocks.append(len(block)))
     assert check(tmp_path / "long.wav").frames == sum(blocks) == 600_000
     assert max(blocks) <= 1 << 18
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("a dog barks, twice", "a_dog_barks_twice"),
+        ("../../etc", "etc"),
+        ("", "sample"),
+        ("犬 x/y", "犬_x_y"),
+        ("?", "sample"),
+    ],
+)
+def test_words_make_a_name_for_a_file_that_leads_nowhere(words: str, name: str) -> None:
+    assert audio_module.file_name(words) == name
+    assert len(audio_module.file_name(100 * words)) <= 40

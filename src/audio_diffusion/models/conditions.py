@@ -215,10 +215,9 @@ class Conditions(nn.Module):
                     f"add it to data.fields, or leave the condition out: model.conditions.{name}=null"
                 )
             values = batch[field]
-            some = isinstance(values, Tensor) or any(
-                values
-            )  # a batch without clips has no words where others have numbers
-            cond[name] = condition.prepare(values, device) if some else condition.nothing(len(values)).to(device)
+            # where no clip has the field it comes as empty words, whatever it is in other batches
+            empty = not isinstance(values, Tensor) and not any(values)
+            cond[name] = condition.nothing(len(values)).to(device) if empty else condition.prepare(values, device)
         return cond
 
     @torch.no_grad()
