@@ -234,3 +234,11 @@ def test_what_a_user_leaves_out_is_not_given() -> None:
         conditions.given({"tempo": [1]}, 1, "cpu")
     with pytest.raises(ValueError, match="cond: expected 2 values of seconds, one a sample, got 1"):
         conditions.given({"seconds": [1]}, 2, "cpu")
+
+
+def test_the_mean_of_the_tokens_that_there_are_is_heard_as_a_vector() -> None:
+    conditions, tokens = wake(Conditions({"text": Embedding(6)}, 8)), torch.randn(2, 4, 6)
+    tokens[0, 1:3] = NAN
+    embedded = conditions({"text": tokens})
+    torch.testing.assert_close(embedded.vector[0], embedded.tokens[0, [0, 3]].mean(0))
+    torch.testing.assert_close(embedded.vector[1], embedded.tokens[1].mean(0))

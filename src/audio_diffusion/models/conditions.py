@@ -4,8 +4,9 @@ A condition comes in two halves. A ``Condition`` is plain and frozen: it turns w
 words, audio) into one tensor ``[B, ..]`` in which -1 (integers) or NaN (floats) means "not given", and it says which
 module embeds that. The module is learnt, part of the network, and has a learnt embedding for "not given".
 
-What a network adds to the embedding of t is a *vector*, what it attends to are *tokens*, what runs along time are
-*frames*. A network holds a ``Conditions``, calls it, and uses the three as it can.
+What a network adds to the embedding of t is a *vector*, what it attends to are *tokens*, whose mean is a vector as well
+(Saharia et al. 2022, arXiv:2205.11487, section 2.4), what runs along time are *frames*. A network holds a
+``Conditions``, calls it, and uses the three as it can.
 """
 
 from abc import ABC, abstractmethod
@@ -255,12 +256,18 @@ class Conditions(nn.Module):
             raise ValueError(f"cond: this network takes {expected}, got {got}")
         made = {name: embedder(cond[name]) for name, embedder in self.embedders.items()}
         vectors, tokens, frames = ([made[name] for name in self.of_kind(kind)] for kind in get_args(Kind))
+        vectors += [_mean(*pair) for pair in tokens]
         return Embedded(
             vector=torch.stack(vectors).sum(0) if vectors else None,
             tokens=torch.cat([t for t, _ in tokens], dim=1) if tokens else None,
             mask=torch.cat([m for _, m in tokens], dim=1) if tokens else None,
             frames=_summed(frames) if frames else None,
         )
+
+
+def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The mean ``[B, width]`` of the tokens ``[B, S, width]`` that there are."""
+    return torch.where(mask[:, :, None], tokens, 0).sum(1) / mask.sum(1, keepdim=True)
 
 
 def _summed(frames: Sequence[Tensor]) -> Tensor:
