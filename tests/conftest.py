@@ -21,6 +21,7 @@ from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.models.conditions import Label
 from audio_diffusion.models.representations import Waveform
 from audio_diffusion.models.unet1d import UNet1d
 from audio_diffusion.packing.drums import write_folder
@@ -135,7 +136,8 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     ) -> Run:
         torch.manual_seed(weight_seed)
         classes = ["clap", "hat", "kick", "snare", "tom"]
-        net = UNet1d(1, len(classes), 16, widths=(8, 16), factors=(4,), num_blocks=1, cond_width=16, attention=False)
+        conditions = {"label": Label(len(classes))}
+        net = UNet1d(1, conditions, 16, widths=(8, 16), factors=(4,), num_blocks=1, cond_width=16, attention=False)
         module = DiffusionModule(
             net,
             Diffusion(schedules.linear(), Epsilon()),
@@ -171,3 +173,37 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return Run(trainer, module, data, logger.rows)
 
     return make
+
+
+def _save_tokenizer(folder: Path, vocabulary: Sequence[str], template: str) -> None:
+    """A tokenizer of whole words, in the format every fast tokenizer is saved in."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    number = {word: i for i, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(number, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [(word, number[word]) for word in template.split() if word in number]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    saved.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def text_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a T5 with and without its decoder and a BERT, untrained, 32 numbers per token, by save_pretrained."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `text`")
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "barks", "rain", "on", "the", "roof", "hit"]
+    folder = tmp_path_factory.mktemp("encoders")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        t5 = transformers.T5Config(vocab_size=12, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        transformers.T5Model(t5).save_pretrained(folder / "t5")
+        transformers.T5EncoderModel(t5).save_pretrained(folder / "t5_encoder")
+        size = {"vocab_size": 12, "hidden_size": 32, "intermediate_size": 32}
+        bert = transformers.BertConfig(**size, num_hidden_layers=1, num_attention_heads=2)
+        transformers.BertModel(bert).save_pretrained(folder / "bert")
+    _save_tokenizer(folder / "t5", vocabulary, "$A </s>")
+    _save_tokenizer(folder / "t5_encoder", vocabulary, "$A </s>")
+    _save_tokenizer(folder / "bert", vocabulary, "<s> $A </s>")
+    return {name: folder / name for name in ("t5", "t5_encoder", "bert")}

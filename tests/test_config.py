@@ -26,6 +26,7 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
     ("override", "message"),
     [
         ("experiment=drms", "experiment=drms: there is no such config. Did you mean 'drums'?"),
+        ("condition=[label,capton]", "condition=capton: there is no such config. Did you mean 'caption'?"),
         ("modle=unet1d", "modle: there is no such option. Did you mean 'model'?"),
         ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
         ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
@@ -168,16 +169,17 @@ def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> N
 
 
 @pytest.mark.parametrize(
-    "choice", [c for c in GROUPS if c.split("=")[0] in ("model", "diffusion", "sampler", "experiment")]
+    "choice", [c for c in GROUPS if c.split("=")[0] in ("model", "condition", "diffusion", "sampler", "experiment")]
 )
-def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str) -> None:
+def test_every_shipped_model_condition_diffusion_sampler_and_experiment_steps(choice: str) -> None:
     plain = config.to_plain(composed(choice))
     net = config.build(plain["model"], "model")
     process = config.build(plain["diffusion"], "diffusion")
     sampler = config.build(plain["sampler"], "sampler")
     channels, num_samples = plain["audio"]["channels"], plain["audio"]["num_samples"]
     x0 = 0.1 * torch.randn(2, channels, num_samples)
-    t, cond = process.time_of(torch.tensor([0.1, 0.9])), {"label": torch.tensor([0, -1])}
+    t, nothing = process.time_of(torch.tensor([0.1, 0.9])), net.conditions.given({}, 2, "cpu")
+    cond = {name: torch.cat([torch.zeros_like(value[:1]), value[1:]]) for name, value in nothing.items()}
     process.loss(net, x0, torch.randn_like(x0), t, cond).mean().backward()
     steps = {"num_steps": min(3, process.schedule.num_steps)}
     with torch.no_grad():
@@ -187,7 +189,16 @@ def test_every_shipped_model_diffusion_sampler_and_experiment_steps(choice: str)
     assert made.isfinite().all()
 
 
+def test_conditions_are_chosen_in_one_group_and_say_what_is_read_of_the_data() -> None:
+    plain = config.to_plain(composed("condition=[label,caption,embedding,mel,seconds]"))
+    names = ["label", "caption", "text", "mel", "seconds_start", "seconds_total"]
+    assert list(plain["model"]["conditions"]) == names
+    assert plain["data"]["fields"] == ["caption", "text.npy"]
+    assert config.to_plain(composed("condition=[]"))["model"]["conditions"] == {}
+    assert config.to_plain(composed("condition=caption", "model.conditions.caption=null"))["data"]["fields"] == []
+
+
 def test_resolved_config_is_plain_and_yaml() -> None:
     plain = config.to_plain(composed())
     assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain)))) == plain
-    assert plain["model"]["num_classes"] == 2
+    assert plain["model"]["conditions"]["label"]["num_classes"] == 2

@@ -1,7 +1,7 @@
 """Checkpoint file -> something that generates: network, process and configuration, without Lightning."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from audio_diffusion.config import ConfigError, build, nearest
 from audio_diffusion.diffusion.generation import Sampler, generate
 from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.models.conditions import Conditions, Values
 from audio_diffusion.models.representations import Waveform
 
 #: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
@@ -61,46 +62,51 @@ class Generator:
         return self.config["audio"]["sample_rate"]
 
     @property
+    def conditions(self) -> Conditions:
+        """What the model is told."""
+        assert isinstance(self.net.conditions, Conditions)
+        return self.net.conditions
+
+    @property
     def classes(self) -> list[str]:
-        """Class names; empty for an unconditional model."""
-        return self.config["classes"]
+        """Class names; empty for a model that takes no label."""
+        return self.config["classes"] if "label" in self.conditions.by_name else []
 
     @property
     def guidance_scale(self) -> float:
         """What the model was sampled with while it was trained; 1, no guidance, where that is not known."""
         listened = self.config["callbacks"].get("sampling", {}).get("guidance_scale", 1.0)
-        return listened if self.classes else 1.0
+        return listened if self.conditions.by_name else 1.0
 
     def generate(
         self,
         seeds: Sequence[int],
         labels: Sequence[str] | None = None,
         *,
+        cond: Mapping[str, Values | Sequence[float]] | None = None,
         guidance_scale: float | None = None,
         sampler: Sampler | None = None,
     ) -> Tensor:
-        """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and ``labels[i]`` alone.
+        """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and its own conditions alone.
 
         Args:
             seeds: one a clip.
-            labels: class names, one a clip; None for unconditional models.
+            labels: class names, one a clip; a model that is told nothing else needs them.
+            cond: other conditions by name, B values each: words, numbers (NaN: "not given"), embeddings
+                ``[B, ..]``, audio ``[B, C, T]`` for a mel. What is left out is "not given".
             guidance_scale: classifier-free guidance, 1 is none; None is what was sampled with while training.
             sampler: None is the one the model was trained with.
 
         Raises:
-            ValueError: for a label the model does not know, or labels where there are none, or none where there are.
+            ValueError: for a label or a condition the model does not know, values that are none for it, or no labels
+                where the model needs them.
         """
-        if self.classes and labels is None:
-            raise ValueError(f"labels: this model needs one per clip, of {', '.join(self.classes)}")
-        if labels is not None and not self.classes:
-            raise ValueError("labels: this model is unconditional and takes none")
-        device = next(self.net.parameters()).device
-        cond = {}
+        given = dict(cond or {})
         if labels is not None:
-            for label in labels:
-                if label not in self.classes:
-                    raise ValueError(f"label {label!r} is unknown to this model.{nearest(label, self.classes)}")
-            cond["label"] = torch.tensor([self.classes.index(label) for label in labels], device=device)
+            given["label"] = self._index(labels)
+        elif set(self.conditions.by_name) == {"label"}:
+            raise ValueError(f"labels: this model needs one per clip, of {', '.join(self.classes)}")
+        device = next(self.net.parameters()).device
         audio = self.config["audio"]
         x0 = generate(
             self.net,
@@ -108,11 +114,20 @@ class Generator:
             sampler or self.sampler,
             self.representation.shape(audio["channels"], audio["num_samples"]),
             seeds,
-            cond,
+            self.conditions.given(given, len(seeds), device),
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
             device=device,
         )
         return self.representation.decode(x0)
+
+    def _index(self, labels: Sequence[str]) -> Tensor:
+        """Class names -> their numbers."""
+        if not self.classes:
+            raise ValueError("labels: this model takes none")
+        for label in labels:
+            if label not in self.classes:
+                raise ValueError(f"label {label!r} is unknown to this model.{nearest(label, self.classes)}")
+        return torch.tensor([self.classes.index(label) for label in labels])
 
 
 def _trusted(node: Any) -> None:

@@ -21,14 +21,25 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from audio_diffusion.data.remote import RemoteError
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
+_IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
+
+
+def _fields_of(model: DictConfig) -> ListConfig:
+    """What a model's conditions are read from, beyond what every batch has."""
+    conditions = model.get("conditions") or {}
+    fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
+    return ListConfig([field for field in fields if field not in _IN_EVERY_BATCH])
+
+
 OmegaConf.register_new_resolver("len", len, replace=True)
+OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
 
 
 _UNIONS = (typing.Union, types.UnionType)
@@ -99,7 +110,7 @@ def _explain(error: Exception, config_name: str) -> str:
     """A Hydra error as one that says what there is instead."""
     text = str(error)
     cause = str(error.__cause__ or "")
-    if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
     if match := re.search(r"full_key: (\S+)", text + cause):
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name))}"

@@ -354,3 +354,18 @@ def test_the_end_of_a_vorbis_file_is_read_where_it_is(encode: Encode, noise: Noi
         crop, _ = read_crop(io.BytesIO(data), 48_000, 1, 997, where)
         start = min(int(where * (num_frames - 997 + 1)), num_frames - 997)
         assert torch.equal(crop, whole[:, start : start + 997])
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("a dog barks, twice", "a_dog_barks_twice"),
+        ("../../etc", "etc"),
+        ("", "sample"),
+        ("犬 x/y", "犬_x_y"),
+        ("?", "sample"),
+    ],
+)
+def test_words_make_a_name_for_a_file_that_leads_nowhere(words: str, name: str) -> None:
+    assert audio_module.file_name(words) == name
+    assert len(audio_module.file_name(100 * words)) <= 40

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.models.layers import Attention, LabelEmbedding, ResBlock, TimeEmbedding, positions
+from audio_diffusion.models.layers import Attention, CrossAttention, LabelEmbedding, ResBlock, TimeEmbedding, positions
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +133,24 @@ def test_attention_is_told_where_things_are() -> None:
 def test_heads_must_divide_the_width(head_width: int) -> None:
     with pytest.raises(ValueError, match=f"head_width: expected a divisor of the width 64, got {head_width}"):
         Attention(64, head_width)
+
+
+def test_cross_attention_starts_as_the_identity() -> None:
+    x = torch.randn(2, 64, 9)
+    assert torch.equal(CrossAttention(64, 8)(x, torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)), x)
+
+
+@pytest.mark.parametrize(("width", "head_width"), [(64, 64), (64, 16)])
+def test_cross_attention_is_the_formula_over_the_tokens_that_there_are(width: int, head_width: int) -> None:
+    attention, x, tokens = wake(CrossAttention(width, 5, head_width)), torch.randn(2, width, 7), torch.randn(2, 4, 5)
+    mask = torch.tensor([[True, True, False, True], [False, True, False, False]])
+    got = attention(x, tokens, mask)
+    for i in range(2):
+        normed = nn.functional.group_norm(x[i : i + 1], 1, attention.norm.weight, attention.norm.bias) + positions(x)
+        q, (k, v) = attention.q(normed)[0], attention.kv(tokens[i, mask[i]]).chunk(2, dim=1)
+        heads = []
+        for first in range(0, width, head_width):
+            part = slice(first, first + head_width)
+            weight = (q[part].T @ k[:, part].T / head_width**0.5).softmax(-1)
+            heads.append((weight @ v[:, part]).T)
+        torch.testing.assert_close(got[i], x[i] + attention.out(torch.cat(heads)[None])[0], rtol=1e-4, atol=1e-5)

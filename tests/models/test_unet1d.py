@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from audio_diffusion.models.conditions import Label
 from audio_diffusion.models.unet1d import UNet1d
 
 SMALL: dict[str, Any] = {"patch_size": 4, "widths": (16, 64), "factors": (2,), "num_blocks": 1, "cond_width": 32}
@@ -17,7 +18,7 @@ def _seed() -> None:
 
 
 def small(channels: int = 1, num_classes: int = 3, **options: Any) -> UNet1d:
-    return UNet1d(channels, num_classes, **{**SMALL, **options})
+    return UNet1d(channels, {"label": Label(num_classes)}, **{**SMALL, **options})
 
 
 def wake(net: nn.Module) -> nn.Module:

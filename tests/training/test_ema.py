@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from audio_diffusion.models.conditions import Label
 from audio_diffusion.models.unet1d import UNet1d
 from audio_diffusion.training.ema import EmaWeights
 
@@ -18,7 +19,7 @@ def _seed() -> None:
 
 
 def make_net() -> UNet1d:
-    return UNet1d(1, 3, patch_size=4, widths=(8, 64), factors=(2,), num_blocks=1, cond_width=16)
+    return UNet1d(1, {"label": Label(3)}, patch_size=4, widths=(8, 64), factors=(2,), num_blocks=1, cond_width=16)
 
 
 def move(net: nn.Module) -> None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from audio_diffusion.models.conditions import Label
 from audio_diffusion.models.unet1d import UNet1d
 from audio_diffusion.training.optim import parameter_groups, warmup_cosine
 
 
 @pytest.fixture
 def net() -> UNet1d:
-    return UNet1d(1, 3, patch_size=4, widths=(8, 64), factors=(2,), num_blocks=1, cond_width=16)
+    return UNet1d(1, {"label": Label(3)}, patch_size=4, widths=(8, 64), factors=(2,), num_blocks=1, cond_width=16)
 
 
 def names_in(net: nn.Module, group: dict) -> set[str]:
@@ -34,7 +35,7 @@ def test_matrices_and_kernels_decay_and_the_rest_does_not(net: UNet1d) -> None:
     assert names_in(net, decayed) == expected
     rest = names_in(net, kept)
     assert rest == {name for name, _ in net.named_parameters()} - expected
-    assert "label.embedding.weight" in rest
+    assert "conditions.embedders.label.embedding.weight" in rest
     assert {"norm.weight", "norm.bias", "attention.norm.weight", "gate.bias"} <= rest
     assert {"time.mlp.0.weight", "patch.weight", "attention.qkv.weight"} <= expected
 

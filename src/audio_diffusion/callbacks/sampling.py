@@ -1,7 +1,7 @@
 """Hearing the model learn: periodic reverse diffusion from the EMA weights."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from audio_diffusion import pictures
 from audio_diffusion.callbacks.loggers import log_samples
-from audio_diffusion.data.audio import write_audio
+from audio_diffusion.data.audio import file_name, write_audio
+from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion.generation import Sampler, generate
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.training.module import DiffusionModule
@@ -31,14 +33,15 @@ def level_row(clip: Tensor) -> dict[str, float]:
 class SampleAudio(L.Callback):
     """Generates the same slots every ``every_n_steps`` and at the end, writes them, and logs them.
 
-    A slot keeps its label and its noise for the whole run, so that one hears the same sound improve. Training is not
+    A slot keeps its conditions and its noise for the whole run, so that one hears the same sound improve: each the next
+    class where the network is told the label alone, else all that is known of the next held-out clip. Training is not
     touched: all randomness comes from the slots' own generators. Slots are shared out over the ranks and gathered.
 
     Args:
         sampler: one of ``diffusion.samplers``, options bound.
         shape: (C, T) of the audio.
         sample_rate: Hz.
-        classes: class names; slots take them in turn. Empty for unconditional models.
+        classes: class names, in the order of the network's labels.
         folder: ``step_<step>/`` with .wav files, pictures and samples.csv are written below it.
         every_n_steps: optimizer steps between rounds.
         num_samples: number of slots.
@@ -68,9 +71,8 @@ class SampleAudio(L.Callback):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
         self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
-        self.guidance_scale = guidance_scale if self.classes else 1.0  # nothing to be guided by
-        self.num_process_points = num_process_points
-        self.labels = [i % len(self.classes) if self.classes else -1 for i in range(num_samples)]
+        self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
+        self.told: AudioBatch | None = None  # the held-out clips that the slots are told of, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self._sampled_at = -1
 
@@ -96,6 +98,8 @@ class SampleAudio(L.Callback):
         share = -(-count // ranks)
         # every rank runs the same number of slots, as networks sharded over ranks need; surplus ones repeat
         mine = [slot % count for slot in range(rank * share, (rank + 1) * share)]
+        cond, words = self._tell(trainer, module)
+        scale = self.guidance_scale if cond else 1.0  # nothing to be guided by
         points: list[tuple[float, Tensor]] = []  # (t, x0 estimate of the first slot) of every step
         x0 = generate(
             module.ema.net,
@@ -103,8 +107,8 @@ class SampleAudio(L.Callback):
             self.sampler,
             module.representation.shape(*self.shape),
             [self.seeds[slot] for slot in mine],
-            self._cond(mine, module.device),
-            guidance_scale=self.guidance_scale,
+            {name: value[mine] for name, value in cond.items()},
+            guidance_scale=scale,
             device=module.device,
             on_step=lambda t, estimate: points.append((t, estimate[:1].clone())),
         )
@@ -114,25 +118,51 @@ class SampleAudio(L.Callback):
         if trainer.is_global_zero:
             shown = torch.linspace(0, len(points) - 1, min(self.num_process_points, len(points))).round().long()
             process = [(t, module.representation.decode(x)[0].cpu()) for t, x in (points[i] for i in shown.tolist())]
-            self._write(trainer, audio, process, len(points) * (1 if self.guidance_scale == 1 else 2))
+            self._write(trainer, audio, words, process, scale, len(points) * (1 if scale == 1 else 2))
         return audio
 
-    def _cond(self, slots: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        if not self.classes:
-            return {}
-        return {"label": torch.tensor([self.labels[slot] for slot in slots], device=device)}
+    def _tell(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
+        """The conditions of all slots, and what to call each."""
+        count, names = len(self.seeds), set(module.conditions.by_name)
+        if not names:
+            return {}, ["sample"] * count
+        if names == {"label"}:
+            label = torch.arange(count) % len(self.classes)
+            return {"label": label.to(module.device)}, [self.classes[i] for i in label.tolist()]
+        if self.told is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            assert isinstance(data, AudioDataModule)
+            self.told = data.held_out(count)
+        return module.cond_of(self.told.to(module.device)), self._words(module, self.told)
 
-    def _write(self, trainer: L.Trainer, audio: Tensor, process: list[tuple[float, Tensor]], nfe: int) -> None:
+    def _words(self, module: DiffusionModule, told: AudioBatch) -> list[str]:
+        """What to call each slot: by the words it is told, else by its class."""
+        for name, condition in module.conditions.by_name.items():
+            words = told.cond.get(condition.field or name)
+            if isinstance(words, tuple):
+                return list(words)
+        if told.label is None:
+            return ["sample"] * len(told)
+        return [self.classes[i] if i >= 0 else "sample" for i in told.label.tolist()]
+
+    def _write(
+        self,
+        trainer: L.Trainer,
+        audio: Tensor,
+        words: Sequence[str],
+        process: list[tuple[float, Tensor]],
+        scale: float,
+        nfe: int,
+    ) -> None:
         folder = self.folder / f"step_{trainer.global_step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        labels = [self.classes[label] if self.classes else "sample" for label in self.labels]
-        names = [f"{i:03d}_{label}" for i, label in enumerate(labels)]
+        names = [f"{i:03d}_{file_name(word)}" for i, word in enumerate(words)]
         name = getattr(getattr(self.sampler, "func", self.sampler), "__name__", str(self.sampler))
         table = []
-        for clip, label, seed, file in zip(audio, labels, self.seeds, names, strict=True):
+        for clip, label, seed, file in zip(audio, words, self.seeds, names, strict=True):
             write_audio(folder / f"{file}.wav", clip, self.sample_rate)
             row = {"step": trainer.global_step, "label": label, "seed": seed, "sampler": name, "nfe": nfe}
-            table.append({**row, "guidance": self.guidance_scale, **level_row(clip)})
+            table.append({**row, "guidance": scale, **level_row(clip)})
         with open(folder / "samples.csv", "w", newline="") as f:
             writer = csv.DictWriter(f, list(table[0]))
             writer.writeheader()

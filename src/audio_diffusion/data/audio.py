@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import threading
 from collections.abc import Callable
@@ -340,3 +341,8 @@ def read_crop(
 def write_audio(path: str | Path, audio: Tensor, sample_rate: int, subtype: str = "PCM_16") -> None:
     """Writes ``[C, T]`` (full scale ±1; louder is clipped in integer subtypes) in the format of the path's ending."""
     sf.write(path, audio.detach().cpu().float().T.numpy(), sample_rate, subtype=subtype)
+
+
+def file_name(words: str) -> str:
+    """A short name for a file out of any words: letters, digits and underscores; "sample" where there are none."""
+    return re.sub(r"\W+", "_", words)[:40].strip("_") or "sample"

@@ -9,7 +9,7 @@ import webdataset as wds
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.batch import AudioBatch, Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, by_name, held_out
@@ -128,7 +128,7 @@ class AudioDataModule(L.LightningDataModule):
         self.train_shards = {name: Shards.open([pattern], self.store) for name, pattern in self.train.items()}
         self.val_shards = Shards.open(list(self.val.values()), self.store)
         self.mixture = self._mix(self.train_shards)
-        self.val_order = ClipOrder(self.val_shards.num_clips, None)
+        self.val_mixture = Mixture([ClipOrder(self.val_shards.num_clips, None)], [1], None)
 
     def _mix(self, train: Mapping[str, Shards]) -> Mixture:
         orders = []
@@ -243,22 +243,31 @@ class AudioDataModule(L.LightningDataModule):
         """All held-out clips once, the start of each, in order; the last batch is filled with empty slots."""
         assert self.trainer is not None
         per_rank, world_size = self._per_rank(), self.trainer.world_size
-        num_clips = self.val_order.num_clips
+        num_clips = self.val_mixture.num_clips
         num_batches = -(-num_clips // (per_rank * world_size))
-        mixture = Mixture([self.val_order], [1], None)
-        positions = Positions(mixture, per_rank, num_batches, self.trainer.global_rank, world_size)
-        reader = ClipReader(
+        positions = Positions(self.val_mixture, per_rank, num_batches, self.trainer.global_rank, world_size)
+        return self._loader(self._held_out_reader(), positions, num_batches)
+
+    def _held_out_reader(self) -> ClipReader:
+        """Reads the held-out clips from their start."""
+        return ClipReader(
             [self.val_shards],
-            mixture,
+            self.val_mixture,
             self.sample_rate,
             self.classes,
             None,
-            num_clips,
+            self.val_mixture.num_clips,
             fields=self.fields,
             convert=self.convert,
             pad=self.pad,
         )
-        return self._loader(reader, positions, num_batches)
+
+    def held_out(self, num: int) -> AudioBatch:
+        """The first ``num`` held-out clips, again from the first where there are fewer; the same on every rank."""
+        read = BatchReader(self._held_out_reader(), (self.channels, self.num_samples), None)
+        batch = read([i % self.val_mixture.num_clips for i in range(num)])
+        assert isinstance(batch, AudioBatch)
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: of the first clip that no finished optimizer step has seen."""

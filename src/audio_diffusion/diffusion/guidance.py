@@ -10,8 +10,14 @@ from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
 
 
 def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
-    """The conditions with those of the samples in ``where`` (bool ``[B]``) replaced by "not given" (-1)."""
-    return {name: value.masked_fill(where.reshape(-1, *[1] * (value.ndim - 1)), -1) for name, value in cond.items()}
+    """The conditions with those of the samples in ``where`` (bool ``[B]``) replaced by "not given": -1 in integers, NaN
+    in floats."""
+    return {
+        name: value.masked_fill(
+            where.reshape(-1, *[1] * (value.ndim - 1)), torch.nan if value.is_floating_point() else -1
+        )
+        for name, value in cond.items()
+    }
 
 
 def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> Denoise:

@@ -9,7 +9,7 @@ from torch import Tensor
 from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
 from audio_diffusion.diffusion.schedules import Schedule
 
-#: conditions by name, first dimension B; an integer condition of -1 means "not given"
+#: conditions by name, first dimension B; -1 in integers and NaN in floats means "not given"
 Cond = Mapping[str, Tensor]
 
 

@@ -42,6 +42,37 @@ class LabelEmbedding(nn.Module):
         return self.embedding(label + 1)
 
 
+class OrNothing(nn.Module):
+    """``embed`` where a sample is given, a learnt vector where it has a NaN: ``[B, ..] -> [B, width, ..]``."""
+
+    def __init__(self, embed: nn.Module, width: int):
+        super().__init__()
+        self.embed, self.nothing = embed, nn.Parameter(torch.zeros(width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        given = ~value.flatten(1).isnan().any(1) if value.ndim > 1 else ~value.isnan()
+        embedded = self.embed(value.nan_to_num().to(self.nothing.dtype))
+        tail = [1] * (embedded.ndim - 2)
+        return torch.where(given.reshape(-1, 1, *tail), embedded, self.nothing.reshape(1, -1, *tail))
+
+
+class TokensOrNothing(nn.Module):
+    """Tokens ``[B, S, D]``, rows with NaN left out -> ``[B, S, width]`` and a mask ``[B, S]``, True on what there is.
+
+    A sample without any has one learnt token.
+    """
+
+    def __init__(self, embed: nn.Module, width: int):
+        super().__init__()
+        self.embed, self.nothing = embed, nn.Parameter(torch.zeros(width))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        given = ~tokens.isnan().any(2)
+        alone = ~given.any(1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0)
+        embedded = self.embed(tokens.nan_to_num().to(self.nothing.dtype))
+        return torch.where(alone[:, :, None], self.nothing, embedded), given | alone
+
+
 class ResBlock(nn.Module):
     """Two convolutions of width 3 with group norm, conditioned by a scale and shift (FiLM) before the second.
 
@@ -87,4 +118,29 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x) + positions(x)).unflatten(1, (3, self.num_heads, -1)).transpose(-1, -2)
         q, k, v = qkv.unbind(1)  # each [B, heads, L, head_width]
         h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(-1, -2).flatten(1, 2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of positions to tokens, with a residual: ``[B, width, L], [B, S, token_width] -> [B, width, L]``.
+
+    It starts as the identity. The mask ``[B, S]`` is True on tokens that there are: at least one a sample.
+    """
+
+    def __init__(self, width: int, token_width: int, head_width: int = 64):
+        super().__init__()
+        if width % head_width:
+            raise ValueError(f"head_width: expected a divisor of the width {width}, got {head_width}")
+        self.num_heads = width // head_width
+        self.norm = nn.GroupNorm(1, width)
+        self.q = nn.Conv1d(width, width, 1)
+        self.kv = nn.Linear(token_width, 2 * width)
+        self.out = nn.Conv1d(width, width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        q = self.q(self.norm(x) + positions(x)).unflatten(1, (self.num_heads, -1)).transpose(-1, -2)
+        k, v = self.kv(tokens).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, S, ..]
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         return x + self.out(h.transpose(-1, -2).flatten(1, 2))

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_diffusion.models.layers import Attention, LabelEmbedding, ResBlock, TimeEmbedding
+from audio_diffusion.models.conditions import Condition, Conditions, along_time
+from audio_diffusion.models.layers import Attention, CrossAttention, ResBlock, TimeEmbedding
 
 
 class UNet1d(nn.Module):
@@ -22,22 +24,23 @@ class UNet1d(nn.Module):
 
     Args:
         channels: C of the audio.
-        num_classes: number of labels; 0 makes an unconditional network, which takes no ``label``.
+        conditions: what it is told beside x_t and t, by name. Vectors are added to the embedding of t, tokens are
+            attended to where the self-attention is, frames are added to the features of the finest level.
         patch_size: samples per position of the finest level; even.
         widths: features at each level, finest first; multiples of 8.
         factors: downsampling between levels, one fewer than ``widths``.
         num_blocks: residual blocks per level on the way down, and again on the way up.
-        cond_width: width of the time-and-label embedding.
+        cond_width: width of the embeddings of t and of the conditions.
         attention: self-attention at the coarsest level; its width must then be a multiple of 64.
 
     Raises:
-        ValueError: for sizes that do not fit together.
+        ValueError: for sizes that do not fit together, or tokens without attention.
     """
 
     def __init__(
         self,
         channels: int,
-        num_classes: int = 0,
+        conditions: Mapping[str, Condition | None] = MappingProxyType({}),
         patch_size: int = 8,
         widths: Sequence[int] = (64, 128, 256),
         factors: Sequence[int] = (4, 4),
@@ -54,14 +57,16 @@ class UNet1d(nn.Module):
             raise ValueError(f"widths: expected multiples of 8, got {list(widths)}")
         if any(factor < 2 or factor % 2 for factor in factors):
             raise ValueError(f"factors: expected even numbers, got {list(factors)}")
-        self.channels, self.num_classes, self.patch_size = channels, num_classes, patch_size
+        self.channels, self.patch_size = channels, patch_size
         #: the number of samples T must be a multiple of this
         self.multiple = patch_size
         for factor in factors:
             self.multiple *= factor
 
         self.time = TimeEmbedding(cond_width)
-        self.label = LabelEmbedding(num_classes, cond_width) if num_classes else None
+        self.conditions = Conditions(conditions, cond_width)
+        if (tokens := self.conditions.of_kind("tokens")) and not attention:
+            raise ValueError(f"attention: expected true for tokens ({', '.join(tokens)}) to be attended to, got false")
         self.log_gain = nn.Linear(cond_width, channels)
         nn.init.zeros_(self.log_gain.weight)
         nn.init.zeros_(self.log_gain.bias)
@@ -82,6 +87,8 @@ class UNet1d(nn.Module):
                 self.grow.append(nn.ConvTranspose1d(below, width, 2 * f, stride=f, padding=f // 2))
         self.middle = ResBlock(widths[-1], widths[-1], cond_width)
         self.attention = Attention(widths[-1]) if attention else nn.Identity()
+        self.cross = CrossAttention(widths[-1], cond_width) if tokens else None
+        self.frames = nn.Conv1d(cond_width, widths[0], 1) if self.conditions.of_kind("frames") else None
         self.norm = nn.GroupNorm(8, widths[0])
 
     def _start_as_identity(self) -> None:
@@ -105,27 +112,18 @@ class UNet1d(nn.Module):
             self.gate.weight.zero_()
             self.gate.bias.copy_(torch.cat([torch.ones(width), torch.zeros(width)]))  # type: ignore[union-attr]
 
-    def embed(self, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """Time and label -> ``[B, cond_width]``.
-
-        Raises:
-            ValueError: if the conditions given are not the ones the network was built with.
-        """
-        expected = {"label"} if self.label is not None else set()
-        if set(cond) != expected:
-            raise ValueError(f"cond: this network takes {sorted(expected) or 'none'}, got {sorted(cond) or 'none'}")
-        embedding = self.time(t)
-        return embedding if self.label is None else embedding + self.label(cond["label"])
-
     def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """``[B, C, T] -> [B, C, T]``; T a multiple of ``self.multiple``, t ``[B]``, cond["label"] int64 ``[B]``."""
+        """``[B, C, T] -> [B, C, T]``; T a multiple of ``self.multiple``, t ``[B]``, cond as ``conditions`` makes it."""
         if x_t.shape[1] != self.channels or x_t.shape[2] % self.multiple:
             raise ValueError(
                 f"x_t: expected [B, {self.channels}, a multiple of {self.multiple}], got {list(x_t.shape)}"
             )
-        embedding = self.embed(t, cond)
+        told = self.conditions(cond)
+        embedding = self.time(t) if told.vector is None else self.time(t) + told.vector
         amplified = x_t * self.log_gain(embedding).exp()[:, :, None]
         h = self.patch(torch.cat([x_t, amplified.tanh()], dim=1))
+        if self.frames is not None:
+            h = h + along_time(self.frames(told.frames), h.shape[2])
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:  # type: ignore[attr-defined]
@@ -134,6 +132,8 @@ class UNet1d(nn.Module):
             if level < len(self.shrink):
                 h = self.shrink[level](h)
         h = self.attention(self.middle(h, embedding))
+        if self.cross is not None:
+            h = self.cross(h, told.tokens, told.mask)
         for level in reversed(range(len(self.up))):
             for block in self.up[level]:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)

@@ -1,6 +1,6 @@
 """The LightningModule: the ε-prediction loss, EMA weights, and validation that repeats exactly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.diffusion.guidance import drop
 from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.models.conditions import Conditions
 from audio_diffusion.models.representations import Waveform
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.training.ema import EmaWeights
@@ -21,8 +22,16 @@ from audio_diffusion.training.optim import parameter_groups
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, cover [0, 1) evenly however many there are
 
 
-def _conditions(batch: AudioBatch) -> dict[str, Tensor]:
-    return {} if batch.label is None else {"label": batch.label}
+def _rates(cond_dropout: float | dict[str, float], conditions: Conditions) -> dict[str, float]:
+    """The rate at which each condition is dropped by name, and "all" of them together."""
+    rates = cond_dropout if isinstance(cond_dropout, dict) else {"all": cond_dropout}
+    for name, rate in rates.items():
+        if name != "all" and name not in conditions.by_name:
+            has = ", ".join(["all", *conditions.by_name])
+            raise ValueError(f"cond_dropout: expected names among {has}, got {name!r}")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"cond_dropout: expected 0 to 1, got {rate} for {name}")
+    return rates
 
 
 class DiffusionModule(L.LightningModule):
@@ -33,21 +42,23 @@ class DiffusionModule(L.LightningModule):
     steps return.
 
     Args:
-        net: net(x_t, t, cond) -> output of x_t's shape.
+        net: net(x_t, t, cond) -> output of x_t's shape; its ``conditions`` say what cond is made of.
         process: schedule, parameterization and loss.
         representation: audio <-> x0.
         optimizer: makes the optimizer from parameter groups; its ``weight_decay`` goes to matrices and kernels only.
         lr_schedule: makes the learning-rate schedule, in optimizer steps.
         weight_decay: of matrices and kernels.
         ema_decay: of the averaged weights.
-        cond_dropout: probability that a sample is trained without its conditions, for classifier-free guidance.
+        cond_dropout: probability that a sample is trained without its conditions, all of them together: what
+            classifier-free guidance compares with. Or one for each condition by name, each dropped independently of the
+            others, and one for "all": ``{all: 0.1, caption: 0.2}``.
         mask_padding: leave padding out of the loss. Then the network never learns that short clips end in silence.
         compile: ``torch.compile`` the network.
         seed: of t, noise and dropout.
         recipe: plain data that says how to build all this again; stored in every checkpoint.
 
     Raises:
-        ValueError: if ``cond_dropout`` lies outside [0, 1].
+        ValueError: if ``cond_dropout`` lies outside [0, 1], or names a condition that the network does not have.
     """
 
     def __init__(
@@ -59,23 +70,32 @@ class DiffusionModule(L.LightningModule):
         lr_schedule: Callable[[Optimizer], LRScheduler],
         weight_decay: float = 0.01,
         ema_decay: float = 0.9999,
-        cond_dropout: float = 0.1,
+        cond_dropout: float | dict[str, float] = 0.1,
         mask_padding: bool = False,
         compile: bool = False,
         seed: int = 0,
         recipe: dict[str, Any] | None = None,
     ):
         super().__init__()
-        if not 0 <= cond_dropout <= 1:
-            raise ValueError(f"cond_dropout: expected 0 to 1, got {cond_dropout}")
         self.net, self.ema = net, EmaWeights(net, ema_decay)
         self.process, self.representation = process, representation
         self.make_optimizer, self.make_lr_schedule = optimizer, lr_schedule
-        self.weight_decay, self.cond_dropout, self.mask_padding = weight_decay, cond_dropout, mask_padding
+        self.weight_decay, self.mask_padding = weight_decay, mask_padding
+        self.cond_dropout = _rates(cond_dropout, self.conditions)
         self.seed, self.recipe = seed, recipe
         self._sharded = False
         if compile:
             self.net.compile()  # in place: names in the checkpoint stay as they are
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the network is told."""
+        assert isinstance(self.net.conditions, Conditions)
+        return self.net.conditions
+
+    def cond_of(self, batch: AudioBatch) -> Mapping[str, Tensor]:
+        """The network's conditions, as the batch has them."""
+        return self.conditions.read({**batch.cond, "audio": batch.audio}, batch.audio.device)
 
     def configure_model(self) -> None:
         """Shards the network and its EMA copy block by block, where the strategy asks for it (trainer=fsdp).
@@ -103,6 +123,15 @@ class DiffusionModule(L.LightningModule):
             noise[i].normal_(generator=generator)
         return uniform[:, 0], uniform[:, 1], noise
 
+    def _drop(self, cond: Mapping[str, Tensor], v: Tensor, positions: Sequence[int]) -> Mapping[str, Tensor]:
+        """The conditions with some dropped: all of a sample by v ``[B]``, and each by a draw keyed by its name."""
+        cond = dict(drop(cond, v < self.cond_dropout.get("all", 0.0)))
+        for name, rate in self.cond_dropout.items():
+            if name != "all":
+                where = [seed_of(self.seed, "drop", name, position) < rate * 2**63 for position in positions]
+                cond |= drop({name: cond[name]}, torch.tensor(where, device=v.device))
+        return cond
+
     def _losses(self, net: nn.Module, batch: AudioBatch, x0: Tensor, noise: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Loss of each sample ``[B]``, 0 for empty slots."""
         mask = batch.mask if self.mask_padding else batch.valid[:, None, None]
@@ -117,7 +146,8 @@ class DiffusionModule(L.LightningModule):
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
         t = self.process.time_of(u)
-        losses = self._losses(self.net, batch, x0, noise, t, drop(_conditions(batch), v < self.cond_dropout))
+        cond = self._drop(self.cond_of(batch), v, batch.positions)
+        losses = self._losses(self.net, batch, x0, noise, t, cond)
         return {"loss": losses.mean(), "losses": losses.detach(), "t": t}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -130,8 +160,9 @@ class DiffusionModule(L.LightningModule):
         _, _, noise = self._draws(batch, x0, "val")
         u = torch.tensor(batch.positions, dtype=torch.float64) * _GOLDEN % 1
         t = self.process.time_of(u).to(x0.device)
-        raw = self._losses(self.net, batch, x0, noise, t, _conditions(batch))
-        ema = self._losses(self.ema.net, batch, x0, noise, t, _conditions(batch))
+        cond = self.cond_of(batch)
+        raw = self._losses(self.net, batch, x0, noise, t, cond)
+        ema = self._losses(self.ema.net, batch, x0, noise, t, cond)
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 
     def configure_optimizers(self) -> Any:

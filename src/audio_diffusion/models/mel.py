@@ -1,0 +1,78 @@
+"""The log-mel spectrogram of audio, as a network is told it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+from audio_diffusion.models.conditions import Condition, Device, Values, numbers
+from audio_diffusion.models.layers import OrNothing
+
+FLOOR = 1e-5  # of the magnitude: -100 dB
+
+
+class Mel(Condition):
+    """ln of the audio's mel magnitudes, moved and scaled to about unit variance; frames along time.
+
+    There are T/hop frames, and window k is centred on hop·(k + ½), as in HiFi-GAN's spectrograms (Kong et al. 2020,
+    arXiv:2010.05646).
+
+    Args:
+        sample_rate: of the audio, Hz.
+        channels: C of the audio; each has a spectrogram of its own.
+        n_mels: bands, up to half the sample rate.
+        n_fft: window, in samples.
+        hop: samples per frame; T must be a multiple of it.
+        field: of the batch; ``audio`` is the crop.
+
+    Raises:
+        ValueError: for numbers below 1, or a hop that is longer than the window or leaves an odd number over.
+    """
+
+    kind = "frames"
+
+    def __init__(
+        self, sample_rate: int, channels: int, n_mels: int = 80, n_fft: int = 1024, hop: int = 256, field: str = "audio"
+    ):
+        super().__init__(field)
+        for name, value in {"channels": channels, "n_mels": n_mels, "n_fft": n_fft, "hop": hop}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if hop > n_fft or (n_fft - hop) % 2:
+            raise ValueError(f"hop: expected n_fft ({n_fft}) less an even number, got {hop}")
+        self.channels, self.num_rows, self.n_fft, self.hop = channels, channels * n_mels, n_fft, hop
+        top = sample_rate / 2
+        self.bank = melscale_fbanks(n_fft // 2 + 1, 0.0, top, n_mels, sample_rate, norm="slaney", mel_scale="slaney")
+        self.window = torch.hann_window(n_fft)
+
+    def prepare(self, values: Values, device: Device) -> Tensor:
+        """Audio ``[B, C, T]`` -> float32 ``[B, C·n_mels, T/hop]``.
+
+        Raises:
+            ValueError: for another C, or a T that is no multiple of the hop or shorter than a window.
+        """
+        audio = numbers(values, "mel", device)
+        if (
+            audio.ndim != 3
+            or audio.shape[1] != self.channels
+            or audio.shape[2] % self.hop
+            or audio.shape[2] < self.n_fft
+        ):
+            raise ValueError(
+                f"mel: expected audio [B, {self.channels}, a multiple of {self.hop} (hop), at least {self.n_fft} "
+                f"(n_fft)], got {list(audio.shape)}"
+            )
+        self.bank, self.window = self.bank.to(audio.device), self.window.to(audio.device)
+        with torch.autocast(audio.device.type, enabled=False):
+            beside = (self.n_fft - self.hop) // 2
+            padded = F.pad(audio.float(), (beside, beside), mode="reflect").flatten(0, 1)
+            spectrum = torch.stft(padded, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+            mel = self.bank.T @ spectrum.abs()
+        return ((mel.clamp(min=FLOOR).log() + 5) / 3).reshape(len(audio), self.num_rows, -1)
+
+    def nothing(self, num: int) -> Tensor:
+        return torch.full((num, self.num_rows, 1), torch.nan)
+
+    def embedder(self, width: int) -> nn.Module:
+        first, second = nn.Conv1d(self.num_rows, width, 3, padding=1), nn.Conv1d(width, width, 3, padding=1)
+        return OrNothing(nn.Sequential(first, nn.SiLU(), second), width)
