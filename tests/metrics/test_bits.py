@@ -61,10 +61,11 @@ def test_the_curve_is_that_of_white_noise_and_its_area_is_l_t(schedules, white, 
     snr = torch.tensor(curve.snr_db).div(DB_PER_NAT).exp()
     torch.testing.assert_close(torch.tensor(curve.loss), snr / (1 + snr), rtol=0.2, atol=1e-3)
     louder = [b for b, db in zip(curve.bits_per_db, curve.snr_db, strict=True) if 20 < db < 35]
-    assert sum(louder) / len(louder) == pytest.approx(1 / 6.02, rel=0.1)  # 6 dB a bit
+    coarse = 0.0 if continuous else 0.02  # the steps of a chain are wide there, and cost more
+    assert sum(louder) / len(louder) == pytest.approx(1 / 6.02, rel=0.05, abs=coarse)  # 6 dB a bit
     assert curve.snr_db == sorted(curve.snr_db, reverse=True)
     area = -torch.trapezoid(torch.tensor(curve.bits_per_db), torch.tensor(curve.snr_db))
-    assert area.item() == pytest.approx(found.parts()["L_t"].bits_per_dim, rel=0.1)
+    assert area.item() == pytest.approx(found.parts()["L_t"].bits_per_dim, rel=0.05 if continuous else 0.2)
 
 
 def test_parts_add_up_and_the_errors_say_what_they_should(schedules, white):

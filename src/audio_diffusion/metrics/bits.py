@@ -93,6 +93,11 @@ class ClipBounds:
         """L_T (x_1 is not quite noise), L_t (the network's steps, summed) and L_0 (the last, to 16 bits)."""
         return {name: estimate(self.nats[..., i], self.dims) for i, name in enumerate(PARTS)}
 
+    def describe(self) -> str:
+        """The bound and its parts in one line."""
+        parts = " + ".join(f"{name} {part.bits_per_dim:.3f}" for name, part in self.parts().items())
+        return f"{self.estimate().bits_per_dim:.3f} bits/dim = {parts}"
+
     def curve(self, num_ranges: int = 32) -> Curve:
         """Loss and bits in equal ranges of the log-SNR; a range in which no level was drawn is left out."""
         db, dims = self.log_snr.clamp(min=-20) * DB_PER_NAT, self.dims[:, None, None].expand_as(self.log_snr)
