@@ -11,7 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from audio_diffusion.data.batch import AudioBatch, collate
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
-from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, white_gaussian
+from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
 
 
 def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
@@ -39,24 +39,39 @@ def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
     return list(held_out(data, None).values()) if is_folder else [data]
 
 
-def read(model: checkpoint.Generator, data: str | None, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
-    """Batches of the first clips that can be used, the start of each."""
+def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
+    """Opens the shards to evaluate on.
+
+    Raises:
+        ConfigError: if there are none.
+    """
     store = RemoteStore(None, storage_options=(model.config["data"].get("store") or {}).get("storage_options"))
+    try:
+        return Shards.open(patterns(model, data), store)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def read(model: checkpoint.Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
+    """Batches of the first clips that can be used, the start of each."""
     audio = model.config["audio"]
-    shape = (audio["sample_rate"], audio["channels"], audio["num_samples"])
-    clips = read_in_order(Shards.open(patterns(model, data), store), *shape, model.classes)
+    clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)
     usable = islice(((clip, samples) for clip, samples in clips if clip.num_valid), num_clips)
     while batch := list(islice(usable, batch_size)):
         yield collate(torch.stack([samples for _, samples in batch]), [clip for clip, _ in batch], bool(model.classes))
 
 
-def likelihood(model: checkpoint.Generator, batches: list[AudioBatch], options: dict[str, Any], device: str) -> dict:
+def likelihood(
+    model: checkpoint.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: str
+) -> dict:
     """Bits per dimension by the bound and by the flow, as plain data."""
     bound = build(options["bound"], "bound") if options["bound"] else None
     flow = build(options["flow"], "flow") if options["flow"] else None
     bounds: list[ClipBounds] = []
-    nats, nfe = [], []
+    nats, nfe, dims, counts = [], [], [], torch.zeros(2**16, dtype=torch.int64)
     for batch in tqdm(batches, desc="likelihood", unit="batch"):
+        dims.append(count_dims(batch.audio, batch.mask))
+        counts += value_counts(batch.audio, batch.mask)
         on_device = batch.to(device)
         cond = {} if on_device.label is None else {"label": on_device.label}
         clips = (
@@ -73,9 +88,13 @@ def likelihood(model: checkpoint.Generator, batches: list[AudioBatch], options: 
             found = flow(*clips)
             nats.append(found.nats)
             nfe.append(found.nfe)
-    dims = torch.cat([count_dims(batch.audio, batch.mask) for batch in batches])
-    white = white_gaussian([batch.audio for batch in batches], [batch.mask for batch in batches])
-    results: dict[str, Any] = {"dimensions": int(dims.sum()), "white_gaussian": {"bits_per_dim": white}}
+    if not dims:
+        raise ConfigError("data: none of the clips can be used")
+    results: dict[str, Any] = {
+        "clips": sum(len(of_batch) for of_batch in dims),
+        "dimensions": int(counts.sum()),
+        "white_gaussian": {"bits_per_dim": white_gaussian(counts)},
+    }
     if bound:
         joined = ClipBounds.join(bounds)
         parts = {name: asdict(part) for name, part in joined.parts().items()}
@@ -83,7 +102,7 @@ def likelihood(model: checkpoint.Generator, batches: list[AudioBatch], options: 
         results["bound"]["title"] = joined.describe()
     if flow:
         evaluations = torch.cat(nfe).double().mean().item()
-        results["flow"] = {**asdict(estimate(torch.cat(nats), dims)), "network_evaluations": evaluations}
+        results["flow"] = {**asdict(estimate(torch.cat(nats), torch.cat(dims))), "network_evaluations": evaluations}
     return results
 
 
@@ -128,21 +147,16 @@ def main(cfg: DictConfig) -> None:
     model = checkpoint.load(path, weights=options["weights"], device=device)
     if not hasattr(model.representation, "scale"):
         raise ConfigError(f"ckpt: the likelihood needs a waveform, got {type(model.representation).__name__}")
-    try:
-        batches = list(read(model, options["data"], options["num_clips"], options["batch_size"]))
-    except ValueError as error:
-        raise ConfigError(f"data: {error}") from error
-    if not batches:
-        raise ConfigError(f"data: none of the clips in {patterns(model, options['data'])} can be used")
-    count = sum(len(batch) for batch in batches)
-    print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}; {count} clips")
+    shards = find_shards(model, options["data"])
+    print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
+    batches = read(model, shards, options["num_clips"], options["batch_size"])
     results = likelihood(model, batches, options, device)
     run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
     output = Path(options["output"] or run_dir / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     about = {"ckpt": str(path), "step": model.step, "weights": model.weights, "data": patterns(model, options["data"])}
-    everything = {**about, "clips": count, "seed": options["seed"], "likelihood": results}
+    everything = {**about, "seed": options["seed"], "likelihood": results}
     (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1))
     print(table(results))
     if "bound" in results:

@@ -12,6 +12,7 @@ from audio_diffusion.metrics.bits import (
     FlowMeter,
     count_dims,
     estimate,
+    value_counts,
     white_gaussian,
 )
 
@@ -119,8 +120,13 @@ def test_white_noise_has_the_entropy_of_its_level():
     mask = torch.arange(8192).expand(8, 1, 8192) < 6000
     padded = torch.where(mask, audio, 0.0)
     exact = math.log2(0.1 * 32768 * math.sqrt(2 * math.pi * math.e))
-    assert white_gaussian([padded[:4], padded[4:]], [mask[:4], mask[4:]]) == pytest.approx(exact, abs=0.01)
-    assert white_gaussian([torch.zeros(1, 1, 8)], [torch.ones(1, 1, 8, dtype=torch.bool)]) == pytest.approx(0)
+    counts = value_counts(padded[:4], mask[:4]) + value_counts(padded[4:], mask[4:])
+    assert counts.sum() == 8 * 6000
+    assert white_gaussian(counts) == pytest.approx(exact, abs=0.01)
+    silence = value_counts(torch.zeros(1, 1, 8), torch.ones(1, 1, 8, dtype=torch.bool))
+    assert white_gaussian(silence) == pytest.approx(0)
+    full_scale = value_counts(torch.tensor([[[-1.0, 1.0]]]), torch.ones(1, 1, 2, dtype=torch.bool))
+    assert full_scale.nonzero().flatten().tolist() == [0, 65535]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.metrics.flow import Flow, flow_likelihood
-from audio_diffusion.metrics.likelihood import Bound, Denoise, Schedule, log_bin, quantise, variational_bound
+from audio_diffusion.metrics.likelihood import LEVELS, Bound, Denoise, Schedule, log_bin, quantise, variational_bound
 from audio_diffusion.seeding import generator_for
 
 PARTS = ("L_T", "L_t", "L_0")
@@ -234,13 +234,24 @@ def count_dims(audio: Tensor, mask: Tensor) -> Tensor:
     return mask.expand_as(audio).flatten(1).sum(1).double().cpu()
 
 
-def white_gaussian(audio: Sequence[Tensor], mask: Sequence[Tensor]) -> float:
-    """Bits per dimension of the clips under white Gaussian noise of their variance: what knowing the level alone gives.
+def value_counts(audio: Tensor, mask: Tensor) -> Tensor:
+    """How often each 16-bit value -32768 .. 32767 occurs, int64 ``[65536]``; to be summed over batches.
 
     Args:
-        audio: batches ``[B, C, T]``, full scale ±1, taken as 16-bit.
-        mask: of each batch, bool ``[B, 1, T]``, False on padding.
+        audio: ``[B, C, T]``, full scale ±1, taken as 16-bit.
+        mask: bool ``[B, 1, T]``, False on padding.
     """
-    samples = torch.cat([quantise(a)[m.expand_as(a)] for a, m in zip(audio, mask, strict=True)]).double()
-    std = samples.square().mean().sqrt().clamp(min=1e-9)
-    return -log_bin(samples, torch.zeros_like(samples), std, 1.0).mean().item() / math.log(2)
+    values = quantise(audio)[mask.expand_as(audio)].double() * LEVELS + LEVELS
+    return torch.bincount(values.round().long().cpu(), minlength=2 * LEVELS)
+
+
+def white_gaussian(counts: Tensor) -> float:
+    """Bits per dimension under white Gaussian noise of the samples' variance: what knowing the level alone gives.
+
+    Args:
+        counts: of each 16-bit value, from ``value_counts``.
+    """
+    values, share = torch.arange(-LEVELS, LEVELS, dtype=torch.float64) / LEVELS, counts.double() / counts.sum()
+    std = (share * values.square()).sum().sqrt().clamp(min=1e-9)
+    nats = -log_bin(values, torch.zeros_like(values), std, 1.0)
+    return torch.where(counts > 0, share * nats, 0.0).sum().item() / math.log(2)
