@@ -5,6 +5,7 @@ python evaluate.py ckpt=step_00010000.ckpt data='shards/test-*.tar' num_clips=nu
 """
 
 import os
+import sys
 
 # before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -31,7 +32,7 @@ from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estim
 
 
 def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
-    """The held-out shards to evaluate on, by the rules of ``data`` in configs/evaluate.yaml."""
+    """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml."""
     trained_on = model.config["data"]
     if data is None:
         return list(held_out(trained_on["train"], trained_on["val"]).values())
@@ -147,7 +148,7 @@ def main(cfg: DictConfig) -> None:
     model = checkpoint.load(path, weights=options["weights"], device=device)
     if not hasattr(model.representation, "scale"):
         raise ConfigError(f"ckpt: the likelihood needs a waveform, got {type(model.representation).__name__}")
-    shards = find_shards(model, options["data"])
+    shards = find_shards(model, options["shards"])
     print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
     batches = read(model, shards, options["num_clips"], options["batch_size"])
@@ -155,7 +156,12 @@ def main(cfg: DictConfig) -> None:
     run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
     output = Path(options["output"] or run_dir / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
-    about = {"ckpt": str(path), "step": model.step, "weights": model.weights, "data": patterns(model, options["data"])}
+    about = {
+        "ckpt": str(path),
+        "step": model.step,
+        "weights": model.weights,
+        "data": patterns(model, options["shards"]),
+    }
     everything = {**about, "seed": options["seed"], "likelihood": results}
     (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1))
     print(table(results))
@@ -167,4 +173,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    # to Hydra, data is the group of train.yaml, and data=SHARDS the name of a file in it
+    sys.argv[1:] = [f"shards={a.removeprefix('data=')}" if a.startswith("data=") else a for a in sys.argv[1:]]
     main()

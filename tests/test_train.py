@@ -210,7 +210,7 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(trained: Path,
     assert results["likelihood"]["dimensions"] == 6 * 2048
     assert bound["bits_per_dim"] == pytest.approx(metrics(trained / "runs/one", "val/bits_per_dim")[step], rel=1e-4)
     assert flow["monte_carlo_error"] is None  # one repeat
-    assert 0 < flow["bits_per_dim"] < 16
+    assert 0 < flow["bits_per_dim"] < 50  # a network after few steps may do worse than the 16 bits of the file
 
     other = run(
         trained, "evaluate.py", "ckpt=runs/one", f"data={drum_shards}", "num_clips=6", "batch_size=4", "output=other",

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from audio_diffusion.diffusion.schedules import explicit
 from audio_diffusion.metrics.likelihood import (
     Bound,
     _draw_levels,
@@ -137,6 +138,18 @@ def test_the_bound_falls_with_more_steps_and_comes_close_to_the_exact_bits(sched
     assert bits[0] > bits[1] > bits[2]
     assert bits[1] > exact + 0.1
     assert bits[2] == pytest.approx(exact, abs=0.03)  # four times the error of so many draws
+
+
+def test_the_prior_counts_the_signal_that_is_left_in_x_1(generators, white):
+    schedule, audio = explicit([0.9, 0.8, 0.7]), white.draw(4)
+    found = variational_bound(
+        white.denoise(schedule), schedule, audio, everything(audio), 8.0, generators(4), t_min=1 / 3, num_steps=3
+    )
+    alpha_bar = 0.9 * 0.8 * 0.7
+    x_1 = torch.distributions.Normal(alpha_bar**0.5 * audio, (1 - alpha_bar) ** 0.5)
+    standard = torch.distributions.Normal(torch.zeros(()).double(), 1.0)
+    divergence = torch.distributions.kl_divergence(x_1, standard).flatten(1).sum(1)
+    torch.testing.assert_close(found.prior, divergence, rtol=1e-6, atol=0)
 
 
 def test_padding_is_not_counted_and_channels_are(schedules, generators, coloured):
