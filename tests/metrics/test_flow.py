@@ -32,6 +32,17 @@ def test_the_flow_agrees_with_the_closed_form_for_every_clip(schedules, generato
     torch.testing.assert_close(bits(found.nats, 64), bits(exact, 64), rtol=0, atol=6e-4)
 
 
+def test_where_the_chain_stops_at_noise_the_density_is_that_of_the_noised_data(schedules, generators, coloured):
+    schedule, audio, mask = schedules["cosine"][0], coloured.draw(4), torch.ones(4, 1, 64, dtype=torch.bool)
+    found = flow_likelihood(
+        coloured.denoise(schedule), schedule, audio, mask, SCALE, generators(4), t_min=0.3, tolerance=1e-4
+    )
+    noise = math.exp(-schedule.log_snr(torch.tensor(0.3, dtype=torch.float64)).item())
+    noised = type(coloured)(coloured.variance + noise)
+    exact = noised.nats(placed(audio, generators(4))).flatten(1).sum(1) - 64 * math.log(SCALE / 32768)
+    torch.testing.assert_close(bits(found.nats, 64), bits(exact, 64), rtol=0, atol=1e-3)
+
+
 def test_single_precision_and_the_default_tolerance_cost_little(schedules, generators, coloured):
     schedule, t_min = schedules["exploding"]
     audio, mask = coloured.draw(8), torch.ones(8, 1, 64, dtype=torch.bool)
