@@ -43,6 +43,15 @@ def test_where_the_chain_stops_at_noise_the_density_is_that_of_the_noised_data(s
     torch.testing.assert_close(bits(found.nats, 64), bits(exact, 64), rtol=0, atol=1e-3)
 
 
+def test_dequantisation_is_centred_on_the_16_bit_value(schedules, generators, white):
+    (schedule, t_min), audio, mask = schedules["linear"], torch.full((4, 1, 64), 2.0).double(), torch.ones(4, 1, 64) > 0
+    found = flow_likelihood(  # bins of width 1, as wide as the data
+        white.denoise(schedule), schedule, audio, mask, 32768.0, generators(4), t_min=t_min, tolerance=1e-4
+    )
+    exact = white.nats(audio + uniform(generators(4), 1, 64) - 0.5).flatten(1).sum(1)
+    torch.testing.assert_close(bits(found.nats, 64), bits(exact, 64), rtol=0, atol=1e-3)
+
+
 def test_single_precision_and_the_default_tolerance_cost_little(schedules, generators, coloured):
     schedule, t_min = schedules["exploding"]
     audio, mask = coloured.draw(8), torch.ones(8, 1, 64, dtype=torch.bool)
