@@ -123,7 +123,7 @@ def test_build_passes_given_objects_on_as_they_are() -> None:
     assert process.schedule is schedule
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "make_shards.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "make_shards.py"])
 def test_scripts_end_in_one_line_and_status_2(script: str, tmp_path: Path) -> None:
     done = run(script, "nmae=x", cwd=tmp_path)
     assert done.returncode == 2

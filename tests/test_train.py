@@ -20,6 +20,7 @@ TINY = [
     "model.widths=[8,16]", "model.factors=[4]", "model.num_blocks=1", "model.cond_width=16", "model.attention=false",
     "audio.num_samples=2048", "batch_size=4", "val_every_steps=2", "log_every_steps=1", "data.num_workers=0",
     "sampler.num_steps=2", "callbacks.sampling.every_n_steps=2", "callbacks.sampling.num_samples=3",
+    "callbacks=likelihood", "callbacks.likelihood.num_clips=6", "callbacks.likelihood.num_levels=2",
     "callbacks.checkpoint.every_n_steps=2", "training.lr_schedule.final_fraction=1.0",
 ]  # fmt: skip
 
@@ -67,6 +68,8 @@ def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
     assert described["clips"]["train"] + described["clips"]["val"] == 40
     assert len(described["manifest_sha256"]) == 64
     assert sorted(metrics(run_dir, "val/loss_ema")) == [2, 4]
+    assert sorted(metrics(run_dir, "val/bits_per_dim")) == [2, 4]
+    assert {p.name for p in (run_dir / "likelihood").iterdir()} == {"step_00000002.png", "step_00000004.png"}
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -113,7 +116,7 @@ def test_two_ranks_train_as_one_and_sample_the_same_audio(trained: Path, drum_sh
         trained, drum_shards, "name=two", "max_steps=4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"
     )
     one, two = trained / "runs" / "one", trained / "runs" / "two"
-    for name in ("train/loss", "val/loss", "val/loss_ema", "train/grad_norm"):
+    for name in ("train/loss", "val/loss", "val/loss_ema", "train/grad_norm", "val/bits_per_dim", "val/bits_L_t"):
         assert metrics(one, name) == pytest.approx(metrics(two, name), rel=1e-4)
     folder = Path("samples", "step_00000004")
     files = sorted(p.name for p in (one / folder).iterdir())
@@ -187,6 +190,54 @@ def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(train
 )
 def test_sample_says_what_is_wrong(trained: Path, arguments: list[str], message: str) -> None:
     done = run(trained, "sample.py", "device=cpu", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+FEW = ("bound.num_levels=2", "flow.tolerance=0.1", "device=cpu")
+
+
+def test_evaluate_prints_and_writes_bits_that_agree_with_training(trained: Path, drum_shards: Path) -> None:
+    (step,) = [int(p.stem[5:]) for p in sorted((trained / "runs/one/checkpoints").iterdir())][-1:]
+    done = run(trained, "evaluate.py", "ckpt=runs/one", "num_clips=6", *FEW)
+    assert done.returncode == 0, done.stderr
+    for words in ("variational bound", "L_0", "probability-flow ODE", "white Gaussian", "evaluation.json", "EMA"):
+        assert words in done.stdout
+    folder = trained / "runs" / "one" / "evaluation"
+    assert (folder / "noise_levels.png").is_file()
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert (results["step"], results["likelihood"]["clips"]) == (step, 6)
+    bound, flow = results["likelihood"]["bound"], results["likelihood"]["flow"]
+    assert results["likelihood"]["dimensions"] == 6 * 2048
+    assert bound["bits_per_dim"] == pytest.approx(metrics(trained / "runs/one", "val/bits_per_dim")[step], rel=1e-4)
+    assert flow["monte_carlo_error"] is None  # one repeat
+    assert 0 < flow["bits_per_dim"] < 50  # a network after few steps may do worse than the 16 bits of the file
+
+    other = run(
+        trained, "evaluate.py", "ckpt=runs/one", f"data={drum_shards}", "num_clips=6", "batch_size=4", "output=other",
+        *FEW,
+    )  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    again = json.loads((trained / "other" / "evaluation.json").read_text())["likelihood"]
+    assert again["bound"]["bits_per_dim"] == pytest.approx(bound["bits_per_dim"], rel=1e-4)
+    assert again["flow"]["bits_per_dim"] == pytest.approx(flow["bits_per_dim"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
+        (["ckpt=runs/one", "data=nowhere-*.tar"], "error: data: shards: expected files at 'nowhere-*.tar'"),
+        (["ckpt=runs/one", "num_clips=0"], "num_clips: expected at least 1, got 0"),
+        (["ckpt=runs/one", "bound.num_levels=0"], "bound.num_levels: expected at least 1, got 0"),
+        (["ckpt=runs/one", "flow.tolerance=2"], "flow.tolerance: expected between 0 and 1, got 2"),
+        (["ckpt=runs/one", "flow.tolerence=2"], "Did you mean 'tolerance'?"),
+        (["ckpt=runs/one", "flow=null", "bound=null"], "bound, flow: both are null"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(trained: Path, arguments: list[str], message: str) -> None:
+    done = run(trained, "evaluate.py", "device=cpu", *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

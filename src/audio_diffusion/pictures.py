@@ -1,4 +1,4 @@
-"""Pictures of sound: waveforms, mel spectrograms, the reverse process, what a data set holds."""
+"""Pictures: of sound, of the reverse process, of what a data set holds, and of what each noise level costs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,6 +90,34 @@ def reverse_process(points: Sequence[tuple[float, Tensor]], sample_rate: int) ->
     """
     clips, names = [clip for _, clip in points], [f"t = {t:.2f}" for t, _ in points]
     return sample_grid([("x0 estimate", clips, names)], sample_rate)
+
+
+def noise_levels(snr_db: Sequence[float], loss: Sequence[float], bits_per_db: Sequence[float], title: str) -> Figure:
+    """Loss (above) and bits per dimension per dB (below, the area is L_t) by noise level, from noise to clean.
+
+    Args:
+        snr_db: signal-to-noise ratio of each level, dB.
+        loss: mean squared error of the noise estimate.
+        bits_per_db: bits per dimension, per dB.
+        title: of the picture.
+    """
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 5.4), layout="constrained")
+    above.plot(snr_db, loss, marker=".", color="tab:blue")
+    above.set_yscale("log")
+    above.axhline(1, color="grey", linewidth=0.8, linestyle="--", label="nothing known of the noise")
+    above.set_ylabel("mean squared error of noise")
+    above.legend(fontsize=8, frameon=False, loc="lower right")
+    above.set_title(title, fontsize=10)
+    below.plot(snr_db, bits_per_db, marker=".", color="tab:orange")
+    below.fill_between(snr_db, bits_per_db, alpha=0.2, color="tab:orange", label="area: L_t")
+    below.axhline(1 / 6.02, color="grey", linewidth=0.8, linestyle="--", label="loud white noise, 1 bit per 6.02 dB")
+    below.set_ylim(bottom=0)
+    below.set_ylabel("bits per dimension per dB")
+    below.set_xlabel("signal-to-noise ratio of x_t, dB   (noise on the left, nearly clean on the right)")
+    below.legend(fontsize=8, frameon=False, loc="upper left")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def save(figure: Figure, path: str | Path) -> Path:

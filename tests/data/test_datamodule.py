@@ -526,7 +526,7 @@ def test_impossible_options_are_refused(
 def test_the_first_held_out_clips_are_those_of_validation_and_come_round(make_data) -> None:
     data = make_data(1)
     validated = clips_of(fit(data).validated)
-    num_clips = data.val_order.num_clips
+    num_clips = data.val_mixture.num_clips
     held_out = clips_of([data.held_out(num_clips + 2)])
     assert held_out[:num_clips] == validated[:num_clips]
     assert held_out[num_clips:] == held_out[:2]

@@ -107,6 +107,17 @@ def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Seque
             logger.experiment.add_text(name, "\n".join(lines), trainer.global_step)
 
 
+def log_pictures(trainer: L.Trainer, pictures: Mapping[str, Path]) -> None:
+    """Sends pictures (PNG files by name) to W&B and TensorBoard."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
+            logger.experiment.log({**images, "trainer/global_step": trainer.global_step})
+        elif isinstance(logger, TensorBoardLogger):
+            for name, path in pictures.items():
+                logger.experiment.add_image(name, _read_png(path), trainer.global_step, dataformats="HWC")
+
+
 def log_samples(
     trainer: L.Trainer,
     clips: Sequence[Tensor],

@@ -165,11 +165,16 @@ class BatchReader:
 
 
 def read_in_order(
-    shards: Shards, sample_rate: int, channels: int, num_samples: int, classes: Sequence[str]
+    shards: Shards,
+    sample_rate: int,
+    channels: int,
+    num_samples: int,
+    classes: Sequence[str],
+    fields: Sequence[str] = (),
 ) -> Iterator[tuple[Clip, Tensor]]:
     """Each clip once, in the shards' order, and the start of it as a new ``[C, T]``."""
     order = ClipOrder(shards.num_clips, None)
-    reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None)
+    reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None, fields=fields)
     for position in range(order.num_clips):
         audio = torch.empty(channels, num_samples)
         yield reader(position, audio), audio

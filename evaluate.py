@@ -1,0 +1,179 @@
+"""How good is a model? Checkpoint + held-out shards -> figures, a table and a picture. Needs no Trainer and no W&B.
+
+python evaluate.py ckpt=runs/quickstart
+python evaluate.py ckpt=step_00010000.ckpt data='shards/test-*.tar' num_clips=null flow=null
+"""
+
+import os
+import sys
+
+# before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from audio_diffusion import checkpoint, config, pictures
+from audio_diffusion.config import ConfigError, build
+from audio_diffusion.data.batch import AudioBatch, collate
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards import Shards, held_out
+from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
+
+
+def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
+    """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml."""
+    trained_on = model.config["data"]
+    if data is None:
+        return list(held_out(trained_on["train"], trained_on["val"]).values())
+    is_folder = Path(data).is_dir() or not data.endswith(".tar")
+    return list(held_out(data, None).values()) if is_folder else [data]
+
+
+def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
+    """Opens the shards to evaluate on.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    store = RemoteStore(None, storage_options=(model.config["data"].get("store") or {}).get("storage_options"))
+    try:
+        return Shards.open(patterns(model, data), store)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def read(model: checkpoint.Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
+    """Batches of the first clips that can be used, the start of each."""
+    audio, fields = model.config["audio"], tuple(model.config["data"]["fields"])
+    clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, fields)
+    usable = islice(((clip, samples) for clip, samples in clips if clip.num_valid), num_clips)
+    while batch := list(islice(usable, batch_size)):
+        audios, known = torch.stack([samples for _, samples in batch]), [clip for clip, _ in batch]
+        yield collate(audios, known, bool(model.classes), fields)
+
+
+def likelihood(
+    model: checkpoint.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: str
+) -> dict:
+    """Bits per dimension by the bound and by the flow, as plain data."""
+    bound = build(options["bound"], "bound") if options["bound"] else None
+    flow = build(options["flow"], "flow") if options["flow"] else None
+    bounds: list[ClipBounds] = []
+    nats, nfe, dims, counts = [], [], [], torch.zeros(2**16, dtype=torch.int64)
+    for batch in tqdm(batches, desc="likelihood", unit="batch"):
+        dims.append(count_dims(batch.audio, batch.mask))
+        counts += value_counts(batch.audio, batch.mask)
+        on_device = batch.to(device)
+        cond = model.conditions.read({**on_device.cond, "audio": on_device.audio}, device)
+        clips = (
+            model.process.denoiser(model.net, cond),
+            model.process.schedule,
+            on_device.audio,
+            on_device.mask,
+            model.representation.scale,
+            [(options["seed"], key) for key in batch.keys],
+        )
+        if bound:
+            bounds.append(bound(*clips))
+        if flow:
+            found = flow(*clips)
+            nats.append(found.nats)
+            nfe.append(found.nfe)
+    if not dims:
+        raise ConfigError("data: none of the clips can be used")
+    results: dict[str, Any] = {
+        "clips": sum(len(of_batch) for of_batch in dims),
+        "dimensions": int(counts.sum()),
+        "white_gaussian": {"bits_per_dim": white_gaussian(counts)},
+    }
+    if bound:
+        joined = ClipBounds.join(bounds)
+        parts = {name: asdict(part) for name, part in joined.parts().items()}
+        results["bound"] = {**asdict(joined.estimate()), "parts": parts, "curve": asdict(joined.curve())}
+        results["bound"]["title"] = joined.describe()
+    if flow:
+        evaluations = torch.cat(nfe).double().mean().item()
+        results["flow"] = {**asdict(estimate(torch.cat(nats), torch.cat(dims))), "network_evaluations": evaluations}
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """What is printed: one figure a line, with its errors, "-" where they are not known."""
+    figures = {"variational bound": results.get("bound")}
+    figures |= {f"    {name}": part for name, part in results.get("bound", {}).get("parts", {}).items()}
+    figures |= {
+        "probability-flow ODE": results.get("flow"),
+        "white Gaussian of this level": results["white_gaussian"],
+    }
+    lines = [f"{'':30}{'bits/dim':>10}{'± clips':>10}{'± noise':>10}"]
+    for name, figure in figures.items():
+        if figure:
+            values = (figure.get(key, math.nan) for key in Estimate.__annotations__)
+            lines.append(f"{name:30}" + "".join("         -" if math.isnan(v) else f"{v:10.4f}" for v in values))
+    return "\n".join(lines)
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which json does not know, as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@config.entry("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Load, read, measure batch by batch, print and write."""
+    options: dict[str, Any] = config.to_plain(cfg)
+    for name in ("num_clips", "batch_size"):
+        if options[name] is not None and options[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if not options["bound"] and not options["flow"]:
+        raise ConfigError("bound, flow: both are null, which leaves nothing to evaluate")
+    for name in ("bound", "flow"):  # before anything is read
+        if options[name]:
+            build(options[name], name)
+    path, device = checkpoint.find(options["ckpt"]), options["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = checkpoint.load(path, weights=options["weights"], device=device)
+    if not hasattr(model.representation, "scale"):
+        raise ConfigError(f"ckpt: the likelihood needs a waveform, got {type(model.representation).__name__}")
+    shards = find_shards(model, options["shards"])
+    print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
+
+    batches = read(model, shards, options["num_clips"], options["batch_size"])
+    results = likelihood(model, batches, options, device)
+    run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+    output = Path(options["output"] or run_dir / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    about = {
+        "ckpt": str(path),
+        "step": model.step,
+        "weights": model.weights,
+        "data": patterns(model, options["shards"]),
+    }
+    everything = {**about, "seed": options["seed"], "likelihood": results}
+    (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1))
+    print(table(results))
+    if "bound" in results:
+        curve = results["bound"]["curve"]
+        figure = pictures.noise_levels(curve["snr_db"], curve["loss"], curve["bits_per_db"], results["bound"]["title"])
+        print(f"what each noise level costs: {pictures.save(figure, output / 'noise_levels.png')}")
+    print(f"all figures: {output}/evaluation.json")
+
+
+if __name__ == "__main__":
+    # to Hydra, data is the group of train.yaml, and data=SHARDS the name of a file in it
+    sys.argv[1:] = [f"shards={a.removeprefix('data=')}" if a.startswith("data=") else a for a in sys.argv[1:]]
+    main()

@@ -1,0 +1,115 @@
+"""Bits per dimension while training: the variational bound of the EMA weights on held-out clips."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from audio_diffusion import pictures
+from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
+from audio_diffusion.metrics.bits import BoundMeter, ClipBounds
+from audio_diffusion.training.module import DiffusionModule
+
+
+class LogLikelihood(L.Callback):
+    """Measures the first held-out clips at every n-th validation: ``val/bits_per_dim``, its parts, errors and picture.
+
+    The noise of a clip is keyed by its name: two measurements of the same weights agree exactly, and with evaluate.py.
+    Each rank measures the clips that it validates; all are gathered. Takes num_levels + 1 network evaluations per clip
+    and repeat, where validation takes 2 per clip.
+
+    Args:
+        folder: ``step_<step>.png`` are written there.
+        every_n_validations: validations between measurements.
+        num_clips: how many of the held-out clips, the first ones.
+        num_levels: noise levels for each clip and repeat.
+        repeats: estimates of each clip; 2 or more tell how exact they are.
+        seed: of the noise.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_validations: int = 1,
+        num_clips: int = 64,
+        num_levels: int = 16,
+        repeats: int = 2,
+        seed: int = 0,
+    ):
+        for name, value in {"every_n_validations": every_n_validations, "num_clips": num_clips}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.folder, self.every_n_validations, self.num_clips = Path(folder), every_n_validations, num_clips
+        self.meter, self.seed = BoundMeter(num_levels, repeats), seed
+        self._validations = 0
+        self._found: list[tuple[tuple[int, ...], ClipBounds]] = []  # positions, and their bounds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._found = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        # all ranks measure as many batches, as networks sharded over ranks need
+        begun = batch_idx * len(batch) * trainer.world_size >= self.num_clips
+        if trainer.sanity_checking or begun or self._validations % self.every_n_validations:
+            return
+        bounds = self.meter(
+            pl_module.process.denoiser(pl_module.ema.net, pl_module.cond_of(batch)),
+            pl_module.process.schedule,
+            batch.audio,
+            batch.mask,
+            pl_module.representation.scale,
+            [(self.seed, key) for key in batch.keys],
+        )
+        self._found.append((batch.positions, bounds))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if not self._found:
+            return
+        positions = torch.tensor([p for found, _ in self._found for p in found])
+        bounds = ClipBounds.join([bounds for _, bounds in self._found])
+        if trainer.world_size > 1:
+            positions = _gathered(pl_module, positions)
+            bounds = ClipBounds(*(_gathered(pl_module, getattr(bounds, f.name)) for f in fields(bounds)))
+        order = positions.argsort()
+        bounds = bounds[order[(bounds.dims[order] > 0) & (positions[order] < self.num_clips)]]
+        if trainer.is_global_zero and len(bounds.dims):
+            self._write(trainer, bounds)
+
+    def _write(self, trainer: L.Trainer, bounds: ClipBounds) -> None:
+        whole, parts = bounds.estimate(), bounds.parts()
+        metrics = {f"val/bits_{name}": part.bits_per_dim for name, part in parts.items()}
+        metrics |= {"val/bits_per_dim": whole.bits_per_dim, "val/bits_standard_error": whole.standard_error}
+        log_metrics(trainer, {**metrics, "val/bits_monte_carlo_error": whole.monte_carlo_error})
+        curve = bounds.curve()
+        figure = pictures.noise_levels(curve.snr_db, curve.loss, curve.bits_per_db, bounds.describe())
+        path = pictures.save(figure, self.folder / f"step_{trainer.global_step:08d}.png")
+        log_pictures(trainer, {"val/noise_levels": path})
+
+
+def _gathered(module: L.LightningModule, values: Tensor) -> Tensor:
+    """``[N, ..]`` of every rank -> ``[ranks · N, ..]`` on the CPU."""
+    return torch.as_tensor(module.all_gather(values.to(module.device))).flatten(0, 1).cpu()

@@ -1,0 +1,257 @@
+"""Bits per dimension of a set of clips: the estimates of single clips put together, with their errors.
+
+A dimension is one sample of one channel. 16 bits per dimension is what the audio takes as it is stored.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.metrics.flow import Flow, flow_likelihood
+from audio_diffusion.metrics.likelihood import LEVELS, Bound, Denoise, Schedule, log_bin, quantise, variational_bound
+from audio_diffusion.seeding import generator_for
+
+PARTS = ("L_T", "L_t", "L_0")
+DB_PER_NAT = 10 / math.log(10)  # of log-SNR
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bits per dimension of a set of clips.
+
+    standard_error: by the spread of the clips; another set of as many clips of the same kind would lie this far off.
+    monte_carlo_error: by the spread of repeats on the same clips; other noise would. NaN without repeats.
+    """
+
+    bits_per_dim: float
+    standard_error: float
+    monte_carlo_error: float
+
+
+def estimate(nats: Tensor, dims: Tensor) -> Estimate:
+    """The bits of all clips over the dimensions of all clips.
+
+    Args:
+        nats: of each clip and repeat, float64 ``[N, R]``.
+        dims: dimensions of each clip, ``[N]``.
+
+    Raises:
+        ValueError: if there is no clip.
+    """
+    if not len(nats):
+        raise ValueError("clips: expected at least one that can be used, got none")
+    (count, repeats), total = nats.shape, dims.sum().double()
+    ratio = nats.mean(1).sum() / total
+    # of a ratio of sums, by its linearisation: each clip's distance from what its length would make one expect
+    distance = nats.mean(1) - ratio * dims
+    spread = (distance.square().sum() * count / (count - 1)).sqrt() / total if count > 1 else torch.tensor(math.nan)
+    noise = (nats.var(1).sum() / repeats).sqrt() / total if repeats > 1 else torch.tensor(math.nan)
+    bits, standard_error, monte_carlo = (torch.stack([ratio, spread, noise]) / math.log(2)).tolist()
+    return Estimate(bits, standard_error, monte_carlo)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What each noise level costs, by signal-to-noise ratio; lists of equal length, from clean to noise.
+
+    snr_db: of the level, in dB.   loss: mean squared error of the noise estimate.   bits_per_db: bits per dimension,
+    per dB of the ratio: the area below it is L_t. White noise costs 1 bit per 6.02 dB as long as it is much the louder.
+    """
+
+    snr_db: list[float]
+    loss: list[float]
+    bits_per_db: list[float]
+
+
+@dataclass(frozen=True)
+class ClipBounds:
+    """The bounds of N clips, R times each with other noise; float64 on the CPU."""
+
+    dims: Tensor  # [N], 0 for slots without a clip
+    nats: Tensor  # [N, R, 3], in the three parts
+    log_snr: Tensor  # [N, R, K], the noise levels drawn,
+    width: Tensor  # [N, R, K], the width in log-SNR that each stands for,
+    level_nats: Tensor  # [N, R, K], what each of them adds to the second part,
+    noise_error: Tensor  # [N, R, K], and the mean squared error of the noise estimate there
+
+    @classmethod
+    def join(cls, several: Sequence["ClipBounds"]) -> "ClipBounds":
+        """One after the other."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in several]) for f in fields(cls)))
+
+    def __getitem__(self, which: Tensor) -> "ClipBounds":
+        return ClipBounds(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def estimate(self) -> Estimate:
+        """The bound as a whole."""
+        return estimate(self.nats.sum(-1), self.dims)
+
+    def parts(self) -> dict[str, Estimate]:
+        """L_T (x_1 is not quite noise), L_t (the network's steps, summed) and L_0 (the last, to 16 bits)."""
+        return {name: estimate(self.nats[..., i], self.dims) for i, name in enumerate(PARTS)}
+
+    def describe(self) -> str:
+        """The bound and its parts in one line."""
+        parts = " + ".join(f"{name} {part.bits_per_dim:.3f}" for name, part in self.parts().items())
+        return f"{self.estimate().bits_per_dim:.3f} bits/dim = {parts}"
+
+    def curve(self, num_ranges: int = 32) -> Curve:
+        """Loss and bits in equal ranges of the log-SNR; a range in which no level was drawn is left out."""
+        db, dims = self.log_snr.clamp(min=-20) * DB_PER_NAT, self.dims[:, None, None].expand_as(self.log_snr)
+        if not db.numel():  # T = 1
+            return Curve([], [], [])
+        low, high = db.min(), db.max()
+        place = ((high - db) / (high - low).clamp(min=1e-9) * num_ranges).long().clamp(0, num_ranges - 1).flatten()
+
+        def summed(values: Tensor) -> Tensor:
+            return torch.zeros(num_ranges, dtype=torch.float64).index_add_(0, place, values.flatten())
+
+        weight = summed(dims)
+        loss, snr_db = summed(self.noise_error * dims) / weight, summed(db * dims) / weight
+        bits_per_db = summed(self.level_nats) / (summed(self.width * dims) * math.log(2) * DB_PER_NAT)
+        return Curve(*(values[weight > 0].tolist() for values in (snr_db, loss, bits_per_db)))
+
+
+class BoundMeter:
+    """Measures the variational bound of clips, see ``likelihood.variational_bound``.
+
+    Args:
+        num_levels: noise levels (network evaluations) for each clip and repeat.
+        repeats: estimates of each clip, each with its own noise; 2 or more tell how exact they are.
+        continuous: bound the limit of infinitely many steps, instead of the schedule's T.
+        t_min: time of the least noise, with ``continuous``; None: 1/T, the least the network is trained with.
+
+    Raises:
+        ValueError: for numbers out of range, or ``t_min`` without ``continuous``.
+    """
+
+    def __init__(self, num_levels: int = 16, repeats: int = 2, continuous: bool = False, t_min: float | None = None):
+        for name, value in {"num_levels": num_levels, "repeats": repeats}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if t_min is not None and not (continuous and 0 < t_min < 1):
+            raise ValueError(f"t_min: expected a time between 0 and 1, and continuous=true, got {t_min}")
+        self.num_levels, self.repeats, self.continuous, self.t_min = num_levels, repeats, continuous, t_min
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        audio: Tensor,
+        mask: Tensor,
+        scale: float,
+        keys: Sequence[tuple[int | str, ...]],
+    ) -> ClipBounds:
+        """Of audio ``[B, C, T]``, full scale ±1, taken as 16-bit.
+
+        Args:
+            denoise: network, parameterization and conditions of these clips.
+            schedule: of the process.
+            audio: the clips.
+            mask: bool ``[B, 1, T]``, False on padding; a slot that is all padding gets dims 0.
+            scale: x0 = scale · audio.
+            keys: what the noise of each clip is keyed by.
+        """
+        x0 = quantise(audio) * scale
+        bounds = [
+            variational_bound(
+                denoise,
+                schedule,
+                x0,
+                mask,
+                scale,
+                [generator_for("bound", *key, repeat) for key in keys],
+                t_min=self.t_min or 1 / schedule.num_steps,
+                num_steps=None if self.continuous else schedule.num_steps,
+                num_levels=self.num_levels,
+            )
+            for repeat in range(self.repeats)
+        ]
+        joined = Bound(*(torch.stack(values, dim=1) for values in zip(*bounds, strict=True)))
+        return ClipBounds(
+            dims=count_dims(audio, mask),
+            nats=torch.stack([joined.prior, joined.diffusion, joined.reconstruction], dim=-1),
+            log_snr=joined.log_snr,
+            width=joined.width,
+            level_nats=joined.nats,
+            noise_error=joined.noise_error,
+        )
+
+
+class FlowMeter:
+    """Measures the likelihood of clips under the probability-flow ODE, see ``flow.flow_likelihood``.
+
+    Args:
+        repeats: estimates of each clip, each with its own dequantisation and trace probe.
+        tolerance: error of a step of the solver.
+        t_min: time of the least noise; None: 1/T, the least the network is trained with.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    def __init__(self, repeats: int = 2, tolerance: float = 1e-3, t_min: float | None = None):
+        if repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance: expected between 0 and 1, got {tolerance}")
+        if t_min is not None and not 0 < t_min < 1:
+            raise ValueError(f"t_min: expected a time between 0 and 1, got {t_min}")
+        self.repeats, self.tolerance, self.t_min = repeats, tolerance, t_min
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        audio: Tensor,
+        mask: Tensor,
+        scale: float,
+        keys: Sequence[tuple[int | str, ...]],
+    ) -> Flow:
+        """-log p in nats and network evaluations of each clip and repeat, ``[B, R]``; see ``BoundMeter``."""
+        x0 = quantise(audio) * scale
+        flows = [
+            flow_likelihood(
+                denoise,
+                schedule,
+                x0,
+                mask,
+                scale,
+                [generator_for("flow", *key, repeat) for key in keys],
+                t_min=self.t_min or 1 / schedule.num_steps,
+                tolerance=self.tolerance,
+            )
+            for repeat in range(self.repeats)
+        ]
+        return Flow(*(torch.stack(values, dim=1) for values in zip(*flows, strict=True)))
+
+
+def count_dims(audio: Tensor, mask: Tensor) -> Tensor:
+    """Dimensions of each clip that are not padding, float64 ``[B]`` on the CPU."""
+    return mask.expand_as(audio).flatten(1).sum(1).double().cpu()
+
+
+def value_counts(audio: Tensor, mask: Tensor) -> Tensor:
+    """How often each 16-bit value -32768 .. 32767 occurs, int64 ``[65536]``; to be summed over batches.
+
+    Args:
+        audio: ``[B, C, T]``, full scale ±1, taken as 16-bit.
+        mask: bool ``[B, 1, T]``, False on padding.
+    """
+    values = quantise(audio)[mask.expand_as(audio)].double() * LEVELS + LEVELS
+    return torch.bincount(values.round().long().cpu(), minlength=2 * LEVELS)
+
+
+def white_gaussian(counts: Tensor) -> float:
+    """Bits per dimension under white Gaussian noise of the samples' variance: what knowing the level alone gives.
+
+    Args:
+        counts: of each 16-bit value, from ``value_counts``.
+    """
+    values, share = torch.arange(-LEVELS, LEVELS, dtype=torch.float64) / LEVELS, counts.double() / counts.sum()
+    std = (share * values.square()).sum().sqrt().clamp(min=1e-9)
+    nats = -log_bin(values, torch.zeros_like(values), std, 1.0)
+    return torch.where(counts > 0, share * nats, 0.0).sum().item() / math.log(2)
