@@ -42,12 +42,14 @@ class DiffusionModule(L.LightningModule):
         ema_decay: of the averaged weights.
         cond_dropout: probability that a sample is trained without its conditions, for classifier-free guidance.
         mask_padding: leave padding out of the loss. Then the network never learns that short clips end in silence.
+        strata: each u is drawn from one of so many equal ranges of [0, 1), in turn by position: with the global batch
+            size every optimizer step sees all noise levels evenly; 1 draws them independently.
         compile: ``torch.compile`` the network.
         seed: of t, noise and dropout.
         recipe: plain data that says how to build all this again; stored in every checkpoint.
 
     Raises:
-        ValueError: if ``cond_dropout`` lies outside [0, 1].
+        ValueError: if ``cond_dropout`` lies outside [0, 1], or ``strata`` is below 1.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class DiffusionModule(L.LightningModule):
         ema_decay: float = 0.9999,
         cond_dropout: float = 0.1,
         mask_padding: bool = False,
+        strata: int = 1,
         compile: bool = False,
         seed: int = 0,
         recipe: dict[str, Any] | None = None,
@@ -68,11 +71,13 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         if not 0 <= cond_dropout <= 1:
             raise ValueError(f"cond_dropout: expected 0 to 1, got {cond_dropout}")
+        if strata < 1:
+            raise ValueError(f"strata: expected 1 or more, got {strata}")
         self.net, self.ema = net, EmaWeights(net, ema_decay)
         self.process, self.representation = process, representation
         self.make_optimizer, self.make_lr_schedule = optimizer, lr_schedule
         self.weight_decay, self.cond_dropout, self.mask_padding = weight_decay, cond_dropout, mask_padding
-        self.seed, self.recipe = seed, recipe
+        self.seed, self.recipe, self.strata = seed, recipe, strata
         self._sharded = False
         if compile:
             self.net.compile()  # in place: names in the checkpoint stay as they are
@@ -112,7 +117,8 @@ class DiffusionModule(L.LightningModule):
         """Loss of one batch: mean over its valid samples; also each sample's loss and t, for the diagnostics."""
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
-        t = self.process.time_of(u)
+        stratum = torch.tensor([position % self.strata for position in batch.positions], device=u.device)
+        t = self.process.time_of((stratum + u) / self.strata)
         losses = self._losses(self.net, batch, x0, noise, t, drop(_conditions(batch), v < self.cond_dropout))
         loss = losses.sum() / batch.valid.sum().clamp(min=1)
         return {"loss": loss, "losses": losses.detach(), "t": t}
