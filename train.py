@@ -3,7 +3,7 @@
 python train.py                                   # configs/train.yaml: the contents page of all options
 python train.py experiment=speech data.train=SHARDS name=my_run
 python train.py name=my_run                       # again: resumes it
-python train.py diffusion=v_cosine check=true     # what would be trained, and what its schedule can do; nothing is begun
+python train.py diffusion=v_cosine check=true     # what its schedule can do at best; nothing is begun
 """
 
 import os

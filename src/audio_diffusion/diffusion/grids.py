@@ -3,7 +3,8 @@
     grid(schedule, num_steps) -> num_steps times, falling, all of them trained; after the last, x0 is the estimate made
 
 A chain of T steps is asked at i/T only. Where x_t is all but noise x0 can hardly be read from it; an even grid on such
-a chain starts at the last step with alpha_t >= 0.005. A schedule that ends without any signal is started at its very end.
+a chain starts at the last step with alpha_t >= 0.005. A schedule that ends without any signal is started at its
+very end.
 """
 
 import math
@@ -145,7 +146,7 @@ def karras(
 
 
 def balanced(
-    schedule: Schedule, num_steps: int | None, share: float = 0.38, centre_db: float = -10.5, width_db: float = 7.1
+    schedule: Schedule, num_steps: int | None, share: float = 0.38, centre_db: float = -11.2, width_db: float = 5.5
 ) -> list[float]:
     """Even in log-SNR, and more steps around the noise level where data of unit variance takes shape.
 

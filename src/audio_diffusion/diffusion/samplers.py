@@ -170,7 +170,7 @@ def heun(
     gamma = min(churn / len(levels), 2**0.5 - 1)
     x = _start(x_t, levels[0])
     for t, s in pairwise([*levels, CLEAN]):
-        if gamma and t is not levels[0] and churn_min <= t.sigma / t.alpha <= churn_max:
+        if gamma and churn_min <= t.sigma / t.alpha <= churn_max:
             up = _churned(schedule, t, gamma)
             x.mul_(up.alpha / t.alpha).add_(draw_noise(), alpha=churn_noise * _fresh_variance(up, t) ** 0.5)
             t = up
@@ -216,7 +216,8 @@ def dpmpp(
     if eta < 0:
         raise ValueError(f"eta: expected 0 or more, got {eta}")
     levels = _levels(schedule, grid, num_steps)
-    x, known = _start(x_t, levels[0]), []  # what is known: (λ, x0), newest first
+    x = _start(x_t, levels[0])
+    known: list[tuple[float, Tensor]] = []  # (λ, x0), newest first
     for t, s in pairwise([*levels, CLEAN]):
         x0 = denoise(x, t.t).x0
         known = [(t.lam, x0), *known[: order - 1]]
@@ -242,7 +243,8 @@ def _extrapolation(ratios: list[float], decay: float, midpoint: bool) -> list[fl
     if len(ratios) == 2:
         slope = (0.5 * whole if midpoint else phi_2) / ratios[1]
         return [whole + slope, -slope]
-    bend = (phi_2 * ratios[1] - (phi_2 / decay - 0.5)) / ratios[2]  # what the second difference adds to the slope
+    # what the second difference adds to the slope; the paper's code takes half of (1 - 2·phi_2/decay), which is order 2
+    bend = (phi_2 * ratios[1] + 1 - 2 * phi_2 / decay) / ratios[2]
     newer, older = (phi_2 + bend) / ratios[1], bend / (ratios[2] - ratios[1])
     return [whole + newer, -newer - older, older]
 

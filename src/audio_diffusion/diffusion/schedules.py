@@ -1,9 +1,9 @@
 """Noise schedules: how much of the clean signal and how much noise is in x_t = alpha_t·x0 + sigma_t·noise.
 
 Time t runs from 0 (clean) to 1 (noise). There are three kinds. Variance preserving, alpha_t² + sigma_t² = 1: the chain
-of T steps of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Variance exploding, alpha_t = 1:
-EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A solver needs to know none of this:
-it is given alpha_t, sigma_t and the time of a log-SNR.
+of T steps of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Variance exploding,
+alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A solver needs to know
+none of this: it is given alpha_t, sigma_t and the time of a log-SNR.
 """
 
 import math
