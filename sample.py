@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio_diffusion import checkpoint, config, pictures
-from audio_diffusion.config import ConfigError, build
+from audio_diffusion.config import ConfigError, build, nearest
 from audio_diffusion.data.audio import write_audio
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.seeding import seed_of
 
 COLUMNS = 10  # clips in the picture
@@ -64,6 +65,34 @@ def label_per_sample(model: checkpoint.Generator, labels: list[str] | None, num_
     return [names[i % len(names)] for i in range(num_samples)] if names else None
 
 
+def guidance_of(model: checkpoint.Generator, options: dict[str, Any], count: int) -> Guidance:
+    """What the options say about guidance, for a batch of ``count``.
+
+    Raises:
+        ConfigError: for a negative label that the model does not have, or a weak model of another kind.
+    """
+    scale = options["guidance_scale"]
+    negative, weak = options["negative"], None
+    if negative is not None and negative not in model.classes:
+        raise ConfigError(f"negative: {negative!r} is no label of this model.{nearest(negative, model.classes)}")
+    device = next(model.net.parameters()).device
+    if options["weak_ckpt"]:
+        other = checkpoint.load(checkpoint.find(options["weak_ckpt"]), weights=options["weights"], device=device)
+        if (other.classes, other.config["diffusion"]) != (model.classes, model.config["diffusion"]):
+            raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
+        weak = other.net
+    low, high = options["guidance_interval"]
+    return Guidance(
+        scale=model.guidance_scale if scale is None else scale,
+        interval=(low, high),
+        rescale=options["guidance_rescale"],
+        negative=negative and {"label": torch.full((count,), model.classes.index(negative), device=device)},
+        weak=weak,
+        clip=options["clip"],
+        clip_quantile=options["clip_quantile"],
+    )
+
+
 def write(model: checkpoint.Generator, clips: list[Tensor], names: list[str], output: Path, real: list[Tensor]) -> Path:
     """Writes <index>_<label>.wav and the picture beside the folder; returns the picture's path."""
     output.mkdir(parents=True, exist_ok=True)
@@ -100,7 +129,7 @@ def main(cfg: DictConfig) -> None:
         audio = model.generate(
             seeds[part],
             labels[part] if labels else None,
-            guidance_scale=options["guidance_scale"],
+            guidance=guidance_of(model, options, len(seeds[part])),
             sampler=sampler,
         )
         clips.extend(audio.cpu())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from audio_diffusion.config import ConfigError, build, nearest
 from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.models.representations import Waveform
 
@@ -77,6 +78,7 @@ class Generator:
         labels: Sequence[str] | None = None,
         *,
         guidance_scale: float | None = None,
+        guidance: Guidance | None = None,
         sampler: Sampler | None = None,
     ) -> Tensor:
         """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and ``labels[i]`` alone.
@@ -85,6 +87,7 @@ class Generator:
             seeds: one a clip.
             labels: class names, one a clip; None for unconditional models.
             guidance_scale: classifier-free guidance, 1 is none; None is what was sampled with while training.
+            guidance: all that can be said about guidance, in place of ``guidance_scale``.
             sampler: None is the one the model was trained with.
 
         Raises:
@@ -110,6 +113,7 @@ class Generator:
             seeds,
             cond,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance=guidance,
             device=device,
         )
         return self.representation.decode(x0)

@@ -43,6 +43,11 @@ def velocity(prediction: Prediction, alpha: Level, sigma: Level) -> Tensor:
     return alpha * prediction.noise - sigma * prediction.x0
 
 
+def _mix(a: Level, x: Tensor, b: Level, y: Tensor) -> Tensor:
+    """a·x + b·y; for numbers in two passes and one allocation."""
+    return a * x + b * y if isinstance(b, Tensor) else (a * x).add_(y, alpha=b)
+
+
 def _expect_kind(name: str, schedule: Schedule, kinds: tuple[str, ...], instead: str) -> None:
     if schedule.kind not in kinds:
         raise ValueError(
@@ -74,7 +79,7 @@ class Epsilon:
 
     def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
         """x0 = (x_t - sigma·noise) / alpha: DDPM eq. 4 solved for x0."""
-        return Prediction((x_t - sigma * output) / alpha, output)
+        return Prediction(_mix(1 / alpha, x_t, -sigma / alpha, output), output)
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """1: they are the same."""
@@ -99,7 +104,7 @@ class X0:
 
     def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
         """noise = (x_t - alpha·x0) / sigma."""
-        return Prediction(output, (x_t - alpha * output) / sigma)
+        return Prediction(output, _mix(1 / sigma, x_t, -alpha / sigma, output))
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The SNR."""
@@ -127,7 +132,7 @@ class V:
 
     def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
         """x0 = alpha·x_t - sigma·v and noise = sigma·x_t + alpha·v (appendix D)."""
-        return Prediction(alpha * x_t - sigma * output, sigma * x_t + alpha * output)
+        return Prediction(_mix(alpha, x_t, -sigma, output), _mix(sigma, x_t, alpha, output))
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """alpha²."""
@@ -153,7 +158,7 @@ class Velocity:
 
     def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
         """x0 = x_t - t·velocity and noise = x_t + (1 - t)·velocity."""
-        return Prediction(x_t - sigma * output, x_t + alpha * output)
+        return Prediction(_mix(1.0, x_t, -sigma, output), _mix(1.0, x_t, alpha, output))
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """(1 - t)²."""
@@ -197,8 +202,8 @@ class Edm:
     def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
         """x0 = c_skip·x_t + c_out·output and noise = (x_t - x0) / sigma, likewise."""
         norm = self._norm(sigma)
-        x0 = (self.sigma_data / norm) ** 2 * x_t + sigma * self.sigma_data / norm * output
-        return Prediction(x0, sigma / norm**2 * x_t - self.sigma_data / norm * output)
+        x0 = _mix((self.sigma_data / norm) ** 2, x_t, sigma * self.sigma_data / norm, output)
+        return Prediction(x0, _mix(sigma / norm**2, x_t, -self.sigma_data / norm, output))
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """sigma_data² / (sigma² + sigma_data²)."""

@@ -239,7 +239,7 @@ def explicit(alphas: Sequence[float]) -> Steps:
     return Steps(1 - torch.tensor(list(alphas), dtype=torch.float64))
 
 
-def lowered(schedule: Steps, floor_db: float = -90.0, num_steps: int = 100) -> Steps:
+def lowered(schedule: Steps, floor_db: float = -90.0, num_steps: int = 30) -> Steps:
     """``schedule`` preceded by ``num_steps`` steps from a lower noise, even in log-SNR.
 
     The usual schedules end at a noise of -40 dB of the data, which is heard as hiss: no sampler can remove noise that
