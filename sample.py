@@ -9,6 +9,7 @@ import os
 # before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def label_per_sample(model: checkpoint.Generator, labels: list[str] | None, num_
     return [names[i % len(names)] for i in range(num_samples)] if names else None
 
 
-def guidance_of(model: checkpoint.Generator, options: dict[str, Any], count: int) -> Guidance:
-    """What the options say about guidance, for a batch of ``count``.
+def guidance_of(model: checkpoint.Generator, options: dict[str, Any]) -> Callable[[int], Guidance]:
+    """What the options say about guidance, for a batch of so many.
 
     Raises:
         ConfigError: for a negative label that the model does not have, or a weak model of another kind.
@@ -82,7 +83,7 @@ def guidance_of(model: checkpoint.Generator, options: dict[str, Any], count: int
             raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
         weak = other.net
     low, high = options["guidance_interval"]
-    return Guidance(
+    return lambda count: Guidance(
         scale=model.guidance_scale if scale is None else scale,
         interval=(low, high),
         rescale=options["guidance_rescale"],
@@ -121,6 +122,7 @@ def main(cfg: DictConfig) -> None:
     num_samples, batch_size = options["num_samples"], options["batch_size"]
     labels = label_per_sample(model, options["labels"], num_samples)
     seeds = [seed_of(options["seed"], "sample", i) for i in range(num_samples)]
+    guidance = guidance_of(model, options)
     print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
     clips: list[Tensor] = []
@@ -129,7 +131,7 @@ def main(cfg: DictConfig) -> None:
         audio = model.generate(
             seeds[part],
             labels[part] if labels else None,
-            guidance=guidance_of(model, options, len(seeds[part])),
+            guidance=guidance(len(seeds[part])),
             sampler=sampler,
         )
         clips.extend(audio.cpu())

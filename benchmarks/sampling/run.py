@@ -139,7 +139,7 @@ def tight_2m(net: Callable[[Tensor], Tensor], x: Tensor, levels: list[tuple[floa
 
 
 def overhead() -> list[str]:
-    """Microseconds that one more step costs, with a network that costs nothing: 130 steps less 30; least of the rounds."""
+    """Microseconds that one more step costs with a network that costs nothing: 130 steps less 30, least of rounds."""
     free = Diffusion(DEFAULT, Epsilon()).denoiser(lambda x_t, t, cond: x_t, {})
     levels = {n: [DEFAULT.at(t) for t in grids.balanced(DEFAULT, n)] for n in (30, 130)}
     lines = ["| us a step | [1, 2, 1024] | [1, 2, 65536] | [1, 2, 2^21] |", "|---|---|---|---|"]
