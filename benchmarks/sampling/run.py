@@ -139,15 +139,15 @@ def tight_2m(net: Callable[[Tensor], Tensor], x: Tensor, levels: list[tuple[floa
 
 
 def overhead() -> list[str]:
-    """Microseconds that one more step costs with a network that costs nothing: 130 steps less 30, least of rounds."""
+    """Microseconds that one more step costs with a network that costs nothing: 60 steps less 10, least of rounds."""
     free = Diffusion(DEFAULT, Epsilon()).denoiser(lambda x_t, t, cond: x_t, {})
-    levels = {n: [DEFAULT.at(t) for t in grids.balanced(DEFAULT, n)] for n in (30, 130)}
+    levels = {n: [DEFAULT.at(t) for t in grids.balanced(DEFAULT, n)] for n in (10, 60)}
     lines = ["| us a step | [1, 2, 1024] | [1, 2, 65536] | [1, 2, 2^21] |", "|---|---|---|---|"]
     sizes = (1024, 65536, 2**21)
 
     def seconds(call: Callable[[Tensor, int], object], x: Tensor, steps: int) -> float:
         rounds = []
-        for _ in range(15 if x.shape[-1] < 2**20 else 4):
+        for _ in range(25 if x.shape[-1] < 2**20 else 3):
             given = x.clone()
             began = time.perf_counter()
             call(given, steps)
@@ -158,7 +158,7 @@ def overhead() -> list[str]:
         found = []
         for size in sizes:
             x = torch.randn(1, 2, size)
-            found.append((seconds(call, x, 130) - seconds(call, x, 30)) / 100 * 1e6)
+            found.append((seconds(call, x, 60) - seconds(call, x, 10)) / 50 * 1e6)
         return found
 
     def peer(name: str) -> Callable[[Tensor, int], object]:

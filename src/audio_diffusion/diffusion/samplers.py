@@ -12,8 +12,9 @@ All coefficients are plain numbers made before the loop: nothing in it waits for
 and updated in place; ``denoise`` must not keep it.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -274,7 +275,7 @@ def unipc(
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order: expected 1 to 4, got {order}")
     levels = _levels(schedule, grid, num_steps)
-    steps = [_unipc_step(levels, i, order) for i in range(len(levels))]
+    steps = _unipc_steps(tuple(levels), order)
     x, base = _start(x_t, levels[0]), torch.empty_like(x_t)  # base: what the prediction of x set out from
     known: list[Tensor] = []  # estimates of x0, newest first
     for t, step in zip(levels, steps, strict=True):
@@ -302,7 +303,13 @@ class _UnipcStep(NamedTuple):
     predict: list[float]  # none at the end
 
 
-def _unipc_step(levels: list[Level], i: int, order: int) -> _UnipcStep:
+@functools.lru_cache(maxsize=8)
+def _unipc_steps(levels: tuple[Level, ...], order: int) -> list[_UnipcStep]:
+    """The coefficients at every level, kept for the next call on the same grid."""
+    return [_unipc_step(levels, i, order) for i in range(len(levels))]
+
+
+def _unipc_step(levels: Sequence[Level], i: int, order: int) -> _UnipcStep:
     """The coefficients at level i."""
 
     def weights(at: int, nodes: range) -> list[float]:
