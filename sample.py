@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio_diffusion import checkpoint, config, pictures
-from audio_diffusion.config import ConfigError, build
+from audio_diffusion.config import ConfigError, build, nearest
 from audio_diffusion.data.audio import UnusableAudio, file_name, read_crop, write_audio
 from audio_diffusion.data.members import read_npy
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.seeding import seed_of
 
 COLUMNS = 10  # clips in the picture
@@ -112,6 +114,55 @@ def names_of(labels: list[str] | None, cond: dict[str, list[Any]], num_samples: 
     return [file_name(word) for word in labels or words or [""] * num_samples]
 
 
+def negative_of(model: checkpoint.Generator, negative: str | dict[str, Any]) -> Callable[[int], dict[str, Tensor]]:
+    """What to move away from, a class name or other conditions by name, for a batch of so many.
+
+    Raises:
+        ConfigError: for a label that the model does not have.
+    """
+    if isinstance(negative, dict):
+        cond = cond_per_sample(model, negative, 1)
+    elif negative in model.classes:
+        cond = {"label": [model.classes.index(negative)]}
+    else:
+        raise ConfigError(f"negative: {negative!r} is no label of this model.{nearest(negative, model.classes)}")
+    device = next(model.net.parameters()).device
+
+    def repeated(count: int) -> dict[str, Tensor]:
+        values = part_of({name: value * count for name, value in cond.items()}, slice(count))
+        return {name: value for name, value in model.conditions.given(values, count, device).items() if name in cond}
+
+    return repeated
+
+
+def guidance_of(model: checkpoint.Generator, options: dict[str, Any]) -> Callable[[int], Guidance]:
+    """What the options say about guidance, for a batch of so many.
+
+    Raises:
+        ConfigError: for a negative label that the model does not have, or a weak model of another kind.
+    """
+    scale = options["guidance_scale"]
+    weak, negative = None, None
+    if options["negative"] is not None:
+        negative = negative_of(model, options["negative"])
+    device = next(model.net.parameters()).device
+    if options["weak_ckpt"]:
+        other = checkpoint.load(checkpoint.find(options["weak_ckpt"]), weights=options["weights"], device=device)
+        if (other.classes, other.config["diffusion"]) != (model.classes, model.config["diffusion"]):
+            raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
+        weak = other.net
+    low, high = options["guidance_interval"]
+    return lambda count: Guidance(
+        scale=model.guidance_scale if scale is None else scale,
+        interval=(low, high),
+        rescale=options["guidance_rescale"],
+        negative=negative and negative(count),
+        weak=weak,
+        clip=options["clip"],
+        clip_quantile=options["clip_quantile"],
+    )
+
+
 def write(model: checkpoint.Generator, clips: list[Tensor], names: list[str], output: Path, real: list[Tensor]) -> Path:
     """Writes <index>_<name>.wav and the picture beside the folder; returns the picture's path."""
     output.mkdir(parents=True, exist_ok=True)
@@ -141,6 +192,7 @@ def main(cfg: DictConfig) -> None:
     labels = label_per_sample(model, options["labels"], num_samples)
     cond = cond_per_sample(model, options["cond"], num_samples)
     seeds = [seed_of(options["seed"], "sample", i) for i in range(num_samples)]
+    guidance = guidance_of(model, options)
     print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
     clips: list[Tensor] = []
@@ -150,7 +202,7 @@ def main(cfg: DictConfig) -> None:
             seeds[part],
             labels[part] if labels else None,
             cond=part_of(cond, part),
-            guidance_scale=options["guidance_scale"],
+            guidance=guidance(len(seeds[part])),
             sampler=sampler,
         )
         clips.extend(audio.cpu())

@@ -3,6 +3,7 @@
 python train.py                                   # configs/train.yaml: the contents page of all options
 python train.py experiment=speech data.train=SHARDS name=my_run
 python train.py name=my_run                       # again: resumes it
+python train.py diffusion=v_cosine check=true     # what its schedule can do at best; nothing is begun
 """
 
 import os
@@ -33,6 +34,7 @@ from audio_diffusion.checkpoint import in_run
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
+from audio_diffusion.diffusion.report import describe
 
 
 def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
@@ -141,11 +143,21 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def report(plain: dict[str, Any]) -> list[str]:
+    """What the schedule can do at best, and with the sampler that is listened to while training."""
+    sampler = build(plain["sampler"], "sampler").keywords
+    return describe(build(plain["diffusion"], "diffusion"), sampler["grid"], sampler["num_steps"])
+
+
 @config.entry("train")
 def main(cfg: DictConfig) -> None:
     """Load and check the configuration, build the parts, fit."""
     quiet()
     plain = resolve(cfg)
+    for line in report(plain):
+        rank_zero_info(line)
+    if plain["check"]:
+        return
     run_dir = Path(plain["run_dir"])
     ckpt = find_checkpoint(plain["ckpt"], run_dir)
 

@@ -177,9 +177,36 @@ def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(train
         np.testing.assert_allclose(first, second, atol=1e-3)
 
 
+def test_check_tells_what_the_schedule_can_do_and_begins_nothing(tmp_path: Path, drum_shards: Path) -> None:
+    done = run(tmp_path, "train.py", f"data.train={drum_shards}", "diffusion=linear", "check=true")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "the least noise is -40 dB" in said
+    assert "warning: the schedule ends at -40 dB" in said
+    assert not (tmp_path / "runs").exists()
+    refused = run(
+        tmp_path, "train.py", f"data.train={drum_shards}", "diffusion/parameterization=velocity", "check=true"
+    )
+    assert refused.returncode == 2
+    assert "error: diffusion.parameterization: Velocity expects a schedule that is flow" in refused.stderr
+
+
+def test_sample_takes_every_kind_of_guidance(trained: Path) -> None:
+    guided = ["guidance_scale=2", "guidance_interval=[0.1,0.9]", "guidance_rescale=0.7", "clip=4", "clip_quantile=0.99"]
+    common = ["ckpt=runs/one", "num_samples=2", "device=cpu", "sampler=heun", "sampler.num_steps=2"]
+    done = run(trained, "sample.py", *common, *guided, "negative=kick", "output=negative")
+    assert done.returncode == 0, done.stderr
+    weak = f"weak_ckpt={min((trained / 'runs' / 'one' / 'checkpoints').glob('step_*.ckpt'))}"
+    done = run(trained, "sample.py", *common, *guided, weak, "output=weak")
+    assert done.returncode == 0, done.stderr
+    both = [soundfile.read(trained / name / "001_hat.wav")[0] for name in ("negative", "weak")]
+    assert not np.array_equal(*both)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["ckpt=runs/one", "negative=kik"], "negative: 'kik' is no label of this model. Did you mean 'kick'?"),
         (["ckpt=runs/one", "labels=[kik]"], "label 'kik' is unknown to this model. Did you mean 'kick'?"),
         (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
         (["ckpt=runs/one/config.yaml"], "ckpt: 'runs/one/config.yaml' cannot be read as plain data"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from audio_diffusion.config import ConfigError, build, nearest
 from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.models.conditions import Conditions, Values
 from audio_diffusion.models.representations import Waveform
@@ -85,6 +86,7 @@ class Generator:
         *,
         cond: Mapping[str, Values | Sequence[float]] | None = None,
         guidance_scale: float | None = None,
+        guidance: Guidance | None = None,
         sampler: Sampler | None = None,
     ) -> Tensor:
         """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and its own conditions alone.
@@ -95,6 +97,7 @@ class Generator:
             cond: other conditions by name, B values each: words, numbers (NaN: "not given"), embeddings
                 ``[B, ..]``, audio ``[B, C, T]`` for a mel. What is left out is "not given".
             guidance_scale: classifier-free guidance, 1 is none; None is what was sampled with while training.
+            guidance: all that can be said about guidance, in place of ``guidance_scale``.
             sampler: None is the one the model was trained with.
 
         Raises:
@@ -116,6 +119,7 @@ class Generator:
             seeds,
             self.conditions.given(given, len(seeds), device),
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance=guidance,
             device=device,
         )
         return self.representation.decode(x0)

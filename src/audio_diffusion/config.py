@@ -66,6 +66,7 @@ class Config:
     run_dir: str
     seed: int
     ckpt: str
+    check: bool
     max_steps: int
     batch_size: int
     val_every_steps: int
@@ -93,9 +94,11 @@ def nearest(name: str, among: Iterator[str] | list[str]) -> str:
 
 
 def _groups() -> dict[str, list[str]]:
-    """Config groups and the names in each."""
-    folders = (folder for folder in CONFIG_DIR.iterdir() if folder.is_dir())
-    return {folder.name: sorted(f.stem for f in folder.glob("*.yaml")) for folder in folders}
+    """Config groups, also groups in groups, and the names in each."""
+    folders = (folder for folder in CONFIG_DIR.rglob("*") if folder.is_dir())
+    return {
+        folder.relative_to(CONFIG_DIR).as_posix(): sorted(f.stem for f in folder.glob("*.yaml")) for folder in folders
+    }
 
 
 def _keys_at(path: str, config_name: str) -> list[str]:
@@ -110,7 +113,7 @@ def _explain(error: Exception, config_name: str) -> str:
     """A Hydra error as one that says what there is instead."""
     text = str(error)
     cause = str(error.__cause__ or "")
-    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
     if match := re.search(r"full_key: (\S+)", text + cause):
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name))}"

@@ -11,13 +11,38 @@ from audio_diffusion.diffusion.process import Cond, Denoise, Net
 from audio_diffusion.diffusion.schedules import Schedule
 
 
+def levels(schedule: Schedule, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_t and sigma_t, to be multiplied with ``like``; t is ``[B]`` or a number."""
+    if not isinstance(t, Tensor):
+        t = torch.full((len(like),), t, dtype=torch.float64)
+    return tuple(value.to(like.dtype)[:, None, None] for value in schedule.alpha_sigma(t))  # type: ignore[return-value]
+
+
 def gaussian_denoise(schedule: Schedule, mean: Tensor | float, std: Tensor | float) -> Denoise:
     """E[x0 | x_t] and E[noise | x_t] of x0 ~ N(mean, std²); mean and std broadcast to x_t ``[B, C, T]``."""
 
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        alpha, sigma = (value.to(x_t.dtype)[:, None, None] for value in schedule.alpha_sigma(t))
+    def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+        alpha, sigma = levels(schedule, t, x_t)
         normed = (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2)
         return Prediction(mean + alpha * std**2 * normed, sigma * normed)
+
+    return denoise
+
+
+def mixture_denoise(
+    schedule: Schedule, weights: list[float], means: list[float], stds: list[float]
+) -> Callable[[Tensor, Tensor | float], Prediction]:
+    """The same of a Gaussian mixture: the posterior is not Gaussian here, and the denoiser not linear."""
+    weight, mean, std = (torch.tensor(v, dtype=torch.float64) for v in (weights, means, stds))
+
+    def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+        alpha, sigma = (v.double()[..., None] for v in levels(schedule, t, x_t.double()))
+        variance = alpha**2 * std**2 + sigma**2
+        away = x_t.double()[..., None] - alpha * mean  # [B, C, T, modes]
+        share = (weight.log() - away**2 / (2 * variance) - 0.5 * variance.log()).softmax(-1)
+        x0 = (share * (mean + alpha * std**2 / variance * away)).sum(-1).to(x_t.dtype)
+        alpha, sigma = levels(schedule, t, x_t)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
 
     return denoise
 
@@ -35,6 +60,11 @@ def gaussian_net(schedule: Schedule, means: list[float], std: float) -> Net:
 @pytest.fixture(scope="session")
 def exact_denoise() -> Callable[..., Denoise]:
     return gaussian_denoise
+
+
+@pytest.fixture(scope="session")
+def exact_mixture() -> Callable[..., Denoise]:
+    return mixture_denoise
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,20 @@ from torch import Tensor
 from audio_diffusion.diffusion.generation import Sampler, generate
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.diffusion.samplers import ddim, ddpm
+from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
 from audio_diffusion.diffusion.schedules import linear
 
 PROCESS = Diffusion(linear(), Epsilon())
 SHAPE = (2, 300)
 SAMPLERS = pytest.mark.parametrize(
-    "sampler", [partial(ddpm, num_steps=50), partial(ddim, num_steps=20), partial(ddim, num_steps=20, eta=1.0)]
+    "sampler",
+    [
+        partial(ddpm, num_steps=50),
+        partial(ddim, num_steps=20),
+        partial(unipc, num_steps=12),
+        partial(dpmpp, num_steps=20, eta=1.0),
+        partial(heun, num_steps=10, churn=5.0),
+    ],
 )
 
 
@@ -81,7 +88,7 @@ def test_start_noise_is_not_drawn_again_on_the_way() -> None:
     seen: list[Tensor] = []
 
     def net(x_t: Tensor, t: Tensor, cond: dict) -> Tensor:
-        seen.append(x_t)
+        seen.append(x_t.clone())
         return x_t / PROCESS.schedule.alpha_sigma(t)[1][:, None, None]  # x0 = 0
 
     generate(net, PROCESS, partial(ddpm, num_steps=2), (1, 5000), [3], {})

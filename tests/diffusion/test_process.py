@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.diffusion.parameterization import Epsilon
+from audio_diffusion.diffusion.parameterization import Edm, Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion, full_times, per_sample
+from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
 from audio_diffusion.diffusion.schedules import cosine, explicit, linear
 
 
@@ -166,3 +167,21 @@ def test_denoiser_reads_the_output(process: Diffusion) -> None:
 def test_denoiser_answers_in_the_precision_it_is_asked_in(process: Diffusion) -> None:
     prediction = process.denoiser(Recorder(normal(2, 1, 8).bfloat16()), {})(normal(2, 1, 8), torch.full((2,), 0.5))
     assert prediction.x0.dtype == prediction.noise.dtype == torch.float32
+
+
+def test_one_time_for_all_samples_may_be_a_number(process: Diffusion) -> None:
+    x_t, net = normal(3, 2, 8), Recorder(normal(3, 2, 8, seed=1))
+    denoise = process.denoiser(net, {})
+    torch.testing.assert_close(denoise(x_t, 0.25), denoise(x_t, torch.full((3,), 0.25)))
+    assert torch.equal(net.calls[0][1], torch.full((3,), 0.25))  # a network always sees [B]
+
+
+def test_edm_network_is_shown_unit_variance() -> None:
+    """At a noise of 80 its input is as large as at none: x_t over √(sigma² + sigma_data²)."""
+    process, net = Diffusion(EdmSchedule(), Edm()), Recorder(torch.zeros(2, 1, 5000))
+    x0, noise, t = normal(2, 1, 5000), normal(2, 1, 5000, seed=1), torch.tensor([0.0, 1.0])
+    process.loss(net, x0, noise, t, {})
+    process.denoiser(net, {})(process.add_noise(x0, noise, t), t)
+    for shown, _, _ in net.calls:
+        torch.testing.assert_close(shown.std((1, 2)), torch.ones(2), rtol=0.05, atol=0)
+    torch.testing.assert_close(net.calls[0][0], net.calls[1][0])

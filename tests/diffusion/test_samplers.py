@@ -1,5 +1,6 @@
 """The samplers on data whose exact denoiser is known, and against DDPM's and DDIM's formulas."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -8,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion import grids
 from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
 from audio_diffusion.diffusion.process import Denoise, Diffusion
-from audio_diffusion.diffusion.samplers import ddim, ddpm
-from audio_diffusion.diffusion.schedules import Schedule, cosine, explicit, linear
+from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
+from audio_diffusion.diffusion.schedules import Edm, Flow, Schedule, Steps, cosine, explicit, linear, lowered
+from audio_diffusion.diffusion.schedules import zero_terminal_snr as zero
 
 Sampler = Callable[..., Tensor]
 Exact = Callable[..., Denoise]
@@ -24,6 +27,22 @@ EVERY = pytest.mark.parametrize(
         pytest.param(partial(ddim, eta=0.0), id="ddim"),
         pytest.param(partial(ddim, eta=0.5), id="ddim-eta0.5"),
         pytest.param(partial(ddim, eta=1.0), id="ddim-eta1"),
+    ],
+)
+TRAILING = {"grid": grids.trailing}
+ALL = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(partial(ddpm, variance="beta"), id="ddpm-beta"),
+        pytest.param(partial(ddpm, variance="beta_tilde"), id="ddpm-beta_tilde"),
+        pytest.param(ddim, id="ddim"),
+        pytest.param(partial(ddim, eta=1.0), id="ddim-eta1"),
+        pytest.param(partial(dpmpp, order=2, **TRAILING), id="dpmpp-2m"),
+        pytest.param(partial(dpmpp, order=3, **TRAILING), id="dpmpp-3m"),
+        pytest.param(partial(dpmpp, order=2, eta=1.0, **TRAILING), id="dpmpp-2m-sde"),
+        pytest.param(partial(dpmpp, order=3, eta=1.0, **TRAILING), id="dpmpp-3m-sde"),
+        pytest.param(partial(unipc, **TRAILING), id="unipc"),
+        pytest.param(partial(heun, **TRAILING), id="heun"),
     ],
 )
 SCHEDULES = pytest.mark.parametrize("schedule", [linear(), cosine()], ids=["linear", "cosine"])
@@ -66,7 +85,7 @@ def mean_and_variance(sampler: Sampler, denoise: Denoise, schedule: Schedule, wi
     return x0[0, 0], (x0[1:] - x0[0]).square().sum((0, 1))
 
 
-@EVERY
+@ALL
 @SCHEDULES
 def test_gaussian_data_comes_out_with_its_mean_and_std(
     sampler: Sampler, schedule: Schedule, exact_denoise: Exact
@@ -91,32 +110,23 @@ def test_beta_is_exact_for_data_of_unit_variance(num_steps: int, exact_denoise: 
     assert variance("beta_tilde") < 0.85
 
 
-@EVERY
+@ALL
 def test_samples_of_gaussian_data(sampler: Sampler, exact_denoise: Exact) -> None:
     """The same with real noise and many samples: the mean and std of each dimension, and none correlated."""
     schedule, draws = linear(), Draws(4000, 1, 3)
     mean = torch.tensor([0.0, 0.5, -1.0], dtype=torch.float64)
     std = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
-    x0 = sampler(exact_denoise(schedule, mean, std), draws(), schedule, draws, num_steps=1000)[:, 0]
+    x0 = sampler(exact_denoise(schedule, mean, std), draws(), schedule, draws, num_steps=300)[:, 0]
     assert ((x0.mean(0) - mean).abs() / std).max() < 4 / 4000**0.5 + 0.01
-    assert (x0.std(0) / std - 1).abs().max() < 4 / 8000**0.5 + 0.02
+    assert (x0.std(0) / std - 1).abs().max() < 4 / 8000**0.5 + 0.03
     assert (torch.corrcoef(x0.T) - torch.eye(3)).abs().max() < 5 / 4000**0.5
 
 
-@EVERY
-def test_mixture_comes_out_with_its_weights(sampler: Sampler) -> None:
+@ALL
+def test_mixture_comes_out_with_its_weights(sampler: Sampler, exact_mixture: Exact) -> None:
     """30 % at -1 and 70 % at 2: the posterior is not Gaussian here, and the denoiser not linear."""
-    schedule, draws = cosine(), Draws(4000, 1, 1)
-    weight, mean, std = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 2.0]), 0.3
-
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        alpha, sigma = (v.double()[:, None, None] for v in schedule.alpha_sigma(t))
-        variance = alpha**2 * std**2 + sigma**2
-        away = x_t - alpha * mean  # [B, 1, 2]: from each mode
-        share = (weight.log() - away**2 / (2 * variance)).softmax(-1)
-        x0 = (share * (mean + alpha * std**2 / variance * away)).sum(-1, keepdim=True)
-        return Prediction(x0, (x_t - alpha * x0) / sigma)
-
+    schedule, draws, std = cosine(), Draws(4000, 1, 1), 0.3
+    denoise = exact_mixture(schedule, [0.3, 0.7], [-1.0, 2.0], [std, std])
     x0 = sampler(denoise, draws(), schedule, draws, num_steps=250).flatten()
     upper = x0 > 0.5
     assert upper.double().mean().item() == pytest.approx(0.7, abs=4 * (0.21 / 4000) ** 0.5)
@@ -125,20 +135,123 @@ def test_mixture_comes_out_with_its_weights(sampler: Sampler) -> None:
         assert part.std().item() == pytest.approx(std, rel=0.1)
 
 
+# How fast it gets there
+
+
+CONTINUOUS = pytest.mark.parametrize("schedule", [Edm(0.05, 20.0), Flow(floor_db=-26.0)], ids=["edm", "flow"])
+ORDERS = pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        pytest.param(ddim, 1, id="ddim"),
+        pytest.param(heun, 2, id="heun"),
+        pytest.param(partial(dpmpp, order=2), 2, id="dpmpp-2m"),
+        pytest.param(partial(dpmpp, order=3), 3, id="dpmpp-3m"),
+        pytest.param(partial(unipc, order=1), 2, id="unipc-1"),
+        pytest.param(partial(unipc, order=2), 3, id="unipc-2"),
+        pytest.param(partial(unipc, order=3), 4, id="unipc-3"),
+    ],
+)
+
+
+def level_grid(schedule: Schedule, num_steps: int | None) -> list[float]:
+    """Even in log-SNR from 20 to 0.05: sigma/alpha, where all of both test densities is decided."""
+    assert num_steps is not None
+    return schedule.time_of_log_snr(torch.linspace(-5.99, 5.99, num_steps, dtype=torch.float64)).tolist()
+
+
+def measured_order(sampler: Sampler, denoise: Denoise, schedule: Schedule, exact: Tensor, x: Tensor) -> float:
+    """Slope of log error against log steps."""
+    steps = [40, 80, 160]
+    ends = [sampler(denoise, x, schedule, no_noise, num_steps=n, grid=level_grid) for n in steps]
+    errors = torch.stack([(end - exact).square().mean().sqrt() for end in ends])
+    return (-(errors[2] / errors[0]).log() / math.log(4)).item()
+
+
+@ORDERS
+@CONTINUOUS
+def test_gaussian_data_is_reached_at_the_stated_order(
+    sampler: Sampler, order: int, schedule: Schedule, exact_denoise: Exact
+) -> None:
+    mean, std = 0.4, 0.5
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 9)
+    denoise = exact_denoise(schedule, mean, std)
+    first, last = (schedule.at(t) for t in (level_grid(schedule, 2)))
+    normed = (x * math.hypot(*first) - first[0] * mean) / math.hypot(first[0] * std, first[1])
+    exact = mean + last[0] * std**2 / math.hypot(last[0] * std, last[1]) * normed
+    assert measured_order(sampler, denoise, schedule, exact, x) > order - 0.35
+
+
+@ORDERS
+@CONTINUOUS
+def test_a_mixture_is_reached_at_the_stated_order(
+    sampler: Sampler, order: int, schedule: Schedule, exact_mixture: Exact
+) -> None:
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 9)
+    denoise = exact_mixture(schedule, [0.3, 0.7], [-1.0, 0.6], [0.5, 0.4])
+    exact = unipc(denoise, x, schedule, no_noise, num_steps=1200, order=3, grid=level_grid)
+    assert measured_order(sampler, denoise, schedule, exact, x) > order - 0.5
+
+
 @SCHEDULES
-def test_ddim_converges_at_first_order(schedule: Schedule, exact_denoise: Exact) -> None:
-    """Against the exact solution of the probability flow: (x_t - alpha·mean)/√(alpha²·std² + sigma²) is constant."""
+def test_ddim_converges_at_first_order_on_a_chain(schedule: Steps, exact_denoise: Exact) -> None:
     mean, std = 0.4, 0.5
     x_t = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 9)
-    start = schedule.times(None)[0]
-    alpha, sigma = schedule.alpha_sigma(torch.tensor(start, dtype=torch.float64))
-    exact = mean + std * (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2).sqrt()
+    alpha, sigma = schedule.at(grids.trailing(schedule, 1)[0])
+    exact = mean + std * (x_t - alpha * mean) / math.hypot(alpha * std, sigma)
     denoise, steps = exact_denoise(schedule, mean, std), [25, 50, 100, 200, 500]
     ends = torch.stack([ddim(denoise, x_t, schedule, no_noise, num_steps=n) for n in steps])
     errors = (ends - exact).abs().amax((1, 2, 3))
     order = -errors.log().diff() / torch.tensor(steps).double().log().diff()
     assert ((order > 0.9) & (order < 1.1)).all(), order
     assert errors[-1] < 0.01
+
+
+# What the defaults promise
+
+
+@pytest.mark.parametrize(("num_steps", "floor_db"), [(20, -60), (50, -80)])
+def test_quiet_components_keep_their_level(num_steps: int, floor_db: int, exact_denoise: Exact) -> None:
+    """Within 1 dB, from +20 dB down: with DDPM's own schedule it is 20 dB too much at -60 dB, whatever the solver."""
+    level = torch.arange(floor_db, 20.1, 2.5, dtype=torch.float64)
+    schedule = lowered(linear())
+    denoise = exact_denoise(schedule, 0.0, 10 ** (level.float() / 20))
+    got = unipc(denoise, torch.ones(1, 1, len(level)), schedule, no_noise, num_steps=num_steps)
+    assert got.dtype == torch.float32
+    assert (20 * got[0, 0].double().abs().log10() - level).abs().max() < 1
+
+
+@pytest.mark.parametrize(("num_steps", "most"), [(5, 0.25), (10, 0.08), (20, 0.0084), (50, 0.0010), (100, 0.0003)])
+def test_default_sampler_needs_few_steps_for_a_mixture(num_steps: int, most: float, exact_mixture: Exact) -> None:
+    """Wasserstein-2 distance to three modes of total variance 1, along exact quantiles."""
+    weight, mean, std = (torch.tensor(v, dtype=torch.float64) for v in ([0.5, 0.3, 0.2], [-0.9, 0.4, 1.65], [0.25] * 3))
+    mean = mean - (weight * mean).sum()
+    scale = (weight * (mean**2 + std**2)).sum().sqrt()
+    mean, std = mean / scale, std / scale
+    u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    schedule = lowered(linear())
+    denoise = exact_mixture(schedule, weight.tolist(), mean.tolist(), std.tolist())
+    got = unipc(denoise, torch.special.ndtri(u)[None, None], schedule, no_noise, num_steps=num_steps)[0, 0]
+    cdf = torch.special.ndtr((got[:, None] - mean) / std) @ weight
+    density = (torch.exp(-0.5 * ((got[:, None] - mean) / std) ** 2) / std / (2 * math.pi) ** 0.5) @ weight
+    if num_steps >= 20:  # near the quantile the distance to it is the excess of the distribution function by its slope
+        assert ((cdf - u) / density).square().mean().sqrt() < most
+    grid = torch.linspace(-6, 6, 200_001, dtype=torch.float64)
+    table = torch.special.ndtr((grid[:, None] - mean) / std) @ weight
+    exact = grid[torch.searchsorted(table, u)]
+    assert (got.sort().values - exact).square().mean().sqrt() < most
+
+
+@ALL
+@pytest.mark.parametrize(
+    "schedule", [zero(linear()), Flow(), Edm(), lowered(cosine())], ids=["zero-snr", "flow", "edm", "cosine"]
+)
+def test_every_solver_works_on_every_process(sampler: Sampler, schedule: Schedule, exact_denoise: Exact) -> None:
+    draws = Draws(2000, 1, 2)
+    mean, std = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([0.5, 0.2], dtype=torch.float64)
+    grid = grids.balanced if schedule.kind == "variance exploding" else grids.trailing
+    x0 = sampler(exact_denoise(schedule, mean, std), draws(), schedule, draws, num_steps=300, grid=grid)[:, 0]
+    assert ((x0.mean(0) - mean).abs() / std).max() < 0.12
+    assert (x0.std(0) / std - 1).abs().max() < 0.12
 
 
 # The formulas of the papers
@@ -153,7 +266,7 @@ def test_ddpm_is_algorithm_2() -> None:
     x = again()
     for i, bar in ((3, 0.504), (2, 0.72), (1, 0.9)):
         alpha = alphas[i - 1]
-        noise = denoise(x, torch.full((4,), i / 3)).noise
+        noise = denoise(x, i / 3).noise
         x = (x - (1 - alpha) / (1 - bar) ** 0.5 * noise) / alpha**0.5
         if i > 1:
             x = x + (1 - alpha) ** 0.5 * again()
@@ -166,7 +279,7 @@ def test_ddpm_step_is_the_posterior(variance: str) -> None:
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     bars = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
     schedule, seen, clean = linear(), [], 0.6
-    denoise = lambda x_t, t: (seen.append(x_t), Prediction(torch.full_like(x_t, clean), x_t))[1]  # noqa: E731
+    denoise = lambda x_t, t: (seen.append(x_t.clone()), Prediction(torch.full_like(x_t, clean), x_t))[1]  # noqa: E731
     draws, again = Draws(2, 1, 3), Draws(2, 1, 3)
     ddpm(denoise, draws(), schedule, draws, num_steps=1000, variance=variance)
     assert torch.equal(seen[0], again())
@@ -194,29 +307,29 @@ def test_ddim_walks_along_the_noise_it_is_told() -> None:
     x0, noise = draws(), draws()
     process = Diffusion(schedule, Epsilon())
 
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        torch.testing.assert_close(x_t, process.add_noise(x0, noise, t), rtol=1e-5, atol=1e-6)
-        seen.append(t[0].item())
+    def denoise(x_t: Tensor, t: float) -> Prediction:
+        torch.testing.assert_close(x_t, process.add_noise(x0, noise, torch.full((2,), t)), rtol=1e-5, atol=1e-6)
+        seen.append(t)
         return Prediction(x0, noise)
 
-    start = process.add_noise(x0, noise, torch.full((2,), schedule.times(20)[0]))
+    start = process.add_noise(x0, noise, torch.full((2,), grids.trailing(schedule, 20)[0]))
     end = ddim(denoise, start, schedule, no_noise, num_steps=20)
-    assert seen == pytest.approx(schedule.times(20)[:-1])
+    assert seen == grids.trailing(schedule, 20)
     torch.testing.assert_close(end, x0)
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.7])
 def test_ddim_noise_and_direction_share_the_variance(eta: float) -> None:
     """Eq. 12 and 16: √(1-ᾱ_s-σ²) along the noise, σ = eta·√((1-ᾱ_s)/(1-ᾱ_t)·(1-ᾱ_t/ᾱ_s)) fresh."""
-    schedule, one, zero = explicit([0.9, 0.8, 0.7]), torch.ones(1, 1, 1).double(), torch.zeros(1, 1, 1).double()
+    schedule, one, nothing = explicit([0.9, 0.8, 0.7]), torch.ones(1, 1, 1).double(), torch.zeros(1, 1, 1).double()
     seen: list[Tensor] = []
 
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        seen.append(x_t)
-        return Prediction(zero, one)
+    def denoise(x_t: Tensor, t: float) -> Prediction:
+        seen.append(x_t.clone())
+        return Prediction(nothing, x_t / schedule.at(t)[1])
 
-    for draw in (zero, one):
-        ddim(denoise, one, schedule, lambda draw=draw: draw, num_steps=3, eta=eta)
+    for draw in (nothing, one):
+        ddim(denoise, one * (1 - 0.504) ** 0.5, schedule, lambda draw=draw: draw, num_steps=3, eta=eta)
     along, both = seen[1].item(), seen[4].item()  # at ᾱ_s = 0.72, from ᾱ_t = 0.504
     sigma = eta * ((1 - 0.72) / (1 - 0.504) * (1 - 0.7)) ** 0.5
     assert both - along == pytest.approx(sigma)
@@ -233,7 +346,7 @@ def test_fewer_steps_are_the_schedule_of_the_visited_times(
 ) -> None:
     """Every step of the schedule whose α is ᾱ_t/ᾱ_s of the times visited does the same."""
     full = linear()
-    bars = full.alpha_bar(torch.tensor(full.times(num_steps), dtype=torch.float64)).tolist()
+    bars = full.alpha_bar(torch.tensor([*grids.trailing(full, num_steps), 0.0], dtype=torch.float64)).tolist()
     short = explicit([t / s for t, s in pairwise(bars)][::-1])
     draws, again = Draws(2, 1, 4), Draws(2, 1, 4)
     one = sampler(exact_denoise(full, 0.3, 0.5), draws(), full, draws, num_steps=num_steps)
@@ -241,48 +354,56 @@ def test_fewer_steps_are_the_schedule_of_the_visited_times(
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@EVERY
+@ALL
 def test_one_step_is_the_estimate_from_pure_noise(sampler: Sampler, exact_denoise: Exact) -> None:
     schedule, x_t = linear(), Draws(2, 1, 4)()
     denoise = exact_denoise(schedule, 0.3, 0.5)
     got = sampler(denoise, x_t, schedule, no_noise, num_steps=1)
-    torch.testing.assert_close(got, denoise(x_t, torch.ones(2)).x0)
+    torch.testing.assert_close(got, denoise(x_t, torch.ones(2)).x0, rtol=1e-5, atol=1e-5)
 
 
-@EVERY
-@pytest.mark.parametrize("num_steps", [1, 5, 1000])
+@ALL
+@pytest.mark.parametrize("num_steps", [1, 5, 300])
 def test_last_step_adds_no_noise(sampler: Sampler, num_steps: int) -> None:
     """It ends on the estimate itself; noise is drawn once for each other step, or never where there is none."""
     schedule, draws, clean = linear(), Draws(2, 1, 4), torch.full((2, 1, 4), 0.3, dtype=torch.float64)
     end = sampler(lambda x_t, t: Prediction(clean, x_t), draws(), schedule, draws, num_steps=num_steps)
     torch.testing.assert_close(end, clean, rtol=1e-12, atol=1e-12)
-    deterministic = sampler.keywords.get("eta") == 0  # type: ignore[attr-defined]
-    assert draws.count - 1 == (0 if deterministic else num_steps - 1)
+    options = getattr(sampler, "keywords", {})
+    stochastic = options.get("eta", 0) > 0 or "variance" in options
+    assert draws.count - 1 == (num_steps - 1 if stochastic else 0)
 
 
-@EVERY
-@pytest.mark.parametrize("num_steps", [1, 7, 1000])
+@ALL
+@pytest.mark.parametrize("num_steps", [1, 7, 100])
 def test_one_evaluation_a_step_and_each_is_told(sampler: Sampler, num_steps: int) -> None:
     schedule, draws, asked, told = linear(), Draws(3, 1, 2), [], []
 
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        assert t.shape == (3,)
-        assert t.dtype == torch.float32
-        asked.append((t.unique().item(), torch.tanh(x_t)))
+    def denoise(x_t: Tensor, t: float) -> Prediction:
+        asked.append((t, torch.tanh(x_t)))
         return Prediction(asked[-1][1], x_t)
 
     sampler(denoise, draws(), schedule, draws, num_steps=num_steps, on_step=lambda t, x0: told.append((t, x0)))
-    assert [t for t, _ in told] == schedule.times(num_steps)[:-1]
-    assert [t for t, _ in asked] == pytest.approx([t for t, _ in told])
+    assert list(dict.fromkeys(t for t, _ in told)) == grids.trailing(schedule, num_steps)
+    assert len(told) == (2 * num_steps - 1 if getattr(sampler, "func", None) is heun else num_steps)
+    assert [t for t, _ in asked] == [t for t, _ in told]
     assert all(a is b for (_, a), (_, b) in zip(asked, told, strict=True))
 
 
-@pytest.mark.parametrize("sampler", [ddpm, ddim])
+@ALL
 def test_float32_stays_float32_and_the_start_is_left_alone(sampler: Sampler) -> None:
     schedule, x_t = linear(), torch.ones(2, 1, 4)
     end = sampler(nonlinear(schedule), x_t, schedule, lambda: torch.ones(2, 1, 4), num_steps=3)
     assert end.dtype == torch.float32
     assert torch.equal(x_t, torch.ones(2, 1, 4))
+
+
+@ALL
+def test_nothing_in_the_loop_waits_for_the_device(sampler: Sampler) -> None:
+    """Tensors without values (meta) have none to wait for: reading one in the loop would raise."""
+    x_t = torch.empty(2, 1, 8, device="meta")
+    end = sampler(nonlinear(linear()), x_t, linear(), lambda: torch.empty_like(x_t), num_steps=4)
+    assert (end.device.type, end.shape) == ("meta", x_t.shape)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +417,11 @@ def test_float32_stays_float32_and_the_start_is_left_alone(sampler: Sampler) -> 
         (partial(ddpm, num_steps=0), "num_steps: expected 1 to 3 for this schedule of 3, got 0"),
         (partial(ddim, num_steps=4), "num_steps: expected 1 to 3 for this schedule of 3, got 4"),
         (partial(ddim, num_steps=0), "num_steps: expected 1 to 3 for this schedule of 3, got 0"),
+        (partial(unipc, num_steps=4), "num_steps: expected 1 to 3 for this schedule of 3, got 4"),
+        (partial(unipc, order=5), "order: expected 1 to 4, got 5"),
+        (partial(dpmpp, order=1), "order: expected 2 or 3, got 1"),
+        (partial(dpmpp, eta=-1.0), "eta: expected 0 or more, got -1.0"),
+        (partial(heun, churn=-1.0), "churn: expected 0 or more, got -1.0"),
     ],
 )
 def test_bad_options_are_refused(sampler: Sampler, message: str) -> None:
@@ -307,7 +433,7 @@ def test_default_of_ddpm_is_the_whole_chain() -> None:
     told: list[float] = []
     schedule = explicit([0.9, 0.8, 0.7])
     ddpm(nonlinear(schedule), Draws(1, 1, 1)(), schedule, Draws(1, 1, 1), on_step=lambda t, x0: told.append(t))
-    assert told == schedule.times(None)[:-1]
+    assert told == grids.trailing(schedule, None)
     assert len(told) == 3
 
 

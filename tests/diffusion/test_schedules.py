@@ -2,21 +2,43 @@
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.schedules import Schedule, cosine, explicit, linear
+from audio_diffusion.diffusion.schedules import (
+    Edm,
+    Flow,
+    Schedule,
+    Steps,
+    cosine,
+    explicit,
+    linear,
+    lowered,
+    scaled_linear,
+    sigmoid,
+    zero_terminal_snr,
+)
 
 ALL = pytest.mark.parametrize(
-    "make", [linear, cosine, lambda: linear(50, 1e-3, 0.3), lambda: explicit([0.9, 0.8, 0.7])]
+    "make",
+    [
+        linear,
+        scaled_linear,
+        cosine,
+        sigmoid,
+        lambda: linear(50, 1e-3, 0.3),
+        lambda: explicit([0.9, 0.8, 0.7]),
+        lambda: lowered(linear()),
+        lambda: zero_terminal_snr(linear(100, 1e-3, 0.1)),
+    ],
+    ids=["linear", "scaled_linear", "cosine", "sigmoid", "coarse", "explicit", "lowered", "zero_snr"],
 )
-Make = Callable[[], Schedule]
+Make = Callable[[], Steps]
 
 
-def grid(schedule: Schedule, dtype: torch.dtype = torch.float64) -> Tensor:
+def grid(schedule: Steps, dtype: torch.dtype = torch.float64) -> Tensor:
     """0, 1/T, .. 1."""
     return torch.tensor([i / schedule.num_steps for i in range(schedule.num_steps + 1)], dtype=dtype)
 
@@ -103,7 +125,7 @@ def test_float32_times_on_the_grid_hit_the_table(make: Make) -> None:
     """A step belongs to one side of a grid point only: rounding of i/T must not fall on the other side of it."""
     exact = make().alpha_bar(grid(make()))
     rounded = make().alpha_bar(grid(make(), torch.float32))
-    assert torch.equal(rounded, torch.exp(-(-exact.log()).float()))
+    torch.testing.assert_close(rounded.double(), exact, rtol=1e-6 * max(1.0, -exact.log().min().item()), atol=1e-38)
 
 
 def test_time_outside_zero_to_one_is_its_nearest_end() -> None:
@@ -130,54 +152,9 @@ def test_between_steps_beta_is_spread_evenly() -> None:
     torch.testing.assert_close(middle, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 50, 333, 667, 999, 1000])
-def test_times_fall_from_one_to_zero_on_the_grid(num_steps: int) -> None:
-    schedule = linear(1000)
-    times = schedule.times(num_steps)
-    assert len(times) == num_steps + 1
-    assert (times[0], times[-1]) == (1.0, 0.0)
-    assert all(a > b for a, b in pairwise(times))
-    on_grid = set(grid(schedule).tolist())
-    even = [1 - i / num_steps for i in range(num_steps + 1)]
-    assert all(t in on_grid and abs(t - e) <= 0.5001 / 1000 for t, e in zip(times, even, strict=True))
-
-
-def test_all_times_are_the_grid() -> None:
-    assert linear(1000).times(None) == linear(1000).times(1000) == grid(linear(1000)).flip(0).tolist()
-
-
-@pytest.mark.parametrize("num_steps", [1, 50, None])
-def test_times_start_where_there_is_signal_left(num_steps: int | None) -> None:
-    """The cosine schedule ends so near pure noise that x0 cannot be read there: sampling starts at alpha_t >= 0.005."""
-    schedule = cosine(1000)
-    times = schedule.times(num_steps)
-    alpha, _ = schedule.alpha_sigma(grid(schedule))
-    first = round(times[0] * 1000)
-    assert alpha[first] >= 0.005 > alpha[first + 1]
-    assert times[-1] == 0
-    assert len(times) == 1 + (num_steps or first)
-
-
-@pytest.mark.parametrize("alphas", [[0.9, 1e-5], [0.9, 0.5, 0.3, 1e-6], [1e-6]])
-def test_times_never_start_before_the_noise(alphas: list[float]) -> None:
-    """With coarse steps the last grid point with signal may be mostly signal: a chain of noise cannot start there."""
-    schedule = explicit(alphas)
-    assert schedule.times(None) == grid(schedule).flip(0).tolist()
-
-
-@pytest.mark.parametrize(
-    ("make", "num_steps", "largest"),
-    [(linear, 0, 1000), (linear, -1, 1000), (linear, 1001, 1000), (cosine, 0, 996), (cosine, 997, 996)],
-)
-def test_times_refuse_more_steps_than_there_are(make: Make, num_steps: int, largest: int) -> None:
-    message = f"num_steps: expected 1 to {largest} for this schedule of 1000, got {num_steps}"
-    with pytest.raises(ValueError, match=message):
-        make().times(num_steps)
-
-
-@pytest.mark.parametrize("alphas", [[0.9, 1.0], [0.9, 0.0], [0.9, 1.1], [0.9, -0.1], [0.9, math.nan]])
+@pytest.mark.parametrize("alphas", [[0.9, 1.0], [0.0, 0.9], [0.9, 1.1], [0.9, -0.1], [0.9, math.nan]])
 def test_a_beta_outside_zero_to_one_is_refused(alphas: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"betas: expected every β inside \(0, 1\), got"):
+    with pytest.raises(ValueError, match=r"betas: expected every β inside \(0, 1\), the last at most 1, got"):
         explicit(alphas)
 
 
@@ -185,3 +162,97 @@ def test_a_beta_outside_zero_to_one_is_refused(alphas: list[float]) -> None:
 def test_a_schedule_needs_a_step(make: Make) -> None:
     with pytest.raises(ValueError, match="betas: expected at least one step, got none"):
         make()
+
+
+# What was not in DDPM
+
+
+@pytest.mark.parametrize("num_steps", [1000, 250])
+def test_scaled_linear_is_linear_in_the_root(num_steps: int) -> None:
+    schedule = scaled_linear(num_steps, 0.00085, 0.012)
+    bars = schedule.alpha_bar(grid(schedule))
+    roots = (1 - bars[1:] / bars[:-1]).sqrt()
+    torch.testing.assert_close(
+        roots, torch.linspace(0.00085**0.5, 0.012**0.5, num_steps).double(), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(("start", "end", "temperature"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7)])
+def test_sigmoid_follows_the_formula(start: float, end: float, temperature: float) -> None:
+    schedule = sigmoid(1000, start, end, temperature)
+
+    def squash(v: float) -> float:
+        return 1 / (1 + math.exp(-v / temperature))
+
+    for i in (1, 10, 500, 900):  # algorithm 1 of Jabri et al., where no β is clipped
+        at = squash(i / 1000 * (end - start) + start)
+        expected = (squash(end) - at) / (squash(end) - squash(start))
+        assert schedule.alpha_bar(torch.tensor(i / 1000).double()).item() == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="start: expected start < end"):
+        sigmoid(10, 3.0, -3.0)
+
+
+@ALL
+def test_time_of_log_snr_is_the_inverse(make: Make) -> None:
+    schedule = make()
+    t = torch.cat([grid(schedule)[1:-1], torch.linspace(schedule.first_time, 0.99, 777, dtype=torch.float64)])
+    torch.testing.assert_close(schedule.time_of_log_snr(schedule.log_snr(t)), t, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", [Edm(0.002, 80), Flow()], ids=["edm", "flow"])
+def test_continuous_schedules_are_consistent(schedule: Schedule) -> None:
+    t = torch.linspace(schedule.first_time, 0.999, 333, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    torch.testing.assert_close(schedule.log_snr(t), (alpha**2 / sigma**2).log())
+    torch.testing.assert_close(schedule.time_of_log_snr(schedule.log_snr(t)), t)
+    assert (sigma.diff() > 0).all()
+    assert schedule.at(0.5) == pytest.approx(tuple(v.item() for v in schedule.alpha_sigma(torch.tensor(0.5).double())))
+
+
+def test_edm_and_flow_are_what_they_are_called() -> None:
+    alpha, sigma = Edm(0.002, 80).alpha_sigma(torch.tensor([0.0, 0.5, 1.0]).double())
+    assert alpha.tolist() == [1, 1, 1]
+    torch.testing.assert_close(sigma, torch.tensor([0.002, (0.002 * 80) ** 0.5, 80]).double())
+    alpha, sigma = Flow().alpha_sigma(torch.tensor([0.0, 0.25, 1.0]))
+    assert (alpha.tolist(), sigma.tolist()) == ([1, 0.75, 0], [0, 0.25, 1])
+    for make in (lambda: Edm(0.1, 0.01), lambda: Edm(0.0)):
+        with pytest.raises(ValueError, match="sigma_min: expected 0 < sigma_min < sigma_max"):
+            make()
+    with pytest.raises(ValueError, match="floor_db: expected a negative number"):
+        Flow(3.0)
+
+
+@pytest.mark.parametrize("base", [linear(), cosine(), scaled_linear()], ids=["linear", "cosine", "scaled_linear"])
+def test_lowered_reaches_its_floor_and_keeps_the_rest(base: Steps) -> None:
+    schedule = lowered(base, floor_db=-90, num_steps=100)
+    levels = schedule.log_snr(grid(schedule)[1:]) * 10 / math.log(10)
+    assert levels[0].item() == pytest.approx(90)
+    assert (levels.diff() < 0).all()
+    assert levels[:100].diff().diff().abs().max() < 1e-6  # even
+    kept = base.alpha_bar(grid(base))[-900:]
+    torch.testing.assert_close(schedule.alpha_bar(grid(schedule))[-900:], kept)
+    assert levels.diff()[:102].abs().max() < 1.0  # dB: nowhere coarse where the two meet
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"floor_db": -30.0}, "floor_db: expected less than the -40.0 dB"),
+        ({"num_steps": 0}, "num_steps: expected at least 1"),
+    ],
+)
+def test_lowered_refuses_what_it_cannot_do(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lowered(linear(), **options)
+
+
+def test_zero_terminal_snr_is_algorithm_1() -> None:
+    """Lin et al. 2023: √ᾱ is shifted so that the last is 0, and scaled so that the first is as it was."""
+    base = linear()
+    roots, schedule = base.alpha_bar(grid(base)).sqrt(), zero_terminal_snr(base)
+    expected = (roots - roots[-1]) * roots[1] / (roots[1] - roots[-1])
+    torch.testing.assert_close(schedule.alpha_sigma(grid(schedule))[0][1:], expected[1:], rtol=1e-6, atol=1e-9)
+    assert schedule.final_alpha == 0
+    assert base.final_alpha == pytest.approx(0.006353, abs=1e-6)
+    assert schedule.alpha_sigma(torch.ones(1))[1].item() == 1
+    assert torch.isfinite(schedule.log_snr(grid(schedule)[1:])).all()

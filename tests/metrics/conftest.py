@@ -13,6 +13,7 @@ class Exploding:
     """alpha = 1, sigma from 1e-4 to 80 in log spacing: a variance-exploding process."""
 
     num_steps = 1000
+    first_time = 1e-3
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.exp(math.log(1e-4) + math.log(8e5) * t)
@@ -25,6 +26,7 @@ class Straight:
     """x_t = (1 - t)·x0 + t·noise, as in rectified flow: no signal at all at t = 1."""
 
     num_steps = 1000
+    first_time = 1e-3
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t

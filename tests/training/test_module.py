@@ -1,5 +1,7 @@
 """The LightningModule under a real Trainer: EMA, validation and resuming, compared bit by bit."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -122,6 +124,34 @@ def test_empty_slots_do_not_count(make_run):
     assert out["losses"][1] == 0
     assert torch.equal(out["losses"][0], loss[0])
     assert torch.allclose(out["loss"], (loss.sum() - loss[1]) / len(loss))  # the others weigh what they weighed
+
+
+def test_t_is_spread_evenly_over_a_step_whatever_the_ranks(make_run):
+    """Stratum by position: each of the eight ranges of u once in a step, and a half batch draws its half of them."""
+    batch = next(iter_batches(make_run))
+    module = make_run().module
+    module.strata = len(batch)
+    t = module.training_step(batch, 0)["t"]
+    index = [int((value.item() - 1e-6) * len(batch)) for value in t]
+    assert sorted(index) == list(range(len(batch)))
+    half = dataclasses.replace(
+        batch,
+        audio=batch.audio[2:],
+        num_valid=batch.num_valid[2:],
+        label=batch.label[2:],
+        positions=batch.positions[2:],
+    )
+    assert torch.equal(module.training_step(half, 0)["t"], t[2:])
+    module.strata = 1
+    assert not torch.equal(module.training_step(batch, 0)["t"], t)
+
+
+def test_strata_must_be_positive(make_run):
+    module = make_run().module
+    with pytest.raises(ValueError, match="strata: expected 1 or more, got 0"):
+        type(module)(
+            module.net, module.process, module.representation, module.make_optimizer, module.make_lr_schedule, strata=0
+        )
 
 
 def iter_batches(make_run):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.guidance import classifier_free
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
 from audio_diffusion.diffusion.samplers import OnStep
 from audio_diffusion.seeding import SeededNoise
@@ -23,6 +23,7 @@ def generate(
     cond: Cond,
     *,
     guidance_scale: float = 1.0,
+    guidance: Guidance | None = None,
     device: torch.device | str = "cpu",
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -37,9 +38,10 @@ def generate(
         shape: ``(C, T)`` of one signal.
         seeds: one seed a signal.
         cond: conditions, each ``[B, ..]`` on ``device``.
-        guidance_scale: 1 is no guidance.
+        guidance_scale: classifier-free guidance, 1 is none; short for ``guidance=Guidance(scale)``.
+        guidance: all that can be said about it; None goes by ``guidance_scale``.
         on_step: told (t, x0 estimate) after each network evaluation.
     """
     noise = SeededNoise(seeds, shape, device)
-    denoise = classifier_free(process, net, cond, guidance_scale)
+    denoise = (guidance or Guidance(guidance_scale)).denoiser(process, net, cond)
     return sampler(denoise, noise(), process.schedule, noise, on_step=on_step)

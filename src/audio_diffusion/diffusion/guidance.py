@@ -1,12 +1,16 @@
 """Guidance: a ``denoise`` wrapped into another ``denoise``."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
+from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net, per_sample
+
+_Pair = Callable[[Tensor, Tensor | float], tuple[Prediction, Prediction]]
 
 
 def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
@@ -20,29 +24,125 @@ def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
     }
 
 
-def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with scale = 1 + w).
+@dataclass(frozen=True)
+class Guidance:
+    """How estimates are moved, beyond what the network says.
 
-    noise = noise_uncond + scale·(noise_cond - noise_uncond): scale 1 is the plain conditional model and costs one
-    network evaluation, any other two, made in one batched call.
+    Args:
+        scale: 1 is none. Classifier-free (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, scale = 1 + w): away from the
+            estimate without conditions, in one batched call of the network.
+        interval: times t between which there is guidance; elsewhere the network is called once, as it is
+            (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        rescale: part by which x0 is given back the standard deviation it had unguided, 0 to 1 (Lin et al. 2023,
+            arXiv:2305.08891, eqs. 15 and 16).
+        negative: conditions to move away from, by name; those that are left out are "not given", as all are without.
+        weak: a worse network of the same process, to move away from instead: autoguidance (Karras et al. 2024,
+            arXiv:2406.02507, eq. 3); it takes the same conditions, and works without any.
+        clip: bound of x0 on either side; None is none.
+        clip_quantile: below 1 x0 is scaled down to the bound where more than this part of a sample would be beyond it:
+            dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
 
     Raises:
-        ValueError: if ``scale`` is negative, or differs from 1 where there is no condition.
+        ValueError: for numbers out of their range, or options that exclude each other.
     """
-    if scale < 0:
-        raise ValueError(f"guidance_scale: expected 0 or more, got {scale}")
-    if scale == 1 or not cond:
-        if scale != 1:
-            raise ValueError(f"guidance_scale: got {scale}, but the model has no condition to be guided by; use 1")
-        return process.denoiser(net, cond)
-    first = next(iter(cond.values()))
-    nothing = drop(cond, torch.ones(len(first), dtype=torch.bool, device=first.device))
-    both = process.denoiser(net, {name: torch.cat([cond[name], nothing[name]]) for name in cond})
 
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        x0, noise = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
-        (x0_cond, x0_uncond), (noise_cond, noise_uncond) = x0.chunk(2), noise.chunk(2)
-        # x0 is linear in noise for given x_t and t, so both are moved alike
-        return Prediction(torch.lerp(x0_uncond, x0_cond, scale), torch.lerp(noise_uncond, noise_cond, scale))
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+    negative: Cond | None = None
+    weak: Net | None = None
+    clip: float | None = None
+    clip_quantile: float = 1.0
 
-    return denoise
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if self.scale < 0:
+            raise ValueError(f"guidance_scale: expected 0 or more, got {self.scale}")
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval: expected times 0 <= low <= high <= 1, got {[low, high]}")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance_rescale: expected 0 to 1, got {self.rescale}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: expected a positive bound of |x0|, got {self.clip}")
+        if not 0 < self.clip_quantile <= 1:
+            raise ValueError(f"clip_quantile: expected 0 < clip_quantile <= 1, got {self.clip_quantile}")
+        if self.negative is not None and self.weak is not None:
+            raise ValueError("negative: a weak model to move away from was given as well; expected one of the two")
+
+    def denoiser(self, process: Diffusion, net: Net, cond: Cond) -> Denoise:
+        """The guided ``denoise`` of ``net`` under ``cond``.
+
+        Raises:
+            ValueError: if there is nothing to be guided by, or ``negative`` has conditions that ``cond`` has not.
+        """
+        denoise = process.denoiser(net, cond)
+        if self.scale != 1:
+            denoise = self._guided(process, denoise, self._pair(process, net, cond))
+        return denoise if self.clip is None else self._clipped(process, denoise)
+
+    def _pair(self, process: Diffusion, net: Net, cond: Cond) -> _Pair:
+        """(what is followed, what is moved away from) of x_t and t."""
+        if self.weak is not None:
+            strong, weak = process.denoiser(net, cond), process.denoiser(self.weak, cond)
+            return lambda x_t, t: (strong(x_t, t), weak(x_t, t))
+        if not cond:
+            raise ValueError(f"guidance_scale: got {self.scale}, but the model has no condition to be guided by; use 1")
+        negative, first = self.negative or {}, next(iter(cond.values()))
+        if not set(negative) <= set(cond):
+            raise ValueError(f"negative: expected some of the conditions {sorted(cond)}, got {sorted(negative)}")
+        away = {**drop(cond, torch.ones(len(first), dtype=torch.bool, device=first.device)), **negative}
+        both = process.denoiser(net, {name: torch.cat([cond[name], away[name]]) for name in cond})
+
+        def pair(x_t: Tensor, t: Tensor | float) -> tuple[Prediction, Prediction]:
+            x0, noise = both(torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t)
+            (good_x0, bad_x0), (good_noise, bad_noise) = x0.chunk(2), noise.chunk(2)
+            return Prediction(good_x0, good_noise), Prediction(bad_x0, bad_noise)
+
+        return pair
+
+    def _guided(self, process: Diffusion, plain: Denoise, pair: _Pair) -> Denoise:
+        low, high = self.interval
+
+        def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+            scale: Tensor | float = self.scale
+            if isinstance(t, Tensor):
+                scale = per_sample(torch.where((t >= low) & (t <= high), self.scale, 1.0), x_t)
+            elif not low <= t <= high:
+                return plain(x_t, t)
+            good, bad = pair(x_t, t)
+            # x0 is linear in noise for given x_t and t, so both are moved alike
+            moved = Prediction(*(torch.lerp(b, g, scale) for g, b in zip(good, bad, strict=True)))
+            if not self.rescale:
+                return moved
+            dims = list(range(1, x_t.ndim))
+            ratio = good.x0.std(dims, keepdim=True) / moved.x0.std(dims, keepdim=True).clamp(min=1e-12)
+            return _with_x0(process, moved, moved.x0 * (1 + self.rescale * (ratio - 1)), t)
+
+        return denoise
+
+    def _clipped(self, process: Diffusion, inner: Denoise) -> Denoise:
+        assert self.clip is not None
+        bound = self.clip
+
+        def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+            prediction = inner(x_t, t)
+            x0 = prediction.x0
+            if self.clip_quantile < 1:
+                flat = x0.abs().flatten(1)
+                reached = flat.kthvalue(math.ceil(self.clip_quantile * flat.shape[1]), dim=1).values
+                limit = per_sample(reached.clamp(min=bound), x0)
+                x0 = torch.minimum(torch.maximum(x0, -limit), limit) * (bound / limit)
+            return _with_x0(process, prediction, x0.clamp(-bound, bound), t)
+
+        return denoise
+
+
+def _with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor | float) -> Prediction:
+    """Another x0, and the noise that makes up the same x_t with it."""
+    alpha, sigma = process.alpha_sigma(t, x0)
+    return Prediction(x0, prediction.noise + (prediction.x0 - x0) * (alpha / sigma))
+
+
+def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> Denoise:
+    """Classifier-free guidance of strength ``scale`` and nothing else; see ``Guidance``."""
+    return Guidance(scale).denoiser(process, net, cond)

@@ -1,4 +1,4 @@
-"""The forward process and the objective: schedule and parameterization put together, a network passed in."""
+"""The forward process and the objective: schedule, parameterization, density and weight put together."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -6,8 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
+from audio_diffusion.diffusion.parameterization import Level, Parameterization, Prediction
 from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.weighting import Density, Uniform, Weight
 
 #: conditions by name, first dimension B; -1 in integers and NaN in floats means "not given"
 Cond = Mapping[str, Tensor]
@@ -19,8 +20,9 @@ class Net(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor: ...
 
 
-#: the contract of what a sampler is given: denoise(x_t [B, C, T], t [B]) -> estimates of x0 and noise
-Denoise = Callable[[Tensor, Tensor], Prediction]
+#: the contract of what a sampler is given: denoise(x_t [B, C, T], t) -> estimates of x0 and noise. t is ``[B]``, or one
+#: number for all samples: its alpha_t and sigma_t are then numbers too, and cost the device nothing
+Denoise = Callable[[Tensor, Tensor | float], Prediction]
 
 
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
@@ -34,28 +36,42 @@ class Diffusion:
     Args:
         schedule: alpha_t and sigma_t.
         parameterization: meaning of the network's output.
+        density: how t is drawn; None is uniformly.
+        weight: what the error counts at each noise level; None counts the output's squared error as it is.
+
+    Raises:
+        ValueError: for a parameterization that does not work on the schedule.
     """
 
-    def __init__(self, schedule: Schedule, parameterization: Epsilon):
-        self.schedule = schedule
-        self.parameterization = parameterization
+    def __init__(
+        self,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        density: Density | None = None,
+        weight: Weight | None = None,
+    ):
+        parameterization.check(schedule)
+        self.schedule, self.parameterization = schedule, parameterization
+        self.density, self.weight = density or Uniform(), weight
 
     def time_of(self, u: Tensor) -> Tensor:
-        """Uniform u in [0, 1) -> t uniform over {1, .. T}/T, as DDPM's algorithm 1 draws it; of u's shape."""
-        num_steps = self.schedule.num_steps
-        return ((u.double() * num_steps).floor() + 1).clamp(max=num_steps).div(num_steps).float()
+        """Uniform u in [0, 1) -> t as the density draws it, float32 of u's shape."""
+        return self.density(u, self.schedule)
 
-    def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor | float, like: Tensor) -> tuple[Level, Level]:
+        """alpha_t and sigma_t, to be multiplied with ``like``: ``[B, 1, ..]`` of a ``[B]``, numbers of a number."""
+        if not isinstance(t, Tensor):
+            return self.schedule.at(t)
         alpha, sigma = self.schedule.alpha_sigma(t)
         return per_sample(alpha, like), per_sample(sigma, like)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t·x0 + sigma_t·noise, the jump of DDPM eq. 4; x0, noise ``[B, C, T]``, t ``[B]``."""
-        alpha, sigma = self._alpha_sigma(t, x0)
+        alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
     def loss(self, net: Net, x0: Tensor, noise: Tensor, t: Tensor, cond: Cond, mask: Tensor | None = None) -> Tensor:
-        """Mean squared error of each sample, float32 ``[B]`` (DDPM eq. 14).
+        """Mean squared error of each sample, times its weight, float32 ``[B]`` (DDPM eq. 14).
 
         Args:
             net: the network.
@@ -66,24 +82,36 @@ class Diffusion:
             mask: 1 where a position counts, broadcastable to x0, e.g. ``[B, 1, T]``; None counts all. A sample
                 of which no position counts has loss 0.
         """
-        alpha, sigma = self._alpha_sigma(t, x0)
-        output = net(alpha * x0 + sigma * noise, t, cond)
+        alpha, sigma = self.alpha_sigma(t, x0)
+        output = net(self.parameterization.network_input(alpha * x0 + sigma * noise, alpha, sigma), t, cond)
         error = (output.float() - self.parameterization.target(x0, noise, alpha, sigma).float()).square()
+        weight = self._weight(t)
         if mask is None:
-            return error.flatten(1).mean(1)
+            return weight * error.flatten(1).mean(1)
         mask = mask.to(error.dtype).expand_as(error)
-        return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+        return weight * (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+
+    def _weight(self, t: Tensor) -> Tensor | float:
+        """Factor of the output's squared error, float32 ``[B]``."""
+        if self.weight is None:
+            return 1.0
+        alpha, sigma = self.schedule.alpha_sigma(t.double())
+        snr = (alpha / sigma).square().clamp(min=1e-40)
+        weight = self.weight(snr) * self.parameterization.noise_error(alpha, sigma)
+        return weight.float()
 
     def denoiser(self, net: Net, cond: Cond) -> Denoise:
         """The ``denoise(x_t, t)`` of a network under conditions, what samplers and guidance are given."""
 
-        def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-            alpha, sigma = self._alpha_sigma(t, x_t)
-            return self.parameterization.predict(net(x_t, t, cond).to(x_t.dtype), x_t, alpha, sigma)
+        def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+            alpha, sigma = self.alpha_sigma(t, x_t)
+            times = t if isinstance(t, Tensor) else full_times(t, x_t)
+            output = net(self.parameterization.network_input(x_t, alpha, sigma), times, cond)
+            return self.parameterization.predict(output.to(x_t.dtype), x_t, alpha, sigma)
 
         return denoise
 
 
 def full_times(t: float, x_t: Tensor) -> Tensor:
-    """The scalar time as the ``[B]`` tensor a ``denoise`` takes."""
+    """The scalar time as the ``[B]`` tensor a network takes."""
     return torch.full((len(x_t),), t, device=x_t.device, dtype=torch.float32)

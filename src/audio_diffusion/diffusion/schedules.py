@@ -1,46 +1,99 @@
-"""Noise schedules: how much of the clean signal and how much noise is in x_t.
+"""Noise schedules: how much of the clean signal and how much noise is in x_t = alpha_t·x0 + sigma_t·noise.
 
-All are the forward process of DDPM (Ho et al. 2020, arXiv:2006.11239), x_t = alpha_t x0 + sigma_t noise with
-alpha_t² = ᾱ_t (eq. 4) and alpha_t² + sigma_t² = 1. Time t runs from 0 (clean) to 1 (noise); DDPM's integer
-index is t·T.
+Time t runs from 0 (clean) to 1 (noise). There are three kinds. Variance preserving, alpha_t² + sigma_t² = 1: the chain
+of T steps of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Variance exploding,
+alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A solver needs to know
+none of this: it is given alpha_t, sigma_t and the time of a log-SNR.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+#: largest -log ᾱ that is told apart from no signal at all: alpha_t is 2e-22 there
+_NO_SIGNAL = 100.0
 
-class Schedule:
-    """A variance-preserving schedule of T steps, given by the noise each step adds.
+
+class Schedule(ABC):
+    """alpha_t and sigma_t over t in [0, 1]."""
+
+    kind: Literal["variance preserving", "variance exploding", "flow"]
+    #: T of a chain of steps, which is trained at t = 1/T, 2/T .. 1 only; None: every t
+    num_steps: int | None = None
+    #: the cleanest time that is trained
+    first_time: float
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t, of t's shape and dtype."""
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t² / sigma_t²), of t's shape and dtype."""
+
+    @abstractmethod
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of ``log_snr``; of its shape and dtype, in [0, 1]."""
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """ᾱ_t = alpha_t², of t's shape and dtype."""
+        return self.alpha_sigma(t)[0].square()
+
+    def at(self, t: float) -> tuple[float, float]:
+        """alpha_t and sigma_t as plain numbers, kept for the next time they are asked for."""
+        known = self.__dict__.setdefault("_at", {})
+        if t not in known:
+            alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
+            known[t] = (alpha.item(), sigma.item())
+        return known[t]
+
+    @property
+    def final_alpha(self) -> float:
+        """alpha_1, the part of the signal that is left at the noisy end (√ᾱ_T); 0 where nothing is."""
+        alpha = self.at(1.0)[0]
+        return alpha if alpha > 1e-6 else 0.0
+
+
+class Steps(Schedule):
+    """A variance-preserving chain of T steps, given by the noise each step adds.
 
     Between the T grid points the β of the step is spread evenly, i.e. -log ᾱ is linear in t: the piecewise
     constant form of the VP-SDE (Song et al. 2021, arXiv:2011.13456, eq. 11) that passes through every ᾱ_i.
 
     Args:
-        betas: β_1 .. β_T, each inside (0, 1), float64 ``[T]``.
+        betas: β_1 .. β_T, each inside (0, 1), the last up to 1 (no signal left at t = 1); float64 ``[T]``.
 
     Raises:
-        ValueError: if there is no step, or a β lies outside (0, 1).
+        ValueError: if there is no step, or a β lies outside.
     """
+
+    kind = "variance preserving"
 
     def __init__(self, betas: Tensor):
         betas = torch.as_tensor(betas, dtype=torch.float64).flatten()
         if len(betas) == 0:
             raise ValueError("betas: expected at least one step, got none")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas: expected every β inside (0, 1), got {betas.min():.6g} to {betas.max():.6g}")
-        self.num_steps = len(betas)
+        if not bool((betas > 0).all() & (betas[:-1] < 1).all() & (betas[-1] <= 1)):
+            raise ValueError(
+                f"betas: expected every β inside (0, 1), the last at most 1, got {betas.min():.6g} to {betas.max():.6g}"
+            )
+        self.num_steps: int = len(betas)
+        self.first_time = 1 / len(betas)
         #: -log ᾱ at t = 0, 1/T, .. 1
-        self._neg_log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), -torch.log1p(-betas).cumsum(0)])
+        self.neg_log_alpha_bar = torch.cat(
+            [torch.zeros(1, dtype=torch.float64), (-torch.log1p(-betas)).cumsum(0).clamp(max=_NO_SIGNAL)]
+        )
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def _interpolate(self, t: Tensor) -> Tensor:
         """-log ᾱ_t, of t's shape and dtype."""
         table = self._tables.get((t.device, t.dtype))
         if table is None:
-            table = self._tables[t.device, t.dtype] = self._neg_log_alpha_bar.to(t.device, t.dtype)
+            table = self._tables[t.device, t.dtype] = self.neg_log_alpha_bar.to(t.device, t.dtype)
         position = t.clamp(0, 1) * self.num_steps
         # within rounding of a grid point i/T is on it
         position = torch.where((position - position.round()).abs() < 1e-4, position.round(), position)
@@ -61,34 +114,98 @@ class Schedule:
         neg_log = self._interpolate(t)
         return -neg_log - torch.log(-torch.expm1(-neg_log))
 
-    def times(self, num_steps: int | None) -> list[float]:
-        """``num_steps + 1`` times down to 0 for a sampler, spaced evenly on the grid of T steps; None: all.
-
-        The first is the last grid point with alpha_t of at least 0.005: t = 1 on most schedules. Where the signal
-        is fainter, x_t is noise all the same, but x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network
-        more than 200 times larger: chains on the cosine schedule that start there diverge. Where that point is not
-        noise yet (alpha_t above 0.1, which takes few and coarse steps), the first is t = 1 after all.
-
-        Raises:
-            ValueError: if ``num_steps`` is not between 1 and the number of grid points left.
-        """
-        alpha = torch.exp(-0.5 * self._neg_log_alpha_bar)
-        first = int((alpha >= 0.005).sum()) - 1
-        if alpha[first] > 0.1:
-            first = self.num_steps
-        num_steps = first if num_steps is None else num_steps
-        if not 1 <= num_steps <= first:
-            raise ValueError(f"num_steps: expected 1 to {first} for this schedule of {self.num_steps}, got {num_steps}")
-        index = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64).round()
-        return [float(i) / self.num_steps for i in index]
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of ``log_snr``: -log ᾱ = log(1 + 1/SNR), looked up among the grid points."""
+        table = self.neg_log_alpha_bar.to(log_snr.device)
+        neg_log = torch.nn.functional.softplus(-log_snr.double()).clamp(max=table[-1])
+        right = torch.searchsorted(table, neg_log).clamp(1, self.num_steps)
+        left_value, right_value = table[right - 1], table[right]
+        position = right - 1 + (neg_log - left_value) / (right_value - left_value)
+        return (position / self.num_steps).to(log_snr.dtype)
 
 
-def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+class Edm(Schedule):
+    """Variance exploding, alpha_t = 1: log sigma_t is linear in t from ``sigma_min`` to ``sigma_max``.
+
+    The network is thus told the noise level on a log scale, as in EDM (table 1, c_noise). Which levels are trained is a
+    matter of the process's density, EDM's is ``weighting.LogNormal``.
+
+    Args:
+        sigma_min: sigma_0. Noise at -60 dB of the data takes 0.001 or less to remove.
+        sigma_max: sigma_1.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+    """
+
+    kind = "variance exploding"
+    first_time = 0.0
+
+    def __init__(self, sigma_min: float = 3e-5, sigma_max: float = 80.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        self.log_sigma_min, self.log_sigma_max = math.log(sigma_min), math.log(sigma_max)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """1 and sigma_t."""
+        return torch.ones_like(t), torch.exp(-0.5 * self.log_snr(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """-2·log sigma_t."""
+        return -2 * (self.log_sigma_min + (self.log_sigma_max - self.log_sigma_min) * t.clamp(0, 1))
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of ``log_snr``."""
+        return ((-0.5 * log_snr - self.log_sigma_min) / (self.log_sigma_max - self.log_sigma_min)).clamp(0, 1)
+
+
+class Flow(Schedule):
+    """Rectified flow (Liu et al. 2022, arXiv:2209.03003): x_t = (1 - t)·x0 + t·noise, a straight line.
+
+    Args:
+        floor_db: noise at which sampling ends, in dB of the data; training may reach every t in (0, 1).
+
+    Raises:
+        ValueError: if the floor is not negative.
+    """
+
+    kind = "flow"
+
+    def __init__(self, floor_db: float = -90.0):
+        if not floor_db < 0:
+            raise ValueError(f"floor_db: expected a negative number of dB, got {floor_db}")
+        ratio = 10 ** (floor_db / 20)
+        self.first_time = ratio / (1 + ratio)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - t and t."""
+        return 1 - t, t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """2·log((1 - t)/t)."""
+        return -2 * torch.logit(t)
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of ``log_snr``."""
+        return torch.sigmoid(-0.5 * log_snr)
+
+
+def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Steps:
     """β rising linearly from ``beta_start`` to ``beta_end`` over T = ``num_steps`` (DDPM, section 4)."""
-    return Schedule(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
+    return Steps(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
 
 
-def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+def scaled_linear(num_steps: int = 1000, beta_start: float = 8.5e-4, beta_end: float = 0.012) -> Steps:
+    """√β rising linearly (latent diffusion, Rombach et al. 2022, arXiv:2112.10752)."""
+    return Steps(torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float64).square())
+
+
+def _from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Steps:
+    """The steps between ᾱ at 0, 1/T, .. 1, each β clipped to ``max_beta``."""
+    return Steps((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
+
+
+def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Steps:
     """ᾱ_t = f(t)/f(0), f(t) = cos²((t + s)/(1 + s)·π/2) (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17).
 
     Args:
@@ -97,10 +214,64 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
         max_beta: β is clipped to this near t = 1, as in the paper.
     """
     t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
-    return Schedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
+    return _from_alpha_bar(torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2, max_beta)
 
 
-def explicit(alphas: Sequence[float]) -> Schedule:
+def sigmoid(
+    num_steps: int = 1000, start: float = -3.0, end: float = 3.0, temperature: float = 1.0, max_beta: float = 0.999
+) -> Steps:
+    """ᾱ_t falls as a sigmoid from ``start`` to ``end`` (Jabri et al. 2022, arXiv:2212.11972, algorithm 1; Chen 2023,
+    arXiv:2301.10972); a higher ``temperature`` is closer to linear.
+
+    Raises:
+        ValueError: unless start < end and the temperature is positive.
+    """
+    if not (start < end and temperature > 0):
+        raise ValueError(f"start: expected start < end and temperature > 0, got {start}, {end} and {temperature}")
+    t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    falling = torch.sigmoid(-(start + (end - start) * t) / temperature)
+    alpha_bar = (falling - falling[-1]) / (falling[0] - falling[-1])
+    return _from_alpha_bar(alpha_bar, max_beta)
+
+
+def explicit(alphas: Sequence[float]) -> Steps:
     """The schedule with the given α_1 .. α_T = 1 - β_t (DDPM's α, one per step, *not* ᾱ)."""
-    return Schedule(1 - torch.tensor(list(alphas), dtype=torch.float64))
+    return Steps(1 - torch.tensor(list(alphas), dtype=torch.float64))
+
+
+def lowered(schedule: Steps, floor_db: float = -90.0, num_steps: int = 30) -> Steps:
+    """``schedule`` preceded by ``num_steps`` steps from a lower noise, even in log-SNR.
+
+    The usual schedules end at a noise of -40 dB of the data, which is heard as hiss: no sampler can remove noise that
+    the network has not been trained at. The first few steps of ``schedule``, coarser in log-SNR than the new ones, are
+    left out; all others are as they were.
+
+    Args:
+        schedule: what follows.
+        floor_db: smallest noise, 20·log10(sigma_t/alpha_t).
+        num_steps: so many of all times are trained below ``schedule``.
+
+    Raises:
+        ValueError: if there is no step, or ``schedule`` starts below the floor already.
+    """
+    own = -schedule.neg_log_alpha_bar[1:] - torch.log(-torch.expm1(-schedule.neg_log_alpha_bar[1:]))
+    floor = -floor_db / 10 * math.log(10)
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    if floor <= own[0]:
+        starts_at = -10 * own[0].item() / math.log(10)
+        raise ValueError(f"floor_db: expected less than the {starts_at:.1f} dB it starts at, got {floor_db}")
+    finer = own[:-1] - own[1:] <= (floor - own[:-1]) / num_steps
+    join = int(finer.nonzero()[0]) if bool(finer.any()) else 0
+    low = torch.nn.functional.softplus(-torch.linspace(floor, own[join].item(), num_steps + 1, dtype=torch.float64))
+    neg_log = torch.cat([torch.zeros(1, dtype=torch.float64), low, schedule.neg_log_alpha_bar[join + 2 :]])
+    return Steps(-torch.expm1(-neg_log.diff()))
+
+
+def zero_terminal_snr(schedule: Steps) -> Steps:
+    """``schedule`` with √ᾱ shifted and scaled so that no signal is left at t = 1 and the first step is as it was
+    (Lin et al. 2023, arXiv:2305.08891, algorithm 1). Noise cannot be predicted there: it takes V or X0."""
+    alpha = torch.exp(-0.5 * schedule.neg_log_alpha_bar)
+    rescaled = (alpha - alpha[-1]) * alpha[1] / (alpha[1] - alpha[-1])
+    bars = torch.cat([torch.ones(1, dtype=torch.float64), rescaled[1:].square()])
+    return Steps(1 - bars[1:] / bars[:-1])

@@ -122,7 +122,7 @@ class BoundMeter:
         num_levels: noise levels (network evaluations) for each clip and repeat.
         repeats: estimates of each clip, each with its own noise; 2 or more tell how exact they are.
         continuous: bound the limit of infinitely many steps, instead of the schedule's T.
-        t_min: time of the least noise, with ``continuous``; None: 1/T, the least the network is trained with.
+        t_min: time of the least noise, with ``continuous``; None: the least the network is trained with.
 
     Raises:
         ValueError: for numbers out of range, or ``t_min`` without ``continuous``.
@@ -164,7 +164,7 @@ class BoundMeter:
                 mask,
                 scale,
                 [generator_for("bound", *key, repeat) for key in keys],
-                t_min=self.t_min or 1 / schedule.num_steps,
+                t_min=schedule.first_time if self.t_min is None else self.t_min,
                 num_steps=None if self.continuous else schedule.num_steps,
                 num_levels=self.num_levels,
             )
@@ -187,7 +187,7 @@ class FlowMeter:
     Args:
         repeats: estimates of each clip, each with its own dequantisation and trace probe.
         tolerance: error of a step of the solver.
-        t_min: time of the least noise; None: 1/T, the least the network is trained with.
+        t_min: time of the least noise; None: the least the network is trained with.
 
     Raises:
         ValueError: for numbers out of range.
@@ -221,7 +221,7 @@ class FlowMeter:
                 mask,
                 scale,
                 [generator_for("flow", *key, repeat) for key in keys],
-                t_min=self.t_min or 1 / schedule.num_steps,
+                t_min=schedule.first_time if self.t_min is None else self.t_min,
                 tolerance=self.tolerance,
             )
             for repeat in range(self.repeats)

@@ -24,7 +24,11 @@ _LEAST_LOG_SNR = -20.0  # taken for noise, where a schedule ends at no signal at
 class Schedule(Protocol):
     """What is needed of a noise schedule; t in [0, 1], log_snr falls with t."""
 
-    num_steps: int
+    @property
+    def num_steps(self) -> int | None: ...  # T of a chain of steps; None: every t is trained
+
+    @property
+    def first_time(self) -> float: ...  # the cleanest that is trained
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
 

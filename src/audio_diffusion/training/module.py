@@ -53,12 +53,15 @@ class DiffusionModule(L.LightningModule):
             classifier-free guidance compares with. Or one for each condition by name, each dropped independently of the
             others, and one for "all": ``{all: 0.1, caption: 0.2}``.
         mask_padding: leave padding out of the loss. Then the network never learns that short clips end in silence.
+        strata: each u is drawn from one of so many equal ranges of [0, 1), in turn by position: with the global batch
+            size every optimizer step sees all noise levels evenly; 1 draws them independently.
         compile: ``torch.compile`` the network.
         seed: of t, noise and dropout.
         recipe: plain data that says how to build all this again; stored in every checkpoint.
 
     Raises:
-        ValueError: if ``cond_dropout`` lies outside [0, 1], or names a condition that the network does not have.
+        ValueError: if ``cond_dropout`` lies outside [0, 1] or names a condition that the network does not have, or
+            ``strata`` is below 1.
     """
 
     def __init__(
@@ -72,17 +75,20 @@ class DiffusionModule(L.LightningModule):
         ema_decay: float = 0.9999,
         cond_dropout: float | dict[str, float] = 0.1,
         mask_padding: bool = False,
+        strata: int = 1,
         compile: bool = False,
         seed: int = 0,
         recipe: dict[str, Any] | None = None,
     ):
         super().__init__()
+        if strata < 1:
+            raise ValueError(f"strata: expected 1 or more, got {strata}")
         self.net, self.ema = net, EmaWeights(net, ema_decay)
         self.process, self.representation = process, representation
         self.make_optimizer, self.make_lr_schedule = optimizer, lr_schedule
         self.weight_decay, self.mask_padding = weight_decay, mask_padding
         self.cond_dropout = _rates(cond_dropout, self.conditions)
-        self.seed, self.recipe = seed, recipe
+        self.seed, self.recipe, self.strata = seed, recipe, strata
         self._sharded = False
         if compile:
             self.net.compile()  # in place: names in the checkpoint stay as they are
@@ -145,7 +151,8 @@ class DiffusionModule(L.LightningModule):
         """
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
-        t = self.process.time_of(u)
+        stratum = torch.tensor([position % self.strata for position in batch.positions], device=u.device)
+        t = self.process.time_of((stratum + u) / self.strata)
         cond = self._drop(self.cond_of(batch), v, batch.positions)
         losses = self._losses(self.net, batch, x0, noise, t, cond)
         return {"loss": losses.mean(), "losses": losses.detach(), "t": t}

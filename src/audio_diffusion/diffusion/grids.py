@@ -1,0 +1,185 @@
+"""Time grids: at which times a sampler asks the network.
+
+    grid(schedule, num_steps) -> num_steps times, falling, all of them trained; after the last, x0 is the estimate made
+
+A chain of T steps is asked at i/T only. Where x_t is all but noise x0 can hardly be read from it; an even grid on such
+a chain starts at the last step with alpha_t >= 0.005. A schedule that ends without any signal is started at its
+very end.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.diffusion.schedules import Schedule, Steps
+
+Grid = Callable[[Schedule, int | None], list[float]]
+
+_MIN_ALPHA = 0.005
+
+
+def _checked(num_steps: int | None, most: int | None, schedule: Schedule) -> int:
+    """The number of steps; None is all of them.
+
+    Raises:
+        ValueError: if there are not so many, or all of a schedule without steps are asked for.
+    """
+    if most is None:
+        if num_steps is None or num_steps < 1:
+            raise ValueError(f"num_steps: expected at least 1 for a schedule of continuous time, got {num_steps}")
+        return num_steps
+    num_steps = most if num_steps is None else num_steps
+    if not 1 <= num_steps <= most:
+        raise ValueError(f"num_steps: expected 1 to {most} for this schedule of {schedule.num_steps}, got {num_steps}")
+    return num_steps
+
+
+def _first_step(schedule: Steps) -> int:
+    """Index of the step to start at.
+
+    The last with alpha_t of at least 0.005: where the signal is fainter, x_t is noise all the same, but
+    x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network more than 200 times larger. Where that one is not
+    noise yet (alpha_t above 0.1, which takes few and coarse steps), and where the end is pure noise, it is T.
+    """
+    alpha = torch.exp(-0.5 * schedule.neg_log_alpha_bar)
+    first = int((alpha >= _MIN_ALPHA).sum()) - 1
+    assert schedule.num_steps is not None
+    return schedule.num_steps if alpha[first] > 0.1 or schedule.final_alpha == 0 else first
+
+
+def trailing(schedule: Schedule, num_steps: int | None) -> list[float]:
+    """Even in t down to 0, which is x0: the last time is 1/num_steps (Lin et al. 2023, arXiv:2305.08891, table 2).
+
+    For DDPM and DDIM: its last steps jump far in log-SNR, which solvers of higher order do not like.
+
+    Raises:
+        ValueError: if ``num_steps`` is not between 1 and the number of steps there are.
+    """
+    if not isinstance(schedule, Steps):
+        num_steps = _checked(num_steps, None, schedule)
+        return [1 - i / num_steps * (1 - schedule.first_time) for i in range(num_steps)]
+    first = _first_step(schedule)
+    num_steps = _checked(num_steps, first, schedule)
+    index = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64).round()
+    return [float(i) / schedule.num_steps for i in index[:-1]]
+
+
+def uniform(schedule: Schedule, num_steps: int | None) -> list[float]:
+    """Even in t from the first to the cleanest time that is trained (table 2's "linspace").
+
+    Raises:
+        ValueError: if ``num_steps`` is not between 1 and the number of steps there are.
+    """
+    if not isinstance(schedule, Steps):
+        num_steps = _checked(num_steps, None, schedule)
+        return torch.linspace(1, schedule.first_time, num_steps, dtype=torch.float64).tolist()
+    first = _first_step(schedule)
+    num_steps = _checked(num_steps, first, schedule)
+    return [float(i) / schedule.num_steps for i in torch.linspace(first, 1, num_steps, dtype=torch.float64).round()]
+
+
+def _range(schedule: Schedule) -> tuple[float, float]:
+    """log(sigma/alpha) at the noisiest and the cleanest level to ask at."""
+    last = _first_step(schedule) / schedule.num_steps if isinstance(schedule, Steps) else 1.0
+    ends = schedule.log_snr(torch.tensor([last, schedule.first_time], dtype=torch.float64))
+    top, floor = (-0.5 * ends).tolist()
+    return min(top, -math.log(_MIN_ALPHA)), floor
+
+
+def _levels(schedule: Schedule, num_steps: int | None, place: Callable[[int], Tensor]) -> list[float]:
+    """The times of noise levels: ``place(n)`` gives log(sigma/alpha) of n levels, falling.
+
+    On a chain each is moved to the nearest step that is free. A schedule that ends without signal is first asked there.
+    """
+    num_steps = _checked(num_steps, _first_step(schedule) if isinstance(schedule, Steps) else None, schedule)
+    pure = [1.0] if schedule.final_alpha == 0 else []
+    times = schedule.time_of_log_snr(-2 * place(num_steps - len(pure))) if num_steps > len(pure) else torch.zeros(0)
+    if not isinstance(schedule, Steps):
+        return pure + times.tolist()
+    steps, index = schedule.num_steps, [round(t * schedule.num_steps) for t in pure + times.tolist()]
+    for i in range(num_steps):  # one free step for each level above
+        index[i] = min(index[i], (index[i - 1] if i else steps + 1) - 1)
+    for i in reversed(range(num_steps)):  # and below
+        index[i] = max(index[i], (index[i + 1] if i + 1 < num_steps else 0) + 1)
+    return [i / steps for i in index]
+
+
+def log_snr(schedule: Schedule, num_steps: int | None) -> list[float]:
+    """Even in log-SNR over all of the schedule (DPM-Solver, Lu et al. 2022, arXiv:2206.00927, section 3.4).
+
+    Raises:
+        ValueError: if ``num_steps`` is not between 1 and the number of steps there are.
+    """
+    top, floor = _range(schedule)
+    return _levels(schedule, num_steps, lambda n: torch.linspace(top, floor, n, dtype=torch.float64))
+
+
+def karras(
+    schedule: Schedule,
+    num_steps: int | None,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> list[float]:
+    """Even in (sigma/alpha)^(1/rho) (EDM, Karras et al. 2022, arXiv:2206.00364, eq. 5).
+
+    Args:
+        rho: larger has shorter steps at low noise.
+        sigma_min: noise level sigma/alpha to end at; None is the schedule's smallest.
+        sigma_max: noise level to start at; None is the schedule's largest.
+
+    Raises:
+        ValueError: if ``num_steps`` or ``rho`` is too small, or the levels do not lie inside the schedule's in order.
+    """
+    top, floor = _range(schedule)
+    low, high = math.exp(floor) if sigma_min is None else sigma_min, math.exp(top) if sigma_max is None else sigma_max
+    if not rho > 0:
+        raise ValueError(f"rho: expected a positive number, got {rho}")
+    if not math.exp(floor) * 0.999 <= low < high <= math.exp(top) * 1.001:
+        raise ValueError(
+            f"sigma_min: expected {math.exp(floor):.3g} <= sigma_min < sigma_max <= {math.exp(top):.4g}, the levels of "
+            f"this schedule, got {low:.4g} and {high:.4g}"
+        )
+    inverse = 1 / rho
+    place = lambda n: rho * torch.linspace(high**inverse, low**inverse, n, dtype=torch.float64).log()  # noqa: E731
+    return _levels(schedule, num_steps, place)
+
+
+def balanced(
+    schedule: Schedule, num_steps: int | None, share: float = 0.34, centre_db: float = -11.2, width_db: float = 5.5
+) -> list[float]:
+    """Even in log-SNR, and more steps around the noise level where data of unit variance takes shape.
+
+    Loud and quiet components of audio appear at noise levels of their own, each alike in log-SNR, so long even steps
+    serve them; where the bulk of the data is decided the denoiser bends, and steps are short. The noise levels reach
+    from 60·log10(n) - 40 dB down to 45 - 86·log10(n) dB of the data for n steps, as far as the schedule has them: with
+    fewer, long steps lose more than a wider range wins. The numbers are measured: benchmarks/sampling.
+
+    Args:
+        share: part of the steps in the middle region; 0 is even in log-SNR.
+        centre_db: its centre, 20·log10(sigma/alpha).
+        width_db: its width, that of a logistic distribution.
+
+    Raises:
+        ValueError: if ``share`` lies outside [0, 1), ``width_db`` is not positive, or ``num_steps`` is not between 1
+            and the number of steps there are.
+    """
+    if not (0 <= share < 1 and width_db > 0):
+        raise ValueError(f"share: expected 0 <= share < 1 and width_db > 0, got {share} and {width_db}")
+    neper = math.log(10) / 20  # dB -> log(sigma/alpha)
+
+    def place(n: int) -> Tensor:
+        top, floor = _range(schedule)
+        top = min(top, max(20.0, 60 * math.log10(n) - 40) * neper)
+        floor = max(floor, min(-14.0, 45 - 86 * math.log10(n)) * neper)
+        fine = torch.linspace(top, floor, 4001, dtype=torch.float64)
+        bend = torch.sigmoid((centre_db * neper - fine) / (width_db * neper))
+        passed = (1 - share) * (top - fine) / (top - floor) + share * (bend - bend[0]) / (bend[-1] - bend[0])
+        at = torch.linspace(0, 1, n, dtype=torch.float64)
+        right = torch.searchsorted(passed, at).clamp(1, len(fine) - 1)
+        part = (at - passed[right - 1]) / (passed[right] - passed[right - 1])
+        return torch.lerp(fine[right - 1], fine[right], part)
+
+    return _levels(schedule, num_steps, place)
