@@ -14,8 +14,8 @@ from audio_diffusion.data.datamodule import AudioDataModule
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-def datamodule(row: Row, state: dict | None = None) -> AudioDataModule:
-    """The public class, set up as ``Trainer.fit`` does it, at the place in the stream that ``state`` says."""
+def datamodule(row: Row, position: int = 0) -> AudioDataModule:
+    """The public class, set up as ``Trainer.fit`` does it, as if resumed at a position of the stream."""
     data = AudioDataModule(
         train=f"{row.corpus}/shards/{row.encoding}",
         val=None,
@@ -30,8 +30,8 @@ def datamodule(row: Row, state: dict | None = None) -> AudioDataModule:
     data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     data.prepare_data()
     data.setup("fit")
-    if state:
-        data.load_state_dict(state)
+    if position:
+        data.load_state_dict({"position": position, "step": 0, "order": data.mixture.fingerprint()})
     return data
 
 

@@ -115,6 +115,8 @@ def test_what_cannot_be_used_is_named_and_never_a_clip(tmp_path: Path, write_tar
         ("good.json", b"again"),
         ("evil.pickle", b"cos\nsystem\n"),
         ("lonely.json", b"{}"),
+        ("song.M4A", b"audio"),
+        ("picture.jpg", b"none of ours"),
     ]
     index = load_index(write_tar(tmp_path / "s.tar", members))
     assert by_index(index) == {"good": (b"audio", b"{}")}
@@ -127,9 +129,10 @@ def test_what_cannot_be_used_is_named_and_never_a_clip(tmp_path: Path, write_tar
         "../x.wav": out, "a/../../y.json": out, "/etc/z.wav": out,
         "link.wav": link, "hard.wav": link, "pipe.json": link,
         "good.flac": second, "good.json": second, "good.wav": second, "lonely.json": "json without audio",
+        "song.M4A": "M4A is no kind of audio that is read here",
     }  # fmt: skip
     refused = {key: reason for key, _, reason in index.refused}
-    kinds = {"unsafe": {out, link}, "duplicate": {second}, "metadata": {"json without audio"}}
+    kinds = {"unsafe": {out, link}, "duplicate": {second}, "metadata": {"json without audio"}, "format": {expected["song.M4A"]}}
     assert all(expected[key] in kinds[kind] for key, kind, _ in index.refused)
     assert refused.keys() == expected.keys()
     assert all(reason.startswith(expected[key]) for key, reason in refused.items())

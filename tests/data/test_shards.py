@@ -1,5 +1,6 @@
 """Which shards there are, what their manifests promise, and their members as bytes."""
 
+import gzip
 import json
 import os
 import pickle
@@ -180,3 +181,16 @@ def test_few_shards_are_mapped_and_indexed_at_once_and_members_of_closed_ones_st
 def test_shards_travel_to_another_process(five: Shards) -> None:
     audio_of(five, 0)
     assert audio_of(pickle.loads(pickle.dumps(five)), 2) == bytes(range(2, 202))
+
+
+def test_shards_without_any_audio_are_refused_and_say_why(tmp_path: Path, write_tar: WriteTar) -> None:
+    songs = str(write_tar(tmp_path / "songs.tar", [("a.m4a", b"x"), ("b.m4a", b"x")]))
+    with pytest.raises(ValueError, match=r"found none; of 2 members that cannot be used the first: .*m4a is no kind"):
+        Shards.open([songs])
+    packed = tmp_path / "packed.tar.gz"
+    packed.write_bytes(gzip.compress(write_tar(tmp_path / "plain.tar", [("a.wav", b"x")]).read_bytes()))
+    with pytest.raises(ValueError, match=r"found none; .*the tar cannot be read to its end"):
+        Shards.open([str(packed)])
+    pictures = str(write_tar(tmp_path / "pictures.tar", [("a.jpg", b"x")]))
+    with pytest.raises(ValueError, match=r"shards: expected audio in the 1 shards of \[.*pictures.tar'\], found none$"):
+        Shards.open([pictures])

@@ -13,6 +13,8 @@ from audio_diffusion.data.batch import Skipped
 from audio_diffusion.data.members import MAX_JSON_BYTES, READERS, read_json
 
 INDEX_VERSION = 2
+#: endings of audio that libsndfile does not read; other members are left alone
+UNREADABLE = ("aac", "ac3", "amr", "ape", "m4a", "mka", "mp4", "webm", "wma", "wv")
 
 Place = tuple[int, int]  # (offset, size) in bytes; (0, 0): there is none
 
@@ -89,6 +91,8 @@ def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> S
                     raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
                 key, _, ending = member.name.rpartition(".")
                 is_audio = ending.lower() in EXTENSIONS
+                if ending.lower() in UNREADABLE:
+                    refused.append((member.name, "format", f"{ending} is no kind of audio that is read here"))
                 if member.isdir() or not (is_audio or ending in READERS):
                     continue
                 if problem := _problem(member, num_bytes):

@@ -181,7 +181,7 @@ class Shards:
         """The shards that the patterns match. What their manifests say is taken from there, the others are indexed.
 
         Raises:
-            ValueError: if shards are missing, or are not those that the manifest beside them tells of.
+            ValueError: if shards are missing, hold no audio, or are not those that the manifest beside them tells of.
         """
         paths = [path for pattern in patterns for path in expand(pattern, store)]
         folders = {_parent(path) for path in paths}
@@ -193,13 +193,13 @@ class Shards:
         _check_manifests(patterns, paths, listed)
         unlisted = [path for path in paths if path not in listed]
         built = dict(zip(unlisted, _parallel(lambda path: load_index(path, store), unlisted), strict=True))
-        return cls(
-            paths,
-            [len(built[path].keys) if path in built else listed[path]["clips"] for path in paths],
-            [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths],
-            store,
-            [skip for index in built.values() for skip in index.skipped()],
-        )
+        num_clips = [len(built[path].keys) if path in built else listed[path]["clips"] for path in paths]
+        refused = [skip for index in built.values() for skip in index.skipped()]
+        if not sum(num_clips):
+            such = f"; of {len(refused)} members that cannot be used the first: {refused[0]}" if refused else ""
+            raise ValueError(f"shards: expected audio in the {len(paths)} shards of {list(patterns)}, found none{such}")
+        num_bytes = [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths]
+        return cls(paths, num_clips, num_bytes, store, refused)
 
     @property
     def is_remote(self) -> bool:
