@@ -106,8 +106,10 @@ class Diffusion:
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
             alpha, sigma = self.alpha_sigma(t, x_t)
             times = t if isinstance(t, Tensor) else full_times(t, x_t)
-            output = net(self.parameterization.network_input(x_t, alpha, sigma), times, cond)
-            return self.parameterization.predict(output.to(x_t.dtype), x_t, alpha, sigma)
+            output = net(self.parameterization.network_input(x_t, alpha, sigma), times, cond).to(x_t.dtype)
+            if output is x_t:  # a network may say what it is shown, but samplers change x_t in place
+                output = output.clone()
+            return self.parameterization.predict(output, x_t, alpha, sigma)
 
         return denoise
 
