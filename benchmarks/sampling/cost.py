@@ -25,7 +25,7 @@ from audio_diffusion.diffusion.samplers import ddim, dpmpp, heun, unipc
 from audio_diffusion.diffusion.schedules import linear, lowered
 
 SCHEDULE = lowered(linear())
-SIZES = {1024: 61, 65536: 31, 2**21: 7}  # samples of [1, 2, T], and rounds
+SIZES = {1024: 61, 65536: 41, 2**21: 11}  # samples of [1, 2, T], and rounds
 SHORT, LONG = 10, 50  # steps; a step's cost is the difference by 40
 Net = Callable[[Tensor, Tensor], Tensor]
 Loop = Callable[[Net, Tensor, int], Tensor]
