@@ -162,9 +162,10 @@ def slopes(loops: list[dict[int, Loop]], size: int) -> Iterator[list[float]]:
         return time.perf_counter() - began
 
     for i in range(SIZES[size] + 1):
-        found = [(seconds(loop, LONG) - seconds(loop, SHORT)) / (LONG - SHORT) * 1e6 for loop in loops]
+        order = loops if i % 2 else loops[::-1]
+        found = [(seconds(loop, LONG) - seconds(loop, SHORT)) / (LONG - SHORT) * 1e6 for loop in order]
         if i:  # the first warms up
-            yield found
+            yield found if i % 2 else found[::-1]
 
 
 def spread(values: list[float], digits: int) -> str:
