@@ -5,21 +5,18 @@
 The denoiser is exact, so only the sampler errs. Deterministic solvers carry quantiles along: no noise in the figures.
 """
 
-import math
-import time
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
+import cost
 import peers
 import torch
 from analytic import DB, MIXTURES, Mixture, denoise_levels, level_errors, start, wasserstein
 from torch import Tensor
 
 from audio_diffusion.diffusion import grids
-from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
-from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.diffusion.parameterization import Prediction
 from audio_diffusion.diffusion.samplers import ddim, dpmpp, heun, unipc
 from audio_diffusion.diffusion.schedules import Edm, Flow, Schedule, linear, lowered
 
@@ -120,81 +117,13 @@ def held_out() -> list[str]:
     return lines
 
 
-def tight_2m(net: Callable[[Tensor], Tensor], x: Tensor, levels: list[tuple[float, float]]) -> Tensor:
-    """DPM-Solver++(2M) of a noise predictor as one would write it for speed alone: in place, no abstractions."""
-    old, last = None, 0.0
-    for (alpha, sigma), (alpha_s, sigma_s) in pairwise(levels):
-        x0 = torch.sub(x, net(x), alpha=sigma).div_(alpha)
-        h = math.log(alpha_s / sigma_s) - math.log(alpha / sigma)
-        whole = -math.expm1(-h)
-        x.mul_(sigma_s / sigma)
-        if old is None:
-            x.add_(x0, alpha=alpha_s * whole)
-        else:
-            slope = 0.5 * whole * h / last
-            x.add_(x0, alpha=alpha_s * (whole + slope)).add_(old, alpha=-alpha_s * slope)
-        old, last = x0, h
-    alpha, sigma = levels[-1]
-    return torch.sub(x, net(x), alpha=sigma).div_(alpha)
-
-
-def overhead() -> list[str]:
-    """Microseconds that one more step costs with a network that costs nothing: 60 steps less 10, least of rounds."""
-    free = Diffusion(DEFAULT, Epsilon()).denoiser(lambda x_t, t, cond: x_t, {})
-    levels = {n: [DEFAULT.at(t) for t in grids.balanced(DEFAULT, n)] for n in (10, 60)}
-    lines = ["| us a step | [1, 2, 1024] | [1, 2, 65536] | [1, 2, 2^21] |", "|---|---|---|---|"]
-    sizes = (1024, 65536, 2**21)
-
-    def seconds(call: Callable[[Tensor, int], object], x: Tensor, steps: int) -> float:
-        rounds = []
-        for _ in range(25 if x.shape[-1] < 2**20 else 3):
-            given = x.clone()
-            began = time.perf_counter()
-            call(given, steps)
-            rounds.append(time.perf_counter() - began)
-        return min(rounds)
-
-    def timed(call: Callable[[Tensor, int], object]) -> list[float]:
-        found = []
-        for size in sizes:
-            x = torch.randn(1, 2, size)
-            found.append((seconds(call, x, 60) - seconds(call, x, 10)) / 50 * 1e6)
-        return found
-
-    def peer(name: str) -> Callable[[Tensor, int], object]:
-        import diffusers as library
-
-        def call(x: Tensor, steps: int) -> None:
-            scheduler = getattr(library, f"{name}Scheduler")()
-            scheduler.set_timesteps(steps)
-            for t in scheduler.timesteps:
-                x = scheduler.step(x, t, x).prev_sample
-
-        return call
-
-    cases: dict[str, Callable[[Tensor, int], object]] = {
-        "hand-written 2M, in place": lambda x, n: tight_2m(lambda v: v, x, levels[n]),
-        "ours: dpmpp_2m": lambda x, n: dpmpp(free, x, DEFAULT, None, num_steps=n),  # type: ignore[arg-type]
-        "ours: ddim": lambda x, n: ddim(free, x, DEFAULT, None, num_steps=n),  # type: ignore[arg-type]
-        "ours: unipc": lambda x, n: unipc(free, x, DEFAULT, None, num_steps=n),  # type: ignore[arg-type]
-        "diffusers DDIM": peer("DDIM"),
-        "diffusers DPM-Solver++(2M)": peer("DPMSolverMultistep"),
-        "diffusers UniPC": peer("UniPCMultistep"),
-    }
-    with torch.no_grad():
-        for name, call in cases.items():
-            lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in timed(call)) + " |")
-            print(lines[-1], flush=True)
-    return lines
-
-
 def main() -> None:
     """All tables into RESULTS.md."""
     torch.set_num_threads(1)
     text = (Path(__file__).parent / "RESULTS.head.md").read_text()
-    tables = [*quality(), "", "## Other densities", "", *held_out(), "", "## Cost of a step", "", *overhead()]
-    text += "\n".join(["", *tables])
-    (Path(__file__).parent / "RESULTS.md").write_text(text + "\n")
+    tables = [*quality(), "", "## Other densities", "", *held_out(), "", ""]
+    (Path(__file__).parent / "RESULTS.md").write_text(text + "\n".join(["", *tables]))
+    cost.main()
 
 
 if __name__ == "__main__":

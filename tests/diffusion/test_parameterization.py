@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.parameterization import X0, Edm, Epsilon, Parameterization, V, Velocity, velocity
+from audio_diffusion.diffusion.parameterization import (
+    X0,
+    Edm,
+    Epsilon,
+    Parameterization,
+    Prediction,
+    V,
+    Velocity,
+    velocity,
+)
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
 from audio_diffusion.diffusion.schedules import Flow, Schedule, cosine, linear, lowered, zero_terminal_snr
@@ -76,6 +85,31 @@ def test_errors_of_output_and_noise_are_in_the_stated_ratio(name: str, kind: str
     wrong = PARTS[name].predict(target + 0.1, x_t, alpha, sigma).noise
     ratio = PARTS[name].noise_error(alpha, sigma).expand(9, 1, 1)
     torch.testing.assert_close((wrong - noise).square(), 0.01 * ratio.expand_as(noise), rtol=1e-6, atol=1e-12)
+
+
+@PAIRS
+def test_a_step_does_not_depend_on_whether_x0_was_asked_for(name: str, kind: str) -> None:
+    """Neither does c·y = x0."""
+    _, _, alpha, sigma, x_t = noised(kind)
+    output = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for i in range(len(x_t)):
+        asked, not_asked = (PARTS[name].predict(output, x_t, alpha[i].item(), sigma[i].item()) for _ in range(2))
+        expected = 0.7 * x_t - 0.4 * asked.x0
+        for prediction in (asked, not_asked):
+            c, y = prediction.scaled_x0()
+            torch.testing.assert_close(c * y, asked.x0)
+        for prediction in (asked, not_asked):
+            x = x_t.clone()
+            prediction.step(x, 0.7, -0.4)
+            torch.testing.assert_close(x, expected)
+
+
+def test_an_estimate_is_made_once_and_only_if_asked_for() -> None:
+    made: list[str] = []
+    prediction = Prediction(lambda: (made.append("x0"), torch.ones(1))[1], lambda: (made.append("noise"), 1 / 0)[1])
+    assert made == []
+    assert prediction.x0 is prediction.x0
+    assert made == ["x0"]
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 2.0])

@@ -443,3 +443,28 @@ def test_noise_that_ends_abruptly_is_still_sampled_right(exact_denoise: Exact) -
     mean, variance = mean_and_variance(ddpm, exact_denoise(schedule, 2.0, 1.0), schedule, width=1)
     assert mean.item() == pytest.approx(2, abs=0.01)
     assert variance.item() == pytest.approx(1, abs=0.01)
+
+
+@ALL
+def test_the_loop_traces_into_one_graph(sampler: Sampler) -> None:
+    """No graph breaks once the plan is made: what torch.compile and CUDA graphs ask for."""
+    schedule, x_t = linear(), Draws(2, 1, 8)()
+    denoise, noise = nonlinear(schedule), Draws(2, 1, 8, seed=1)()
+
+    def sample(x: Tensor) -> Tensor:
+        return sampler(denoise, x, schedule, lambda: noise, num_steps=5)
+
+    expected = sample(x_t)
+    torch.compiler.reset()  # it counts every sampler as the same function
+    torch.testing.assert_close(torch.compile(sample, fullgraph=True, backend="eager")(x_t), expected)
+
+
+@ALL
+def test_a_network_may_return_its_input(sampler: Sampler) -> None:
+    """Samplers change x in place: the output must not change with it."""
+    schedule, ends = linear(), []
+    for net in (lambda x_t, t, cond: x_t, lambda x_t, t, cond: x_t.clone()):
+        draws = Draws(2, 1, 4)
+        denoise = Diffusion(schedule, Epsilon()).denoiser(net, {})
+        ends.append(sampler(denoise, draws(), schedule, draws, num_steps=5))
+    assert torch.equal(*ends)

@@ -94,9 +94,10 @@ class Guidance:
         both = process.denoiser(net, {name: torch.cat([cond[name], away[name]]) for name in cond})
 
         def pair(x_t: Tensor, t: Tensor | float) -> tuple[Prediction, Prediction]:
-            x0, noise = both(torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t)
-            (good_x0, bad_x0), (good_noise, bad_noise) = x0.chunk(2), noise.chunk(2)
-            return Prediction(good_x0, good_noise), Prediction(bad_x0, bad_noise)
+            found = both(torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t)
+            n = len(x_t)
+            good = Prediction(lambda: found.x0[:n], lambda: found.noise[:n])
+            return good, Prediction(lambda: found.x0[n:], lambda: found.noise[n:])
 
         return pair
 
@@ -111,7 +112,9 @@ class Guidance:
                 return plain(x_t, t)
             good, bad = pair(x_t, t)
             # x0 is linear in noise for given x_t and t, so both are moved alike
-            moved = Prediction(*(torch.lerp(b, g, scale) for g, b in zip(good, bad, strict=True)))
+            moved = Prediction(
+                lambda: torch.lerp(bad.x0, good.x0, scale), lambda: torch.lerp(bad.noise, good.noise, scale)
+            )
             if not self.rescale:
                 return moved
             dims = list(range(1, x_t.ndim))
@@ -140,7 +143,7 @@ class Guidance:
 def _with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor | float) -> Prediction:
     """Another x0, and the noise that makes up the same x_t with it."""
     alpha, sigma = process.alpha_sigma(t, x0)
-    return Prediction(x0, prediction.noise + (prediction.x0 - x0) * (alpha / sigma))
+    return Prediction(x0, lambda: prediction.noise + (prediction.x0 - x0) * (alpha / sigma))
 
 
 def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> Denoise:

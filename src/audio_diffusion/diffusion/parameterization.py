@@ -3,7 +3,8 @@
 alpha and sigma are those of x_t = alpha·x0 + sigma·noise: tensors that broadcast to it, or numbers.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, overload
 
 from torch import Tensor
 
@@ -12,11 +13,79 @@ from audio_diffusion.diffusion.schedules import Schedule
 Level = Tensor | float
 
 
-class Prediction(NamedTuple):
-    """What a ``denoise(x_t, t)`` returns: its estimates of the clean signal and of the noise, both of x_t's shape."""
+class Mix(NamedTuple):
+    """a·x_t + b·output, an estimate that is not made yet."""
 
-    x0: Tensor
-    noise: Tensor
+    a: float
+    x_t: Tensor
+    b: float
+    output: Tensor
+
+    def __call__(self) -> Tensor:
+        """The estimate, in two passes and one allocation."""
+        return (self.a * self.x_t).add_(self.output, alpha=self.b)
+
+    def scaled(self) -> tuple[float, Tensor]:
+        """(c, y) with c·y the estimate, in one pass."""
+        a, x_t, b, output = self
+        return (a, x_t.add(output, alpha=b / a)) if abs(a) > abs(b) else (b, output.add(x_t, alpha=a / b))
+
+
+def _mix(a: Level, x_t: Tensor, b: Level, output: Tensor) -> Mix | Callable[[], Tensor]:
+    """What makes a·x_t + b·output."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return lambda: a * x_t + b * output
+    return Mix(a, x_t, b, output)
+
+
+class Prediction(Sequence[Tensor]):
+    """What a ``denoise(x_t, t)`` returns: the pair of its estimates of x0 and of the noise, both of x_t's shape.
+
+    Args:
+        x0: the estimate, or what makes it: called when it is first asked for, if at all: before x_t changes.
+        noise: likewise.
+    """
+
+    __slots__ = ("_noise", "_x0")
+
+    def __init__(self, x0: Tensor | Mix | Callable[[], Tensor], noise: Tensor | Mix | Callable[[], Tensor]):
+        self._x0, self._noise = x0, noise
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean signal."""
+        if not isinstance(self._x0, Tensor):
+            self._x0 = self._x0()
+        return self._x0
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise."""
+        if not isinstance(self._noise, Tensor):
+            self._noise = self._noise()
+        return self._noise
+
+    def __len__(self) -> int:
+        return 2
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        return (self.x0, self.noise)[index]
+
+    def scaled_x0(self) -> tuple[float, Tensor]:
+        """(c, y) with c·y = x0: one pass less than x0 itself, if that has not been asked for."""
+        return self._x0.scaled() if isinstance(self._x0, Mix) else (1.0, self.x0)
+
+    def step(self, x_t: Tensor, keep: float, weight: float) -> None:
+        """x_t <- keep·x_t + weight·x0 in two passes, x_t that of the prediction; x0 is not made for it."""
+        if isinstance(self._x0, Mix):
+            a, _, b, output = self._x0
+            x_t.mul_(keep + weight * a).add_(output, alpha=weight * b)
+        else:
+            x_t.mul_(keep).add_(self.x0, alpha=weight)
 
 
 class Parameterization(Protocol):
@@ -41,11 +110,6 @@ class Parameterization(Protocol):
 def velocity(prediction: Prediction, alpha: Level, sigma: Level) -> Tensor:
     """v = alpha·noise - sigma·x0 of any estimate (Salimans & Ho 2022, arXiv:2202.00512, section 4)."""
     return alpha * prediction.noise - sigma * prediction.x0
-
-
-def _mix(a: Level, x: Tensor, b: Level, y: Tensor) -> Tensor:
-    """a·x + b·y; for numbers in two passes and one allocation."""
-    return a * x + b * y if isinstance(b, Tensor) else (a * x).add_(y, alpha=b)
 
 
 def _expect_kind(name: str, schedule: Schedule, kinds: tuple[str, ...], instead: str) -> None:

@@ -107,11 +107,15 @@ class Diffusion:
             alpha, sigma = self.alpha_sigma(t, x_t)
             times = t if isinstance(t, Tensor) else full_times(t, x_t)
             output = net(self.parameterization.network_input(x_t, alpha, sigma), times, cond)
-            return self.parameterization.predict(output.to(x_t.dtype), x_t, alpha, sigma)
+            if output.dtype != x_t.dtype:
+                output = output.to(x_t.dtype)
+            elif output is x_t:  # a network may say what it is shown, but samplers change x_t in place
+                output = output.clone()
+            return self.parameterization.predict(output, x_t, alpha, sigma)
 
         return denoise
 
 
 def full_times(t: float, x_t: Tensor) -> Tensor:
     """The scalar time as the ``[B]`` tensor a network takes."""
-    return torch.full((len(x_t),), t, device=x_t.device, dtype=torch.float32)
+    return x_t.new_full((len(x_t),), t, dtype=torch.float32)

@@ -26,6 +26,7 @@ class Schedule(ABC):
     num_steps: int | None = None
     #: the cleanest time that is trained
     first_time: float
+    _at: dict[float, tuple[float, float]] | None = None
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,11 +46,12 @@ class Schedule(ABC):
 
     def at(self, t: float) -> tuple[float, float]:
         """alpha_t and sigma_t as plain numbers, kept for the next time they are asked for."""
-        known = self.__dict__.setdefault("_at", {})
-        if t not in known:
+        if self._at is None:
+            self._at = {}
+        if t not in self._at:
             alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
-            known[t] = (alpha.item(), sigma.item())
-        return known[t]
+            self._at[t] = (alpha.item(), sigma.item())
+        return self._at[t]
 
     @property
     def final_alpha(self) -> float:

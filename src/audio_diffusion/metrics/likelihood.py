@@ -36,7 +36,7 @@ class Schedule(Protocol):
 
 
 #: denoise(x_t [B, C, T], t [B]) -> estimates of x0 and noise
-Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Denoise = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
 class Bound(NamedTuple):
