@@ -13,6 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from audio_diffusion import config
 from audio_diffusion.config import CONFIG_DIR, ConfigError
+from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +170,13 @@ def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> N
     assert [p for p in config.target_problems(plain) if not p.startswith("training.")] == []
     given = ("net", "process", "representation")
     assert config.target_problems(plain["training"], "training", given) == []
+
+
+@pytest.mark.parametrize("choice", ["default", "v_cosine", "zero_snr", "edm", "flow"])
+def test_the_schedules_we_recommend_end_in_noise_and_reach_quiet_sounds(choice: str) -> None:
+    process = config.build(config.to_plain(composed(f"diffusion={choice}"))["diffusion"], "diffusion")
+    (line,) = report.describe(process)  # no warnings
+    assert "the least noise is -90 dB" in line
 
 
 @pytest.mark.parametrize(
