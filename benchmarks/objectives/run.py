@@ -76,8 +76,8 @@ ones. The validation loss is of each objective's own target: it compares with no
 |---|---|---|---|---|---|---|
 {table}
 
-The x0 prediction's error does not shrink with the noise, so the quiet levels (and the last step, at -90 dB) cost it bits
-without bound: as a density it is of no use on such a schedule, whatever it sounds like.
+The x0 prediction's error does not shrink with the noise, so the quiet levels (and the last step, at -90 dB) cost it
+bits without bound: as a density it is of no use on such a schedule, whatever it sounds like.
 """
     RESULTS.write_text(text)
     print(text)
