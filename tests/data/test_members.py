@@ -136,7 +136,7 @@ def test_a_hostile_shard_runs_no_code_and_writes_nothing(
     assert canary.read_text() == "code has run"  # the canary can sing
 
 
-@pytest.mark.parametrize("script", ["train", "sample"])
+@pytest.mark.parametrize("script", ["train", "sample", "evaluate"])
 def test_webdataset_itself_runs_no_code_in_our_programs(script: str) -> None:
     code = f"import {script}, webdataset; print(webdataset.utils.enforce_security)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

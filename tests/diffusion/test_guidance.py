@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.guidance import Guidance, classifier_free, drop
+from audio_diffusion.diffusion.guidance import Guidance, drop
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion
 from audio_diffusion.diffusion.schedules import linear
@@ -34,7 +34,7 @@ class Net:
 @pytest.mark.parametrize("scale", [0.0, 0.3, 0.5, 1.0, 2.0, 7.5])
 def test_estimates_are_moved_away_from_the_unconditional(scale: float) -> None:
     """noise = noise_uncond + scale·(noise_cond - noise_uncond), and x0 alike: together they still make up x_t."""
-    guided = classifier_free(PROCESS, Net(), LABEL, scale)(x_t(), T)
+    guided = Guidance(scale).denoiser(PROCESS, Net(), LABEL)(x_t(), T)
     with_label, without = (PROCESS.denoiser(Net(), cond)(x_t(), T) for cond in (LABEL, NOTHING))
     for got, cond, uncond in zip(guided, with_label, without, strict=True):
         torch.testing.assert_close(got, uncond + scale * (cond - uncond), rtol=1e-4, atol=1e-4)
@@ -44,7 +44,7 @@ def test_estimates_are_moved_away_from_the_unconditional(scale: float) -> None:
 
 def test_scale_zero_forgets_the_label() -> None:
     other = {"label": torch.tensor([1, 1, 1, 1])}
-    one, two = (classifier_free(PROCESS, Net(), cond, 0.0)(x_t(), T) for cond in (LABEL, other))
+    one, two = (Guidance(0.0).denoiser(PROCESS, Net(), cond)(x_t(), T) for cond in (LABEL, other))
     torch.testing.assert_close(one.x0, two.x0)
     torch.testing.assert_close(one.x0, PROCESS.denoiser(Net(), NOTHING)(x_t(), T).x0)
 
@@ -52,7 +52,7 @@ def test_scale_zero_forgets_the_label() -> None:
 @pytest.mark.parametrize(("scale", "batch"), [(1.0, 4), (1, 4), (0.0, 8), (3.0, 8)])
 def test_one_call_of_the_network_doubled_only_where_needed(scale: float, batch: int) -> None:
     net = Net()
-    denoise = classifier_free(PROCESS, net, LABEL, scale)
+    denoise = Guidance(scale).denoiser(PROCESS, net, LABEL)
     assert net.batches == []
     denoise(x_t(), T)
     denoise(x_t(), T)
@@ -62,7 +62,7 @@ def test_one_call_of_the_network_doubled_only_where_needed(scale: float, batch: 
 def test_every_condition_is_dropped_together() -> None:
     seen: list[Cond] = []
     net = lambda x_t, t, cond: (seen.append(cond), x_t)[1]  # noqa: E731
-    classifier_free(PROCESS, net, {**LABEL, "pitch": torch.ones(4, 2)}, 2.0)(x_t(), T)
+    Guidance(2.0).denoiser(PROCESS, net, {**LABEL, "pitch": torch.ones(4, 2)})(x_t(), T)
     assert seen[0]["label"].tolist() == [0, 3, 1, 2, -1, -1, -1, -1]
     assert seen[0]["pitch"][:4].eq(1).all()
     assert seen[0]["pitch"][4:].isnan().all()
@@ -70,20 +70,20 @@ def test_every_condition_is_dropped_together() -> None:
 
 def test_without_conditions_scale_one_is_the_plain_model() -> None:
     net = lambda x_t, t, cond: (torch.tanh(x_t), dict(cond) == {} or 1 / 0)[0]  # noqa: E731
-    got, plain = classifier_free(PROCESS, net, {}, 1.0)(x_t(), T), PROCESS.denoiser(net, {})(x_t(), T)
+    got, plain = Guidance(1.0).denoiser(PROCESS, net, {})(x_t(), T), PROCESS.denoiser(net, {})(x_t(), T)
     assert torch.equal(got.x0, plain.x0)
 
 
 @pytest.mark.parametrize("cond", [LABEL, {}])
 def test_negative_scale_is_refused(cond: Cond) -> None:
     with pytest.raises(ValueError, match=r"guidance_scale: expected 0 or more, got -0\.5"):
-        classifier_free(PROCESS, Net(), cond, -0.5)
+        Guidance(-0.5).denoiser(PROCESS, Net(), cond)
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_guidance_needs_a_condition(scale: float) -> None:
     with pytest.raises(ValueError, match=rf"guidance_scale: got {scale}, but the model has no condition"):
-        classifier_free(PROCESS, Net(), {}, scale)
+        Guidance(scale).denoiser(PROCESS, Net(), {})
 
 
 def test_drop_takes_the_conditions_of_the_chosen_samples() -> None:
@@ -103,7 +103,7 @@ def test_drop_takes_the_conditions_of_the_chosen_samples() -> None:
 def test_guidance_is_confined_to_its_interval(t) -> None:
     net = Net()
     guided = Guidance(3.0, interval=(0.35, 0.75)).denoiser(PROCESS, net, LABEL)
-    full, plain = (classifier_free(PROCESS, Net(), LABEL, s)(x_t(), t) for s in (3.0, 1.0))
+    full, plain = (Guidance(s).denoiser(PROCESS, Net(), LABEL)(x_t(), t) for s in (3.0, 1.0))
     got = guided(x_t(), t)
     if t is T:
         inside = torch.tensor([False, True, True, False])
@@ -134,7 +134,7 @@ def test_autoguidance_moves_away_from_the_weak_model(cond: Cond) -> None:
 @pytest.mark.parametrize("part", [0.0, 0.7, 1.0])
 def test_rescale_gives_back_the_standard_deviation(part: float) -> None:
     got = Guidance(5.0, rescale=part).denoiser(PROCESS, Net(), LABEL)(x_t(), T)
-    plain, full = (classifier_free(PROCESS, Net(), LABEL, s)(x_t(), T).x0.std((1, 2)) for s in (1.0, 5.0))
+    plain, full = (Guidance(s).denoiser(PROCESS, Net(), LABEL)(x_t(), T).x0.std((1, 2)) for s in (1.0, 5.0))
     torch.testing.assert_close(got.x0.std((1, 2)), part * plain + (1 - part) * full, rtol=1e-3, atol=1e-4)
     makes_up_x_t(got, T)
 

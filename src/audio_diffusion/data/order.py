@@ -200,7 +200,7 @@ class Positions(IterableDataset):
     def __iter__(self) -> Iterator[list[int]]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        num_clips, mine = self.batch_size * self.world_size, slice(self.rank * self.batch_size, None)
+        num_clips, first = self.batch_size * self.world_size, self.rank * self.batch_size
         for k in range(worker, self.num_batches, num_workers):
             positions = np.arange(self.start + k * num_clips, self.start + (k + 1) * num_clips)
-            yield self.mixture.by_shard(positions)[mine][: self.batch_size].tolist()
+            yield self.mixture.by_shard(positions)[first : first + self.batch_size].tolist()

@@ -144,8 +144,3 @@ def _with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor |
     """Another x0, and the noise that makes up the same x_t with it."""
     alpha, sigma = process.alpha_sigma(t, x0)
     return Prediction(x0, lambda: prediction.noise + (prediction.x0 - x0) * (alpha / sigma))
-
-
-def classifier_free(process: Diffusion, net: Net, cond: Cond, scale: float) -> Denoise:
-    """Classifier-free guidance of strength ``scale`` and nothing else; see ``Guidance``."""
-    return Guidance(scale).denoiser(process, net, cond)
