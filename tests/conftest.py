@@ -1,8 +1,16 @@
 """What several tests need: encoded audio, tars written by hand, and a small set of shards made by the real packer."""
 
 import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -173,6 +181,121 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return Run(trainer, module, data, logger.rows)
 
     return make
+
+
+class Launched:
+    """A program of the project that runs, one process a rank. Made by the fixture ``launch``."""
+
+    def __init__(self, pids: list[int], log: Path, ended: dict[int, int], changed: threading.Condition):
+        self.pids, self.log, self._ended, self._changed = pids, log, ended, changed
+
+    @property
+    def text(self) -> str:
+        """What all ranks have printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    @property
+    def running(self) -> list[int]:
+        """Processes that have not ended."""
+        return [pid for pid in self.pids if pid not in self._ended]
+
+    def wait(self, timeout: float = 120.0) -> list[int]:
+        """The exit status of each rank, -signal for one that was killed; an AssertionError after so many seconds."""
+        with self._changed:
+            over = self._changed.wait_for(lambda: not self.running, timeout)
+        assert over, f"still running after {timeout} s:\n{self.text[-3000:]}"
+        return [self._ended[pid] for pid in self.pids]
+
+    def until(self, condition: Callable[[], Any], timeout: float = 120.0) -> None:
+        """Waits for a condition, such as a line in ``text``, while the program runs."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.running, f"ended with {self.wait()}:\n{self.text[-3000:]}"
+            assert time.monotonic() < end, f"not within {timeout} s:\n{self.text[-3000:]}"
+            time.sleep(0.01)
+
+    def kill(self, signum: int = signal.SIGKILL, ranks: Sequence[int] | None = None) -> None:
+        """Sends a signal to ranks, to all by default, and to nothing that they started."""
+        for rank in range(len(self.pids)) if ranks is None else ranks:
+            if self.pids[rank] in self.running:
+                os.kill(self.pids[rank], signum)
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Launched]]:
+    """launch(cwd, "train.py", "name=one", .., ranks=1, env={}) -> Launched: the real program, forked ready-imported.
+
+    With ``ranks`` above 1 each rank is a process of its own, as torchrun starts them; add trainer=ddp
+    trainer.accelerator=cpu trainer.devices=2.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("launcher.py"))]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "SLURM"))}
+    environment |= {"OMP_NUM_THREADS": "1", "NETRC": os.devnull, "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    answers, started = iter(server.stdout), []
+    ended: dict[int, int] = {}
+    changed, free = threading.Condition(), threading.Semaphore(0)
+    all_pids: list[int] = []
+
+    def listen() -> None:
+        for line in answers:
+            answer = json.loads(line)
+            with changed:
+                if "ended" in answer:
+                    ended[answer["ended"]] = answer["status"]
+                else:
+                    started.append(answer.get("started", 0))
+                    free.release()
+                changed.notify_all()
+
+    threading.Thread(target=listen, daemon=True).start()
+    assert free.acquire(timeout=120), "the launcher did not start"
+
+    def start(
+        cwd: Path, script: str, *arguments: str, ranks: int = 1, env: Mapping[str, str] | None = None
+    ) -> Launched:
+        log = tmp_path_factory.mktemp("log") / "log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        pids = []
+        for rank in range(ranks):
+            this = {**environment, "HOME": str(cwd), **(env or {})}
+            if ranks > 1:
+                this |= {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
+                    "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                    "TORCHELASTIC_RUN_ID": str(port),
+                }  # fmt: skip
+            request = {"argv": [script, *arguments], "cwd": str(cwd), "env": this, "log": str(log)}
+            assert server.stdin is not None
+            server.stdin.write((json.dumps(request) + "\n").encode())
+            server.stdin.flush()
+            assert free.acquire(timeout=30), "the launcher does not answer"
+            pids.append(started[-1])
+        all_pids.extend(pids)
+        return Launched(pids, log, ended, changed)
+
+    yield start
+    for pid in all_pids:
+        if pid not in ended:
+            os.killpg(pid, signal.SIGKILL)
+    server.stdin.close()
+    server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides of train.py for a run as small as they get; to be said: data.train, name, max_steps."""
+    return [
+        "model.widths=[8,16]", "model.factors=[4]", "model.num_blocks=1", "model.cond_width=16",
+        "model.attention=false",
+        "audio.num_samples=2048", "batch_size=4", "val_every_steps=100000", "log_every_steps=1", "data.num_workers=0",
+        "sampler.num_steps=2", "callbacks.sampling.every_n_steps=100000", "callbacks.sampling.num_samples=3",
+        "callbacks.checkpoint.every_n_steps=2", "training.lr_schedule.final_fraction=1.0", "trainer=cpu", "logger=csv",
+    ]  # fmt: skip
 
 
 def _save_tokenizer(folder: Path, vocabulary: Sequence[str], template: str) -> None:

@@ -1,0 +1,105 @@
+"""Runs the project's programs without their ten seconds of imports: a server imports once, and forks for each run.
+
+    python tests/launcher.py        # reads requests from stdin, one json object a line; answers on stdout likewise
+
+A request is {"argv": ["train.py", ...], "cwd": .., "env": {..}, "log": file}; the answers are {"started": pid} and,
+whenever a child ends, {"ended": pid, "status": exit status, or -signal}. Each child leads a session of its own, has
+no threads yet but those a fork leaves, and runs the script as ``__main__``: what it does from there on is the real
+program. Tests use it through the fixture ``launch`` in conftest.py.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import select
+import signal
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def child(request: dict) -> None:
+    """Becomes the program asked for."""
+    os.setsid()
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    null, log = os.open(os.devnull, os.O_RDONLY), os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for target, source in ((0, null), (1, log), (2, log)):
+        os.dup2(source, target)
+    script, *arguments = request["argv"]
+    sys.argv = [str(ROOT / script), *arguments]
+    status = 1
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()  # as at the end of any interpreter: threads are waited for, then exit functions called
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def say(answer: dict) -> None:
+    os.write(1, (json.dumps(answer) + "\n").encode())
+
+
+def main() -> None:
+    """Import what train.py imports, then serve until stdin closes."""
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(str(ROOT / "train.py"), run_name="imported")
+    import audio_diffusion.callbacks.diagnostics
+    import audio_diffusion.callbacks.likelihood
+    import audio_diffusion.callbacks.preemption
+    import audio_diffusion.callbacks.sampling
+    import audio_diffusion.callbacks.skipped
+    import audio_diffusion.callbacks.throughput
+    import audio_diffusion.data.datamodule
+    import audio_diffusion.models.unet1d
+    import audio_diffusion.training.module  # noqa: F401
+
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    say({"ready": os.getpid()})
+    pending = b""
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if pid == 0:
+                    break
+                say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+        if 0 in ready:
+            data = os.read(0, 65536)
+            if not data:
+                return
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    os.close(woken)
+                    os.close(wake)
+                    child(json.loads(line))
+                say({"started": pid})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ["WDS_SECURE"] = "1"
+    main()
