@@ -14,6 +14,7 @@ from audio_diffusion.diffusion.parameterization import (
     Prediction,
     V,
     Velocity,
+    predict,
     velocity,
 )
 from audio_diffusion.diffusion.process import Diffusion
@@ -53,7 +54,7 @@ def noised(kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 @PAIRS
 def test_a_perfect_output_gives_back_signal_noise_and_v(name: str, kind: str) -> None:
     x0, noise, alpha, sigma, x_t = noised(kind)
-    prediction = PARTS[name].predict(PARTS[name].target(x0, noise, alpha, sigma), x_t, alpha, sigma)
+    prediction = predict(PARTS[name], PARTS[name].target(x0, noise, alpha, sigma), x_t, alpha, sigma)
     torch.testing.assert_close(prediction.x0, x0, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(prediction.noise, noise, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(velocity(prediction, alpha, sigma), alpha * noise - sigma * x0, rtol=1e-6, atol=1e-6)
@@ -63,7 +64,7 @@ def test_a_perfect_output_gives_back_signal_noise_and_v(name: str, kind: str) ->
 def test_any_output_gives_estimates_that_make_up_x_t(name: str, kind: str) -> None:
     _, _, alpha, sigma, x_t = noised(kind)
     output = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x0, noise = PARTS[name].predict(output, x_t, alpha, sigma)
+    x0, noise = predict(PARTS[name], output, x_t, alpha, sigma)
     torch.testing.assert_close(alpha * x0 + sigma * noise, x_t)
     again = PARTS[name].target(x0, noise, alpha, sigma)  # an output is the target of its own reading
     torch.testing.assert_close(again, output, rtol=1e-6, atol=1e-6)
@@ -72,8 +73,8 @@ def test_any_output_gives_estimates_that_make_up_x_t(name: str, kind: str) -> No
 @PAIRS
 def test_numbers_and_tensors_read_alike(name: str, kind: str) -> None:
     _, _, alpha, sigma, x_t = noised(kind)
-    one = PARTS[name].predict(x_t, x_t, alpha[4:5], sigma[4:5])
-    other = PARTS[name].predict(x_t, x_t, alpha[4].item(), sigma[4].item())
+    one = predict(PARTS[name], x_t, x_t, alpha[4:5], sigma[4:5])
+    other = predict(PARTS[name], x_t, x_t, alpha[4].item(), sigma[4].item())
     torch.testing.assert_close(one, other)
 
 
@@ -82,7 +83,7 @@ def test_errors_of_output_and_noise_are_in_the_stated_ratio(name: str, kind: str
     """It turns a weight of noise's error into one of the output's."""
     x0, noise, alpha, sigma, x_t = noised(kind)
     target = PARTS[name].target(x0, noise, alpha, sigma)
-    wrong = PARTS[name].predict(target + 0.1, x_t, alpha, sigma).noise
+    wrong = predict(PARTS[name], target + 0.1, x_t, alpha, sigma).noise
     ratio = PARTS[name].noise_error(alpha, sigma).expand(9, 1, 1)
     torch.testing.assert_close((wrong - noise).square(), 0.01 * ratio.expand_as(noise), rtol=1e-6, atol=1e-12)
 
@@ -93,7 +94,7 @@ def test_a_step_does_not_depend_on_whether_x0_was_asked_for(name: str, kind: str
     _, _, alpha, sigma, x_t = noised(kind)
     output = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for i in range(len(x_t)):
-        asked, not_asked = (PARTS[name].predict(output, x_t, alpha[i].item(), sigma[i].item()) for _ in range(2))
+        asked, not_asked = (predict(PARTS[name], output, x_t, alpha[i].item(), sigma[i].item()) for _ in range(2))
         expected = 0.7 * x_t - 0.4 * asked.x0
         for prediction in (asked, not_asked):
             c, y = prediction.scaled_x0()
@@ -122,7 +123,7 @@ def test_edm_is_table_1(sigma_data: float) -> None:
     x_t, total = x0 + sigma * noise, sigma**2 + sigma_data**2
     c_skip, c_out = sigma_data**2 / total, sigma * sigma_data / total.sqrt()
     output = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(part.predict(output, x_t, 1.0, sigma).x0, c_skip * x_t + c_out * output)
+    torch.testing.assert_close(predict(part, output, x_t, 1.0, sigma).x0, c_skip * x_t + c_out * output)
     torch.testing.assert_close(part.network_input(x_t, 1.0, sigma), x_t / total.sqrt())
     torch.testing.assert_close(part.target(x0, noise, 1.0, sigma), (x0 - c_skip * x_t) / c_out)
     for made in (part.network_input(x_t, 1.0, sigma), part.target(x0, noise, 1.0, sigma)):
@@ -132,7 +133,7 @@ def test_edm_is_table_1(sigma_data: float) -> None:
 def test_edm_keeps_its_digits_at_small_noise() -> None:
     x0, noise, sigma = torch.tensor([[[0.3]]]), torch.tensor([[[0.7]]]), torch.tensor([[[3e-5]]])
     part = Edm()
-    prediction = part.predict(part.target(x0, noise, 1.0, sigma), x0 + sigma * noise, 1.0, sigma)
+    prediction = predict(part, part.target(x0, noise, 1.0, sigma), x0 + sigma * noise, 1.0, sigma)
     torch.testing.assert_close(prediction.noise, noise, rtol=1e-5, atol=0)
 
 

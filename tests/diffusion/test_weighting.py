@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.diffusion.parameterization import X0, Edm, Epsilon, Parameterization, V, Velocity
+from audio_diffusion.diffusion.parameterization import X0, Edm, Epsilon, Parameterization, V, Velocity, predict
 from audio_diffusion.diffusion.process import Cond, Diffusion
 from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
 from audio_diffusion.diffusion.schedules import Flow, Schedule, cosine, linear, lowered, zero_terminal_snr
@@ -94,7 +94,7 @@ def test_a_weight_means_the_same_for_every_parameterization(
     loss = process.loss(lambda x_t, t, cond: output, x0, noise, t, {})
     alpha, sigma = schedule.alpha_sigma(t.double())
     x_t = alpha[:, None, None] * x0 + sigma[:, None, None] * noise
-    wrong = part.predict(output, x_t, alpha[:, None, None], sigma[:, None, None]).noise - noise
+    wrong = predict(part, output, x_t, alpha[:, None, None], sigma[:, None, None]).noise - noise
     expected = weight((alpha / sigma).square()) * wrong.square().mean((1, 2))
     torch.testing.assert_close(loss.double(), expected, rtol=2e-3, atol=1e-9)
 

@@ -13,56 +13,51 @@ from audio_diffusion.diffusion.schedules import Schedule
 Level = Tensor | float
 
 
-class Mix(NamedTuple):
-    """a·x_t + b·output, an estimate that is not made yet."""
+class Coefficients(NamedTuple):
+    """x0 = x0_x_t·x_t + x0_output·output and noise = noise_x_t·x_t + noise_output·output."""
 
-    a: float
-    x_t: Tensor
-    b: float
-    output: Tensor
-
-    def __call__(self) -> Tensor:
-        """The estimate, in two passes and one allocation."""
-        return (self.a * self.x_t).add_(self.output, alpha=self.b)
-
-    def scaled(self) -> tuple[float, Tensor]:
-        """(c, y) with c·y the estimate, in one pass."""
-        a, x_t, b, output = self
-        return (a, x_t.add(output, alpha=b / a)) if abs(a) > abs(b) else (b, output.add(x_t, alpha=a / b))
+    x0_x_t: Level
+    x0_output: Level
+    noise_x_t: Level
+    noise_output: Level
 
 
-def _mix(a: Level, x_t: Tensor, b: Level, output: Tensor) -> Mix | Callable[[], Tensor]:
-    """What makes a·x_t + b·output."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return lambda: a * x_t + b * output
-    return Mix(a, x_t, b, output)
+Estimate = Tensor | Callable[[], Tensor]
 
 
 class Prediction(Sequence[Tensor]):
     """What a ``denoise(x_t, t)`` returns: the pair of its estimates of x0 and of the noise, both of x_t's shape.
 
+    An estimate is made when it is first asked for, if at all: before x_t changes.
+
     Args:
-        x0: the estimate, or what makes it: called when it is first asked for, if at all: before x_t changes.
+        x0: the estimate, or what makes it; None where it is made of x_t and the output.
         noise: likewise.
+        made_of: x_t, the network's output, and how both estimates are made of them.
     """
 
-    __slots__ = ("_noise", "_x0")
+    __slots__ = ("_made_of", "_noise", "_x0")
 
-    def __init__(self, x0: Tensor | Mix | Callable[[], Tensor], noise: Tensor | Mix | Callable[[], Tensor]):
-        self._x0, self._noise = x0, noise
+    def __init__(
+        self,
+        x0: Estimate | None,
+        noise: Estimate | None,
+        made_of: tuple[Tensor, Tensor, Coefficients] | None = None,
+    ):
+        self._x0, self._noise, self._made_of = x0, noise, made_of
 
     @property
     def x0(self) -> Tensor:
         """The clean signal."""
         if not isinstance(self._x0, Tensor):
-            self._x0 = self._x0()
+            self._x0 = self._made(0) if self._x0 is None else self._x0()
         return self._x0
 
     @property
     def noise(self) -> Tensor:
         """The noise."""
         if not isinstance(self._noise, Tensor):
-            self._noise = self._noise()
+            self._noise = self._made(2) if self._noise is None else self._noise()
         return self._noise
 
     def __len__(self) -> int:
@@ -75,15 +70,31 @@ class Prediction(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
         return (self.x0, self.noise)[index]
 
+    def _made(self, first: int) -> Tensor:
+        """An estimate, in two passes and one allocation; none where it is the output itself."""
+        assert self._made_of is not None
+        x_t, output, coefficients = self._made_of
+        a, b = coefficients[first : first + 2]
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            return a * x_t + b * output
+        return output if (a, b) == (0, 1) else (a * x_t).add_(output, alpha=b)
+
     def scaled_x0(self) -> tuple[float, Tensor]:
-        """(c, y) with c·y = x0: one pass less than x0 itself, if that has not been asked for."""
-        return self._x0.scaled() if isinstance(self._x0, Mix) else (1.0, self.x0)
+        """(c, y) with c·y = x0: one pass less than x0 itself, if that has not been asked for. Of one t for all only."""
+        if self._x0 is not None or self._made_of is None:
+            return 1.0, self.x0
+        x_t, output, (a, b, _, _) = self._made_of
+        assert isinstance(a, float)
+        assert isinstance(b, float)
+        if a == 0:
+            return b, output
+        return (a, x_t.add(output, alpha=b / a)) if abs(a) > abs(b) else (b, output.add(x_t, alpha=a / b))
 
     def step(self, x_t: Tensor, keep: float, weight: float) -> None:
-        """x_t <- keep·x_t + weight·x0 in two passes, x_t that of the prediction; x0 is not made for it."""
-        if isinstance(self._x0, Mix):
-            a, _, b, output = self._x0
-            x_t.mul_(keep + weight * a).add_(output, alpha=weight * b)
+        """x_t <- keep·x_t + weight·x0 in two passes, x_t that of the prediction; x0 is not made for it. Likewise."""
+        if self._x0 is None and self._made_of is not None:
+            _, output, (a, b, _, _) = self._made_of
+            x_t.mul_(keep + weight * a).add_(output, alpha=weight * b)  # type: ignore[arg-type]
         else:
             x_t.mul_(keep).add_(self.x0, alpha=weight)
 
@@ -100,11 +111,16 @@ class Parameterization(Protocol):
     def target(self, x0: Tensor, noise: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """What the network should say, ``[B, C, T]``."""
 
-    def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
-        """The output read as x0 and noise; alpha·x0 + sigma·noise = x_t."""
+    def coefficients(self, alpha: Level, sigma: Level) -> Coefficients:
+        """How x0 and noise are made of x_t and the output; alpha·x0 + sigma·noise = x_t."""
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Error of the noise estimate over error of the output, squared: converts a weight of one to the other's."""
+
+
+def predict(part: Parameterization, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
+    """The output read as x0 and noise."""
+    return Prediction(None, None, (x_t, output, part.coefficients(alpha, sigma)))
 
 
 def velocity(prediction: Prediction, alpha: Level, sigma: Level) -> Tensor:
@@ -141,9 +157,9 @@ class Epsilon:
         """The noise."""
         return noise
 
-    def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
+    def coefficients(self, alpha: Level, sigma: Level) -> Coefficients:
         """x0 = (x_t - sigma·noise) / alpha: DDPM eq. 4 solved for x0."""
-        return Prediction(_mix(1 / alpha, x_t, -sigma / alpha, output), output)
+        return Coefficients(1 / alpha, -sigma / alpha, 0.0, 1.0)
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """1: they are the same."""
@@ -166,9 +182,9 @@ class X0:
         """The clean signal."""
         return x0
 
-    def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
+    def coefficients(self, alpha: Level, sigma: Level) -> Coefficients:
         """noise = (x_t - alpha·x0) / sigma."""
-        return Prediction(output, _mix(1 / sigma, x_t, -alpha / sigma, output))
+        return Coefficients(0.0, 1.0, 1 / sigma, -alpha / sigma)
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The SNR."""
@@ -194,9 +210,9 @@ class V:
         """v."""
         return alpha * noise - sigma * x0
 
-    def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
+    def coefficients(self, alpha: Level, sigma: Level) -> Coefficients:
         """x0 = alpha·x_t - sigma·v and noise = sigma·x_t + alpha·v (appendix D)."""
-        return Prediction(_mix(alpha, x_t, -sigma, output), _mix(sigma, x_t, alpha, output))
+        return Coefficients(alpha, -sigma, sigma, alpha)
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """alpha²."""
@@ -220,9 +236,9 @@ class Velocity:
         """noise - x0."""
         return noise - x0
 
-    def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
+    def coefficients(self, alpha: Level, sigma: Level) -> Coefficients:
         """x0 = x_t - t·velocity and noise = x_t + (1 - t)·velocity."""
-        return Prediction(_mix(1.0, x_t, -sigma, output), _mix(1.0, x_t, alpha, output))
+        return Coefficients(1.0, -sigma, 1.0, alpha)
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """(1 - t)²."""
@@ -263,11 +279,11 @@ class Edm:
         """(x0 - c_skip·x_t) / c_out, with x_t written out: nothing cancels at small sigma."""
         return (sigma / self.sigma_data * x0 - self.sigma_data * noise) / self._norm(sigma)
 
-    def predict(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Prediction:
+    def coefficients(self, alpha: Level, sigma: Level) -> Coefficients:
         """x0 = c_skip·x_t + c_out·output and noise = (x_t - x0) / sigma, likewise."""
         norm = self._norm(sigma)
-        x0 = _mix((self.sigma_data / norm) ** 2, x_t, sigma * self.sigma_data / norm, output)
-        return Prediction(x0, _mix(sigma / norm**2, x_t, -self.sigma_data / norm, output))
+        x0 = ((self.sigma_data / norm) ** 2, sigma * self.sigma_data / norm)
+        return Coefficients(*x0, sigma / norm**2, -self.sigma_data / norm)
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """sigma_data² / (sigma² + sigma_data²)."""

@@ -125,6 +125,53 @@ def ddim(schedule: Schedule, grid: Grid, num_steps: int | None, eta: float) -> P
     return _plan(levels, step)
 
 
+class HeunStep(NamedTuple):
+    """From t to s by Euler, and half of the difference in noise at s after it; first up to t, where there is churn."""
+
+    t: float
+    s: float
+    raise_by: float
+    std: float
+    keep: float
+    weight: float
+    half: float
+
+
+class HeunPlan(NamedTuple):
+    """Heun's method on a grid."""
+
+    start_std: float
+    steps: list[HeunStep]
+
+
+@_kept
+def heun(
+    schedule: Schedule, grid: Grid, num_steps: int | None, churn: float, churn_min: float, churn_max: float
+) -> HeunPlan:
+    """EDM algorithm 2, for any alpha_t; the last step, to t = 0, takes x0 as it is."""
+    levels = levels_of(schedule, grid, num_steps)
+    gamma = min(churn / len(levels), 2**0.5 - 1)
+    steps = []
+    for given, s in zip(levels, [*levels[1:], CLEAN], strict=True):
+        churned = gamma > 0 and churn_min <= given.sigma / given.alpha <= churn_max
+        t = _churned(schedule, given, gamma) if churned else given
+        std = fresh_variance(t, given) ** 0.5 if t is not given else 0.0
+        along = s.sigma / t.sigma
+        half = 0.5 * (s.sigma - s.alpha * t.sigma / t.alpha) if t.sigma / t.alpha < 1e6 else 0.0
+        weight = s.alpha - along * t.alpha
+        steps.append(HeunStep(t.t, s.t, t.alpha / given.alpha, std, along, weight, half))
+    return HeunPlan(start_std(levels), steps)
+
+
+def _churned(schedule: Schedule, level: Level, gamma: float) -> Level:
+    """The trained level whose sigma/alpha is (1 + gamma) times that of ``level``, or the nearest above."""
+    wanted = torch.tensor(-2 * (math.log1p(gamma) - level.lam), dtype=torch.float64)
+    t = schedule.time_of_log_snr(wanted).item()
+    if schedule.num_steps is not None:
+        t = math.ceil(t * schedule.num_steps - 1e-6) / schedule.num_steps
+    return Level(t, *schedule.at(t)) if t > level.t else level
+
+
 @_kept
 def dpmpp(schedule: Schedule, grid: Grid, num_steps: int | None, order: int, eta: float) -> Plan:
     """DPM-Solver++ multistep, eqs. 9 and 14."""

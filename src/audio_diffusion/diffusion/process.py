@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.parameterization import Level, Parameterization, Prediction
+from audio_diffusion.diffusion.parameterization import Coefficients, Level, Parameterization, Prediction
 from audio_diffusion.diffusion.schedules import Schedule
 from audio_diffusion.diffusion.weighting import Density, Uniform, Weight
 
@@ -53,6 +53,7 @@ class Diffusion:
         parameterization.check(schedule)
         self.schedule, self.parameterization = schedule, parameterization
         self.density, self.weight = density or Uniform(), weight
+        self._known: dict[tuple[float, int, torch.device], tuple[Tensor, float, float, Coefficients]] = {}
 
     def time_of(self, u: Tensor) -> Tensor:
         """Uniform u in [0, 1) -> t as the density draws it, float32 of u's shape."""
@@ -104,16 +105,32 @@ class Diffusion:
         """The ``denoise(x_t, t)`` of a network under conditions, what samplers and guidance are given."""
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
-            alpha, sigma = self.alpha_sigma(t, x_t)
-            times = t if isinstance(t, Tensor) else full_times(t, x_t)
+            if isinstance(t, Tensor):
+                alpha, sigma = self.alpha_sigma(t, x_t)
+                times, coefficients = t, self.parameterization.coefficients(alpha, sigma)
+            else:
+                times, alpha, sigma, coefficients = self._at(t, x_t)
             output = net(self.parameterization.network_input(x_t, alpha, sigma), times, cond)
             if output.dtype != x_t.dtype:
                 output = output.to(x_t.dtype)
             elif output is x_t:  # a network may say what it is shown, but samplers change x_t in place
                 output = output.clone()
-            return self.parameterization.predict(output, x_t, alpha, sigma)
+            return Prediction(None, None, (x_t, output, coefficients))
 
         return denoise
+
+    def _at(self, t: float, x_t: Tensor) -> tuple[Tensor, float, float, Coefficients]:
+        """Times ``[B]``, alpha_t, sigma_t and what follows from them; kept for the next sample, but not in a graph."""
+        key = (t, len(x_t), x_t.device)
+        known = self._known.get(key)
+        if known is None:
+            alpha, sigma = self.schedule.at(t)
+            known = full_times(t, x_t), alpha, sigma, self.parameterization.coefficients(alpha, sigma)
+            if not torch.compiler.is_compiling():
+                if len(self._known) >= 4096:
+                    self._known.clear()
+                self._known[key] = known
+        return known
 
 
 def full_times(t: float, x_t: Tensor) -> Tensor:

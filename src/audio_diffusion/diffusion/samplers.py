@@ -12,12 +12,9 @@ All but Heun's are one loop, ``follow``, over a plan: plain numbers made before 
 the loop waits for the device. x is float32 (or as given) and updated in place; ``denoise`` must not keep it.
 """
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion import plans
@@ -105,16 +102,6 @@ def ddim(
     return follow(plans.ddim(schedule, grid, num_steps, eta), denoise, x_t, draw_noise, on_step)
 
 
-@functools.lru_cache(maxsize=1024)
-def _churned(schedule: Schedule, level: plans.Level, gamma: float) -> plans.Level:
-    """The trained level whose sigma/alpha is (1 + gamma) times that of ``level``, or the nearest above."""
-    wanted = torch.tensor(-2 * (math.log1p(gamma) - level.lam), dtype=torch.float64)
-    t = schedule.time_of_log_snr(wanted).item()
-    if schedule.num_steps is not None:
-        t = math.ceil(t * schedule.num_steps - 1e-6) / schedule.num_steps
-    return plans.Level(t, *schedule.at(t)) if t > level.t else level
-
-
 def heun(
     denoise: Denoise,
     x_t: Tensor,
@@ -142,30 +129,24 @@ def heun(
     """
     if churn < 0:
         raise ValueError(f"churn: expected 0 or more, got {churn}")
-    levels = plans.levels_of(schedule, grid, num_steps)
-    gamma = min(churn / len(levels), 2**0.5 - 1)
-    churned = [
-        _churned(schedule, t, gamma) if gamma and churn_min <= t.sigma / t.alpha <= churn_max else t for t in levels
-    ]
-    x = x_t * plans.start_std(levels)
-    for given, t, s in zip(levels, churned, [*levels[1:], plans.CLEAN], strict=True):
-        if t is not given:
-            x.mul_(t.alpha / given.alpha).add_(draw_noise(), alpha=churn_noise * plans.fresh_variance(t, given) ** 0.5)
-        first = denoise(x, t.t)
+    plan = plans.heun(schedule, grid, num_steps, churn, churn_min, churn_max)
+    x = x_t * plan.start_std
+    for t, s, raise_by, std, keep, weight, half in plan.steps:
+        if std:
+            x.mul_(raise_by).add_(draw_noise(), alpha=churn_noise * std)
+        first = denoise(x, t)
         if on_step is not None:
-            on_step(t.t, first.x0)
-        if s is plans.CLEAN:
+            on_step(t, first.x0)
+        if s == 0:
             return first.x0
-        along = s.sigma / t.sigma
         noise = first.noise
-        first.step(x, along, s.alpha - along * t.alpha)  # Euler's step, which pure noise keeps
-        if t.sigma / t.alpha < 1e6:
-            half = 0.5 * (s.sigma - s.alpha * t.sigma / t.alpha)
-            second = denoise(x, s.t)
+        first.step(x, keep, weight)  # Euler's step, which pure noise keeps
+        if half:
+            second = denoise(x, s)
             if on_step is not None:
-                on_step(s.t, second.x0)
+                on_step(s, second.x0)
             x.add_(second.noise, alpha=half).sub_(noise, alpha=half)
-    return x
+    raise AssertionError("the last step ends at t = 0")
 
 
 def dpmpp(
