@@ -104,7 +104,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """The commit of the code, with "-dirty" where it was changed since; "unknown" outside a git checkout."""
+    """The commit of the code, with "-dirty" where it was changed since; outside a git checkout what the container image
+    says (AUDIO_DIFFUSION_COMMIT), else "unknown"."""
     command = [
         "git",
         "-C",
@@ -118,7 +119,7 @@ def git_commit() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("AUDIO_DIFFUSION_COMMIT", "unknown")
 
 
 @rank_zero_only
