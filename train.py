@@ -104,11 +104,13 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """The commit of the code, with "-dirty" where it was changed since; "unknown" outside a git checkout."""
+    """The commit of the code, with "-dirty" where it was changed since. Where there is no git: AUDIO_DIFFUSION_COMMIT,
+    else what the container image has in COMMIT beside this file, else "unknown"."""
+    folder = Path(__file__).parent
     command = [
         "git",
         "-C",
-        str(Path(__file__).parent),
+        str(folder),
         "describe",
         "--always",
         "--dirty",
@@ -118,7 +120,9 @@ def git_commit() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        of_image = folder / "COMMIT"
+        said = os.environ.get("AUDIO_DIFFUSION_COMMIT") or (of_image.read_text() if of_image.exists() else "unknown")
+        return said.strip()
 
 
 @rank_zero_only
