@@ -1,0 +1,79 @@
+"""A ``denoise`` held to what is known of the signal, as guidance wraps one: inpainting and repair are then sampling."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.diffusion.editing.constraints import Constraint
+from audio_diffusion.diffusion.guidance import with_x0
+from audio_diffusion.diffusion.parameterization import Prediction
+from audio_diffusion.diffusion.process import Denoise, Diffusion
+
+#: below this part of signal in x_t nothing can be read from it, and its gradient is rounding error
+_MIN_ALPHA = 1e-3
+
+
+def consistent(denoise: Denoise, process: Diffusion, constraint: Constraint, iterations: int = 2) -> Denoise:
+    """``denoise`` with E[x0 | x_t] replaced by an estimate of E[x0 | x_t, what is known].
+
+    Where x0 given x_t is Gaussian of covariance Σ and P x0 = P y is known, it is x0 + ΣP(PΣP)⁻¹P(y - x0), and Σ is
+    sigma_t²/alpha_t·∂x0/∂x_t by Tweedie's formula (Boys et al. 2023, arXiv:2310.06721, eqs. 5 and 9). The system is
+    solved by conjugate gradients, each iteration one backward pass through the network (Rozet et al. 2024,
+    arXiv:2405.13712, section 4). What remains is set: the estimate is projected onto the known (DDNM, Wang et al. 2022,
+    arXiv:2212.00490, eq. 10), which is all there is at 0 iterations.
+
+    Args:
+        denoise: of the process.
+        process: schedule and parameterization.
+        constraint: what is known.
+        iterations: of the solver. 0 takes no gradients, and little memory.
+
+    Raises:
+        ValueError: if ``iterations`` is negative.
+    """
+    if iterations < 0:
+        raise ValueError(f"iterations: expected 0 or more, got {iterations}")
+
+    def wrapped(x_t: Tensor, t: Tensor | float) -> Prediction:
+        alpha, sigma = process.alpha_sigma(t, x_t)
+        least = alpha.min().item() if isinstance(alpha, Tensor) else alpha
+        if iterations == 0 or least < _MIN_ALPHA:
+            plain = denoise(x_t, t)
+            return with_x0(process, plain, constraint.onto(plain.x0), t)
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            x0 = denoise(leaf, t).x0
+        estimate, variance = x0.detach(), sigma**2 / alpha
+
+        def covariance(v: Tensor) -> Tensor:
+            return variance * torch.autograd.grad(x0, leaf, v, retain_graph=True)[0]
+
+        moved = constraint.onto(estimate + _correction(estimate, constraint, covariance, iterations))
+        return Prediction(moved, lambda: (x_t - alpha * moved) / sigma)
+
+    return wrapped
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of a·b over each sample, ``[B, 1, 1]``."""
+    return (a * b).sum(list(range(1, a.ndim)), keepdim=True)
+
+
+def _correction(x0: Tensor, constraint: Constraint, covariance: Callable[[Tensor], Tensor], iterations: int) -> Tensor:
+    """ΣPv, with v of PΣP v = P(y - x0) by conjugate gradients, for each sample by itself.
+
+    The Σ of a network need not be positive: a sample whose direction has no positive curvature stays where it is.
+    """
+    residual = constraint.onto(x0) - x0
+    direction, correction = residual, torch.zeros_like(x0)
+    size = _dot(residual, residual)
+    for _ in range(iterations):
+        moved = covariance(direction)
+        curvature = _dot(direction, moved)
+        step = torch.where(curvature > 0, size / curvature.clamp(min=1e-30), 0.0)
+        correction = correction + step * moved
+        residual = residual - step * constraint.project(moved, x0)
+        size, before = _dot(residual, residual), size
+        direction = residual + size / before.clamp(min=1e-30) * direction
+    return correction
