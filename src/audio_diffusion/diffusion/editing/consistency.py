@@ -19,7 +19,7 @@ def consistent(denoise: Denoise, process: Diffusion, constraint: Constraint, ite
 
     Where x0 given x_t is Gaussian of covariance Σ and P x0 = P y is known, it is x0 + ΣP(PΣP)⁻¹P(y - x0), and Σ is
     sigma_t²/alpha_t·∂x0/∂x_t by Tweedie's formula (Boys et al. 2023, arXiv:2310.06721, eqs. 5 and 9). The system is
-    solved by conjugate gradients, each iteration one backward pass through the network (Rozet et al. 2024,
+    solved by conjugate residuals, each iteration one backward pass through the network (Rozet et al. 2024,
     arXiv:2405.13712, section 4). What remains is set: the estimate is projected onto the known (DDNM, Wang et al. 2022,
     arXiv:2212.00490, eq. 10), which is all there is at 0 iterations.
 
@@ -61,19 +61,21 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _correction(x0: Tensor, constraint: Constraint, covariance: Callable[[Tensor], Tensor], iterations: int) -> Tensor:
-    """ΣPv, with v of PΣP v = P(y - x0) by conjugate gradients, for each sample by itself.
+    """ΣPv, with v of PΣP v = P(y - x0) by conjugate residuals (GCR, Eisenstat et al. 1983), each sample by itself.
 
-    The Σ of a network need not be positive: a sample whose direction has no positive curvature stays where it is.
+    The Σ of a network is neither symmetric nor positive, on which conjugate gradients may go astray: here the residual
+    never grows.
     """
-    residual = constraint.onto(x0) - x0
-    direction, correction = residual, torch.zeros_like(x0)
-    size = _dot(residual, residual)
+    residual, correction = constraint.onto(x0) - x0, torch.zeros_like(x0)
+    known: list[tuple[Tensor, Tensor]] = []  # directions of x0, and their parts that bind, orthogonal and of length 1
     for _ in range(iterations):
-        moved = covariance(direction)
-        curvature = _dot(direction, moved)
-        step = torch.where(curvature > 0, size / curvature.clamp(min=1e-30), 0.0)
-        correction = correction + step * moved
-        residual = residual - step * constraint.project(moved, x0)
-        size, before = _dot(residual, residual), size
-        direction = residual + size / before.clamp(min=1e-30) * direction
+        moved = covariance(residual)
+        bound = constraint.project(moved, x0)
+        for other, unit in known:
+            share = _dot(bound, unit)
+            moved, bound = moved - share * other, bound - share * unit
+        length = _dot(bound, bound).sqrt().clamp(min=1e-20)
+        known.append((moved / length, bound / length))
+        step = _dot(residual, known[-1][1])
+        correction, residual = correction + step * known[-1][0], residual - step * known[-1][1]
     return correction
