@@ -16,14 +16,14 @@ Cov = Callable[[int], Tensor]
 NetOf = Callable[[Diffusion, Tensor], Net]
 
 
-@pytest.mark.parametrize(("num_steps", "least_db"), [(25, 48), (50, 70), (100, 90)])
+@pytest.mark.parametrize(("num_steps", "least_db"), [(25, 48), (50, 65), (100, 80)])
 def test_there_and_back(
     num_steps: int, least_db: float, process: Diffusion, covariance: Cov, net_of: NetOf, draw: Callable
 ) -> None:
     clip = draw(covariance(LENGTH), 500)
     denoise = process.denoiser(net_of(process, covariance(LENGTH)), {})
     noise = invert(denoise, clip, process.schedule, num_steps=num_steps)
-    again = unipc(denoise, noise, process.schedule, torch.Tensor, num_steps=num_steps)
+    again = unipc(denoise, noise, process.schedule, torch.Tensor, num_steps=num_steps, order=2)
     error_db = 10 * torch.log10((again - clip).square().mean() / clip.square().mean()).item()
     assert error_db < -least_db
     assert (
@@ -35,7 +35,7 @@ def test_noise_comes_back_as_well(process: Diffusion, covariance: Cov, net_of: N
     """The noise is the one that the clip was made of, not just one that makes it."""
     denoise = process.denoiser(net_of(process, covariance(LENGTH)), {})
     noise = torch.randn(20, 1, LENGTH, generator=torch.Generator().manual_seed(1))
-    clip = unipc(denoise, noise, process.schedule, torch.Tensor, num_steps=100)
+    clip = unipc(denoise, noise, process.schedule, torch.Tensor, num_steps=100, order=2)
     torch.testing.assert_close(invert(denoise, clip, process.schedule, num_steps=100), noise, rtol=0, atol=0.02)
 
 
@@ -60,7 +60,7 @@ def test_ends_are_the_clips_and_the_middle_is_like_the_data(
     assert torch.equal(made.clips[:, 2], second)
     assert made.clips[:, 1].square().mean().item() == pytest.approx(1, abs=0.05)
     assert made.error_db.shape == (500, 2)
-    assert made.error_db.mean().item() < -65
+    assert made.error_db.mean().item() < -60
     assert len(calls) == 5
 
 

@@ -36,14 +36,15 @@ def invert(
     schedule: Schedule,
     *,
     num_steps: int | None = 50,
-    order: int = 3,
+    order: int = 2,
     grid: Grid = balanced,
 ) -> Tensor:
     """The standard normal noise ``[B, C, T]`` of which ``samplers.unipc`` with the same options makes the clip.
 
     The probability flow backwards (DDIM, Song et al. 2020, arXiv:2010.02502, section 4.3), by UniPC's steps instead of
-    Euler's. Measured round trips are in benchmarks/editing. With guidance in ``denoise`` the way back is unstable
-    (Mokady et al. 2022, arXiv:2211.09794, section 3.1).
+    Euler's. Order 3 comes back closer where the denoiser is exact, order 2 where it has learnt little: see
+    benchmarks/editing. With guidance in ``denoise`` the way back is unstable (Mokady et al. 2022, arXiv:2211.09794,
+    section 3.1).
 
     Raises:
         ValueError: if the schedule has not so many steps.
@@ -123,7 +124,7 @@ def interpolate(
         return noise
 
     def forth(noise: Tensor) -> Tensor:
-        clip = unipc(guided, noise, schedule, _no_noise, num_steps=num_steps, grid=grid)
+        clip = unipc(guided, noise, schedule, _no_noise, num_steps=num_steps, order=2, grid=grid)
         tell()
         return clip
 
