@@ -18,10 +18,14 @@ def consistent(denoise: Denoise, process: Diffusion, constraint: Constraint, ite
     """``denoise`` with E[x0 | x_t] replaced by an estimate of E[x0 | x_t, what is known].
 
     Where x0 given x_t is Gaussian of covariance Σ and P x0 = P y is known, it is x0 + ΣP(PΣP)⁻¹P(y - x0), and Σ is
-    sigma_t²/alpha_t·∂x0/∂x_t by Tweedie's formula (Boys et al. 2023, arXiv:2310.06721, eqs. 5 and 9). The system is
-    solved by conjugate residuals, each iteration one backward pass through the network (Rozet et al. 2024,
-    arXiv:2405.13712, section 4). What remains is set: the estimate is projected onto the known (DDNM, Wang et al. 2022,
-    arXiv:2212.00490, eq. 10), which is all there is at 0 iterations.
+    sigma_t²/alpha_t·∂x0/∂x_t by Tweedie's formula of second order (Boys et al. 2023, arXiv:2310.06721). The system is
+    solved by a few iterations, each one backward pass through the network (moment matching posterior sampling, Rozet et
+    al. 2024, arXiv:2405.13712). What remains is set: the estimate is projected onto the known (DDNM, Wang et al. 2022,
+    arXiv:2212.00490), which is all there is at 0 iterations.
+
+    For Gaussian data 2 iterations come within 0.04 standard deviations of the conditional mean in 20 network calls,
+    forward and backward, and within what can be measured in 50; projection alone stays 0.31 away, RePaint up to 0.25
+    in 250 (benchmarks/editing).
 
     Args:
         denoise: of the process.

@@ -35,7 +35,7 @@ def invert(
     clip: Tensor,
     schedule: Schedule,
     *,
-    num_steps: int | None = 50,
+    num_steps: int | None = 100,
     order: int = 2,
     grid: Grid = balanced,
 ) -> Tensor:
@@ -43,8 +43,7 @@ def invert(
 
     The probability flow backwards (DDIM, Song et al. 2020, arXiv:2010.02502, section 4.3), by UniPC's steps instead of
     Euler's. Order 3 comes back closer where the denoiser is exact, order 2 where it has learnt little: see
-    benchmarks/editing. With guidance in ``denoise`` the way back is unstable (Mokady et al. 2022, arXiv:2211.09794,
-    section 3.1).
+    benchmarks/editing. With guidance in ``denoise`` the way back is unstable (Mokady et al. 2022, arXiv:2211.09794).
 
     Raises:
         ValueError: if the schedule has not so many steps.
@@ -85,7 +84,7 @@ def interpolate(
     weights: Sequence[float],
     cond: Cond,
     *,
-    num_steps: int | None = 50,
+    num_steps: int | None = 100,
     grid: Grid = balanced,
     guidance: Guidance | None = None,
     progress: Callable[[], None] | None = None,
