@@ -37,18 +37,20 @@ def _copy(node: Any) -> Any:
 def non_finite(content: Any) -> str | None:
     """The place of a tensor with a NaN or an infinity in nested dicts, lists and tuples; None where there is none.
 
-    One fused pass over all of them, and one wait for the device.
+    One fused pass over all tensors of a kind, and one wait for the device.
     """
-    places, tensors = [], []
+    groups: dict[tuple[torch.device, torch.dtype], tuple[list[str], list[Tensor]]] = {}
     for place, tensor in _tensors(content, ""):
         if tensor.is_floating_point() and tensor.numel():
+            places, tensors = groups.setdefault((tensor.device, tensor.dtype), ([], []))
             places.append(place)
             tensors.append(tensor.detach())
-    if not tensors:
-        return None
-    largest = torch._foreach_norm(tensors, math.inf)  # the largest magnitude, unlike a sum of squares, never overflows
-    finite = torch.isfinite(torch.stack([value.float().to(largest[0].device) for value in largest])).tolist()
-    return next((place for place, good in zip(places, finite, strict=True) if not good), None)
+    for places, tensors in groups.values():
+        largest = torch._foreach_norm(tensors, math.inf)  # unlike a sum of squares, it never overflows
+        finite = torch.isfinite(torch.stack(largest)).tolist()
+        if not all(finite):
+            return places[finite.index(False)]
+    return None
 
 
 def _tensors(node: Any, place: str) -> Iterator[tuple[str, Tensor]]:
