@@ -5,12 +5,12 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from audio_diffusion.saving.snapshot import non_finite, to_host
+from audio_diffusion.saving.snapshot import HostCopy, non_finite
 
 
 def test_a_snapshot_shares_nothing_with_what_it_was_taken_of():
     content = {"state": OrderedDict(a=torch.arange(6.0).view(2, 3).T), "plain": [{"n": 1}, (torch.ones(2), "x")]}
-    copied = to_host(content)
+    copied = HostCopy().take(content)
     content["state"]["a"].add_(1)
     content["plain"][0]["n"] = 2
     content["plain"][1][0].zero_()
@@ -19,8 +19,17 @@ def test_a_snapshot_shares_nothing_with_what_it_was_taken_of():
     assert torch.equal(copied["plain"][1][0], torch.ones(2))
 
 
+def test_the_next_copy_takes_the_memory_of_the_one_before_where_it_fits():
+    copies, content = HostCopy(), {"a": torch.ones(3), "b": torch.ones(2)}
+    first = copies.take(content)
+    second = copies.take({"a": torch.zeros(3), "b": torch.zeros(4)})
+    assert first["a"].data_ptr() == second["a"].data_ptr()
+    assert torch.equal(second["a"], torch.zeros(3))
+    assert torch.equal(second["b"], torch.zeros(4))
+
+
 def test_a_view_is_copied_without_the_rest_of_its_memory():
-    assert to_host(torch.zeros(1000)[:10]).untyped_storage().nbytes() == 40
+    assert HostCopy().take(torch.zeros(1000)[:10]).untyped_storage().nbytes() == 40
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

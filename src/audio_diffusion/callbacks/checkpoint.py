@@ -15,7 +15,7 @@ from audio_diffusion.callbacks.loggers import log_metrics
 from audio_diffusion.saving.files import FileRecord
 from audio_diffusion.saving.folder import Keep, path_of, step_of, write
 from audio_diffusion.saving.manifest import Manifest, hash_of
-from audio_diffusion.saving.snapshot import non_finite, to_host
+from audio_diffusion.saving.snapshot import HostCopy, non_finite
 from audio_diffusion.saving.writer import BackgroundWriter, Outcome
 
 
@@ -29,15 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.world_size, self.keep = 1, Keep()
-        self._writer = BackgroundWriter()
-        self._refused: Outcome | None = None
+        self._copies, self._writer = HostCopy(), BackgroundWriter()
         self._said_slow = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if bad := non_finite(checkpoint):
-            error = ValueError(f"{bad} is not finite; a checkpoint of such weights would be of no use")
-            self._refused = Outcome(0.0, error)
-            return
         if self._writer.busy and not self._said_slow:
             self._said_slow = True
             rank_zero_warn(
@@ -46,9 +41,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
         self._writer.wait()
         self._writer.take_outcome()
-        self._writer.start(partial(self._write, to_host(checkpoint), Path(path)))
+        self._writer.start(partial(self._write, self._copies.take(checkpoint), Path(path)))
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
+        if place := non_finite(content):
+            raise ValueError(f"{place} is not finite, and what comes after would be of no use")
         write(path, partial(torch.save, content), partial(self._manifest, content))
         self.keep.prune(path.parent, step_of(path))
 
@@ -72,8 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def take_outcome(self) -> Outcome | None:
         """Of the last save, once; None while it is being written."""
-        refused, self._refused = self._refused, None
-        return refused or self._writer.take_outcome()
+        return self._writer.take_outcome()
 
     def teardown(self) -> None:
         self.wait()
