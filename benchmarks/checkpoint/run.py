@@ -125,7 +125,7 @@ def main() -> None:
         f"""# How long training stands still for a checkpoint
 
 `python benchmarks/checkpoint/run.py` writes this page. {on} ({platform.machine()}), torch {torch.__version__}; ms,
-median [least to most] of {options.repeats} rounds; the ways take turns, each first in its turn. "Waits" is what training loses;
+median [least to most] of {options.repeats} rounds; the ways take turns. "Waits" is what training loses;
 "written" is when the checkpoint is safe. Ours is copied, checked for values that are not finite, hashed, synced to the
 disk with its manifest and read back; Lightning's is neither checked nor synced: "written" there means handed to the
 page cache.

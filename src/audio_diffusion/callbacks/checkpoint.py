@@ -112,7 +112,9 @@ class SaveCheckpoint(L.Callback):
         io.world_size, io.keep = trainer.world_size, self.keep
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_at = trainer.global_step  # nothing new since the checkpoint resumed from
+        step = trainer.strategy.broadcast(trainer.global_step)
+        assert step == trainer.global_step, f"rank 0 starts at step {step}, this rank at {trainer.global_step}"
+        self._saved_at = step  # nothing new since the checkpoint resumed from
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -45,8 +45,8 @@ class HostCopy:
 def non_finite(content: Any) -> str | None:
     """The place of a tensor with a NaN or an infinity in nested dicts, lists and tuples; None where there is none.
 
-    One fused pass over all tensors of a kind; only a tensor whose norm is not finite, which large numbers can cause too,
-    is looked at value by value.
+    One fused pass over all tensors of a kind; a tensor whose norm is not finite, which large numbers can cause too, is
+    looked at value by value.
     """
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[str], list[Tensor]]] = {}
     for place, tensor in _tensors(content, ""):
