@@ -128,7 +128,7 @@ def main() -> None:
 median [least to most] of {options.repeats} rounds; the ways take turns. "Waits" is what training loses;
 "written" is when the checkpoint is safe. Ours is copied, checked for values that are not finite, hashed, synced to the
 disk with its manifest and read back; Lightning's is neither checked nor synced: "written" there means handed to the
-page cache. Load average of the 15 minutes before the end: {os.getloadavg()[2]:.0f}, of which this program makes up to 2.
+page cache. Load average of the 15 minutes before the end: {os.getloadavg()[2]:.0f}, up to 2 of it this program.
 
 | parameters | way | training waits | written |
 |---|---|---|---|
