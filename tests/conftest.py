@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,15 @@ def drum_shards(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path) -> 
     """The drum hits as shards: several train-*.tar and val-*.tar. Not to be changed; take a copy."""
     shards = tmp_path_factory.mktemp("shards")
     pack(scan_folder(drum_folder, label_from_folder=True), shards, val_fraction=0.25, shard_bytes=100_000)
+    return shards
+
+
+@pytest.fixture(scope="session")
+def two_clips(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path) -> Path:
+    """Shards of one clip to train on and one held out: fewer than ranks."""
+    shards = tmp_path_factory.mktemp("two_clips")
+    chosen = zip(scan_folder(drum_folder, label_from_folder=True)[:2], ("train", "valid"), strict=True)
+    pack([replace(source, fields={**source.fields, "split": split}) for source, split in chosen], shards)
     return shards
 
 
