@@ -43,7 +43,7 @@ class Probe(L.Callback):
         whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
         on_this_rank = sum(v.to_local().numel() if isinstance(v, DTensor) else v.numel() for v in state.values())
         seen = {
-            **vars(self),
+            **{name: getattr(self, name) for name in ("trained", "validated", "without_gradient", "noise", "slots")},
             "state": whole,
             "elements": on_this_rank,
             "dtypes": {str(p.dtype) for p in pl_module.parameters()},

@@ -24,7 +24,7 @@ def test_losses_and_gradient_norms_are_one_ranks_to_rounding(runs, name: str) ->
 @pytest.mark.parametrize("name", OTHERS)
 def test_weights_averages_and_moments_are_one_ranks_to_rounding(runs, name: str) -> None:
     """Also when clipped: by the norm of all gradients, wherever they lie."""
-    assert min(norm for row, norm in runs["one"].rows.items() if "grad_norm" in row) > 10 * 0.05
+    assert min(norm for row, norm in runs["one"].rows.items() if "grad_norm" in row) > 10 * 0.005
     mine, one = runs[name].checkpoint(6), runs["one"].checkpoint(6)
     assert list(mine["state_dict"]) == list(one["state_dict"])
     torch.testing.assert_close(flat(mine["state_dict"]), flat(one["state_dict"]), rtol=0, atol=1e-5)
