@@ -17,6 +17,8 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +32,81 @@ from omegaconf import DictConfig, OmegaConf
 from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.loggers import JsonlLogger
-from audio_diffusion.checkpoint import in_run
+from audio_diffusion.checkpoint import find, newest_in
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.report import describe
+from audio_diffusion.saving.folder import all_in, recover, step_of
+from audio_diffusion.saving.lock import RunLock
+from audio_diffusion.saving.rows import rewind
 from audio_diffusion.training.precision import make_precision
+
+RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
 
 
 def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     """The checkpoint to go on from, by the rules of ``ckpt`` in configs/train.yaml; None starts anew."""
-    found = in_run(run_dir)
-    if ckpt == "auto":
-        return found[-1] if found else None
-    if ckpt == "last":
-        if not found:
+    if ckpt in ("auto", "last"):
+        newest = newest_in(run_dir)
+        if newest is None and ckpt == "last":
             raise ConfigError(f"ckpt=last: {run_dir}/checkpoints holds no step_*.ckpt to resume from; leave ckpt out")
-        return found[-1]
+        return newest
+    there = all_in(run_dir / "checkpoints")
     if ckpt == "none":
-        if found:
+        if there:
             raise ConfigError(
-                f"ckpt=none: {run_dir} already holds {found[-1].name}; choose another name=, or remove it"
+                f"ckpt=none: {run_dir} already holds {there[-1].name}; choose another name=, or remove it"
             )
         return None
-    folder = in_run(ckpt) if Path(ckpt).is_dir() else [Path(ckpt)]
-    if not folder or not folder[-1].is_file():
+    if not Path(ckpt).exists():
         raise ConfigError(f"ckpt: expected auto, last, none, a checkpoint file or a run folder, got {ckpt!r}")
-    return folder[-1]
+    if not there:
+        return find(ckpt)
+    if run_dir.resolve() not in Path(ckpt).resolve().parents:
+        rank_zero_info(f"{run_dir} has begun already: it goes on from its own checkpoint, not from {ckpt} again")
+        return newest_in(run_dir)
+    if Path(ckpt).name != there[-1].name:
+        raise ConfigError(
+            f"ckpt: {run_dir} also holds {there[-1].name}, which a restart of this run would go on from, not from "
+            f"{ckpt}; choose another name=, or remove what came later"
+        )
+    return find(ckpt)
+
+
+def prepare(ckpt: str, run_dir: Path) -> tuple[Path | None, str]:
+    """On rank 0, which owns the folder: clears up after a kill and finds the checkpoint; also what is wrong, if any."""
+    for line in recover(run_dir / "checkpoints"):
+        rank_zero_info(line)
+    try:
+        found = find_checkpoint(ckpt, run_dir)
+    except ConfigError as error:
+        return None, str(error)
+    cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
+    if cut:
+        rank_zero_info(f"metrics.jsonl: {cut} rows of steps that are trained again were cut")
+    return found, ""
+
+
+def agree(trainer: L.Trainer, ckpt: str, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from as rank 0 sees it, on all ranks.
+
+    Ranks that this process starts are told by its environment, others (torchrun, srun) over the process group.
+    """
+    if RESUME_FROM in os.environ:
+        found, problem = os.environ[RESUME_FROM], ""
+    else:
+        path, problem = prepare(ckpt, run_dir) if trainer.is_global_zero else (None, "")
+        found = str(path or "")
+        if trainer.world_size > 1 and trainer.strategy.launcher is None:
+            trainer.strategy.setup_environment()
+            found, problem = trainer.strategy.broadcast((found, problem))
+        elif trainer.world_size > 1:
+            os.environ[RESUME_FROM] = found
+    if problem:
+        raise ConfigError(problem)
+    return Path(found) if found else None
 
 
 def datasets(cfg: DictConfig) -> dict[str, str]:
@@ -150,6 +199,15 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@contextmanager
+def own(run_dir: Path) -> Iterator[None]:
+    """Keeps other jobs out of the run's folder."""
+    with RunLock(run_dir) as lock:
+        if lock.taken_over:
+            rank_zero_info(f"{run_dir}: taken over from {lock.taken_over}")
+        yield
+
+
 def report(plain: dict[str, Any]) -> list[str]:
     """What the schedule can do at best, and with the sampler that is listened to while training."""
     sampler = build(plain["sampler"], "sampler").keywords
@@ -166,7 +224,6 @@ def main(cfg: DictConfig) -> None:
     if plain["check"]:
         return
     run_dir = Path(plain["run_dir"])
-    ckpt = find_checkpoint(plain["ckpt"], run_dir)
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
@@ -203,15 +260,17 @@ def main(cfg: DictConfig) -> None:
         enable_checkpointing=False,  # callbacks.checkpoint does that
     )
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
-    details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
-    record(plain, run_dir, details)
-    trainer.loggers[-1].log_hyperparams({**plain, **details})
+    with own(run_dir) if trainer.is_global_zero else nullcontext():
+        ckpt = agree(trainer, plain["ckpt"], run_dir)
+        details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
+        record(plain, run_dir, details)
+        trainer.loggers[-1].log_hyperparams({**plain, **details})
 
-    parameters = sum(p.numel() for p in module.net.parameters())
-    rank_zero_info(f"{plain['name']}: {parameters / 1e6:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
-    rank_zero_info(str(split))
-    rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
+        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
+        rank_zero_info(str(split))
+        rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, sto
 def test_the_checkpoint_is_plain_data_and_holds_all(make_run, tmp_path):
     run = make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=1, keep=1)], recipe={"a": 1})
     run.fit()
-    (path,) = (tmp_path / "checkpoints").glob("*")  # one kept, no temporary file left
+    path, manifest = sorted((tmp_path / "checkpoints").iterdir())  # one kept, no temporary file left
+    assert manifest.name == "step_00000002.json"
     content = torch.load(path, weights_only=True)
     assert content["global_step"] == 2
     assert content["config"] == {"a": 1}
