@@ -8,10 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.saving import sharded
 from audio_diffusion.saving.files import FileRecord
 from audio_diffusion.saving.folder import Keep, path_of, step_of, write
 from audio_diffusion.saving.manifest import Manifest, hash_of
@@ -23,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Copies a checkpoint to host memory, then writes it with its manifest in the background; reads plain data only.
 
     One is written at a time: the next waits for it. ``wait`` waits for what is being written, ``take_outcome`` tells
-    how it went.
+    how it went. With a process group as ``storage_options`` every rank writes its own shards (saving.sharded).
     """
 
     def __init__(self) -> None:
@@ -34,9 +36,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._said_slow = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if bad := non_finite(checkpoint):
-            error = ValueError(f"{bad} is not finite; a checkpoint of such weights would be of no use")
-            self._refused = Outcome(0.0, error)
+        bad = non_finite(checkpoint)
+        problem = f"{bad} is not finite; a checkpoint of such weights would be of no use" if bad else None
+        if problem and storage_options is None:  # with it the other ranks must be told
+            self._refused = Outcome(0.0, ValueError(problem))
             return
         if self._writer.busy and not self._said_slow:
             self._said_slow = True
@@ -46,11 +49,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
         self._writer.wait()
         self._writer.take_outcome()
-        self._writer.start(partial(self._write, to_host(checkpoint), Path(path)))
+        content, path = to_host(checkpoint), Path(path)
+        if storage_options is None:
+            self._writer.start(partial(self._write, content, path))
+        else:
+            self._writer.start(partial(self._write_shards, content, path, problem, storage_options))
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
         write(path, partial(torch.save, content), partial(self._manifest, content))
         self.keep.prune(path.parent, step_of(path))
+
+    def _write_shards(self, content: dict[str, Any], path: Path, problem: str | None, group: Any) -> None:
+        sharded.write(path, *sharded.split(content), problem, partial(self._manifest, content), group)
+        if dist.get_rank(group) == 0:
+            self.keep.prune(path.parent, step_of(path))
 
     def _manifest(self, content: Mapping[str, Any], files: dict[str, FileRecord]) -> Manifest:
         config = content.get("config")
@@ -64,6 +76,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         )
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return sharded.read(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def wait(self) -> None:

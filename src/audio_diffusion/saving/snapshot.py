@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def to_host(content: Any) -> Any:
@@ -21,6 +22,8 @@ def to_host(content: Any) -> Any:
 
 
 def _copy(node: Any) -> Any:
+    if isinstance(node, DTensor):  # this rank's shard; the constructor leaves it where it is
+        return DTensor(_copy(node.to_local()), node._spec, requires_grad=False)
     if isinstance(node, Tensor):
         tensor = node.detach()
         if tensor.device.type == "cpu":
@@ -41,9 +44,10 @@ def non_finite(content: Any) -> str | None:
     """
     places, tensors = [], []
     for place, tensor in _tensors(content, ""):
+        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()  # of sharded ones our part
         if tensor.is_floating_point() and tensor.numel():
             places.append(place)
-            tensors.append(tensor.detach())
+            tensors.append(tensor)
     if not tensors:
         return None
     largest = torch._foreach_norm(tensors, math.inf)  # the largest magnitude, unlike a sum of squares, never overflows

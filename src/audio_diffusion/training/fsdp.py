@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -11,6 +12,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+
+from audio_diffusion.saving import sharded
 
 
 def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
@@ -33,24 +36,42 @@ def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) 
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, with checkpoints that any number of ranks, sharded or not, goes on from.
 
-    What it loads with goes wrong for parameters with fewer rows than ranks, and broadcasts each tensor; here every rank
-    reads its part of the file. Optimizer state is kept by number, as an unsharded optimizer has it.
+    What Lightning loads with goes wrong for parameters with fewer rows than ranks, and broadcasts each tensor; here
+    every rank reads its part. Optimizer state is kept by number, as an unsharded optimizer has it.
+
+    Args:
+        sharded_checkpoints: every rank writes its own shards into a folder, rather than rank 0 all of it into a file.
     """
 
-    def __init__(self) -> None:
-        super().__init__(save_distributed_checkpoint=False)  # data parallel over nodes, sharded within each
+    def __init__(self, sharded_checkpoints: bool = False):
+        super().__init__(save_distributed_checkpoint=sharded_checkpoints)
+        self.sharded_checkpoints = sharded_checkpoints
+        self._writers: Any = None  # a process group of the CPU, as checkpoints are written while training uses its own
+
+    def setup_environment(self) -> None:
+        """The process groups; once there is a module, as is not yet when ranks agree on a checkpoint, the mesh too."""
+        if self.lightning_module is None:
+            assert self.accelerator is not None
+            self.accelerator.setup_device(self.root_device)
+            self._setup_distributed()
+        else:
+            super().setup_environment()
+        if self.sharded_checkpoints and self._writers is None:
+            self._writers = dist.new_group(backend="gloo")
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights on the CPU of rank 0; all ranks must call it."""
+        """All weights: whole ones on the CPU of rank 0, or every rank's shards. All ranks must call it."""
         assert self.lightning_module is not None
-        return self._whole(self.lightning_module.state_dict())
+        return self._gathered(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Whole moments on the CPU of rank 0; all ranks must call it."""
-        return self._whole(optimizer.state_dict())
+        """All moments, likewise."""
+        return self._gathered(optimizer.state_dict())
 
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state with each sharded tensor gathered, one at a time; None in its place on ranks other than 0."""
+        if self.sharded_checkpoints:
+            return dict(state)
 
         def gathered(value: Any) -> Any:
             whole = value.full_tensor() if isinstance(value, DTensor) else value
@@ -60,18 +81,33 @@ class ShardedStrategy(ModelParallelStrategy):
 
         return tree_map(gathered, state)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        if self.sharded_checkpoints or self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=self._writers)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
         """Loads weights and moments, this rank's part of each, and returns the rest; plain data only."""
         path = Path(self.broadcast(checkpoint_path))
-        content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
+        parameters = [[p for group in o.param_groups for p in group["params"]] for o in self.optimizers]
+
+        def like(name: str) -> Tensor | None:
+            kind, rest = name.split(".", 1)
+            if kind == "state_dict":
+                return own.get(rest)
+            optimizer, i, _ = rest.split(".", 2)
+            return parameters[int(optimizer)][int(i)] if parameters else None
+
+        if path.is_dir():
+            content = sharded.read(path, like, dist.group.WORLD)
+        else:
+            content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         state = {name: _part(value, own.get(name)) for name, value in content.pop("state_dict").items()}
         self.lightning_module.load_state_dict(state)
-        for optimizer, saved in zip(self.optimizers, content.pop("optimizer_states"), strict=False):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for optimizer, mine, saved in zip(self.optimizers, parameters, content.pop("optimizer_states"), strict=False):
             moments = {
-                i: {name: _part(value, parameters[i]) for name, value in values.items()}
+                i: {name: _part(value, mine[i]) for name, value in values.items()}
                 for i, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": moments})
@@ -79,7 +115,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _part(whole: Any, like: Any) -> Any:
-    """This rank's part of a tensor, sharded as ``like`` is; anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(whole, Tensor) or whole.shape != like.shape:
+    """This rank's part of a tensor, sharded as ``like`` is; anything else, and what is sharded already, as it is."""
+    if isinstance(whole, DTensor) or not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
