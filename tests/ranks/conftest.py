@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from audio_diffusion.saving import sharded
+from audio_diffusion.saving.folder import problem_of
+
 CLIP = "trainer.gradient_clip_val=0.005"  # far below the gradients' norms: all steps are clipped
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
+SHARDS = "trainer.strategy.sharded_checkpoints=true"
 FSDP = ("trainer=fsdp", "trainer.accelerator=cpu")
 
 
@@ -37,7 +41,10 @@ class Watched:
         return {f"{kind} {row['step']}": row[kind] for row in rows for kind in kinds if kind in row}
 
     def checkpoint(self, step: int) -> dict[str, Any]:
-        return torch.load(self.folder / f"checkpoints/step_{step:08d}.ckpt", weights_only=True)
+        """Of a step, verified; whole, however it was written."""
+        path = self.folder / f"checkpoints/step_{step:08d}.ckpt"
+        assert problem_of(path) is None
+        return sharded.read(path) if path.is_dir() else torch.load(path, weights_only=True)
 
 
 Start = Callable[..., Callable[[], Watched]]
@@ -88,5 +95,28 @@ def runs(start: Start) -> dict[str, Watched]:
         "accumulated": start("accumulated", "trainer.accumulate_grad_batches=2"),
         "two": start("two", *DDP, ranks=2),
         "sharded": start("sharded", *FSDP, ranks=2),
+        "shards": start("shards", *FSDP, SHARDS, ranks=2),
+        "mixed": start("mixed", *FSDP, "trainer.precision=bf16-mixed", ranks=2),
+        "pure": start("pure", *FSDP, "trainer.precision=bf16-true", ranks=2),
+    }
+    return {name: ended() for name, ended in waiting.items()}
+
+
+@pytest.fixture(scope="session")
+def resumed(start: Start, runs: dict[str, Watched]) -> dict[str, Watched]:
+    """Runs that go on from others' step 4, on another number of ranks."""
+
+    def go_on(name: str, *overrides: str, **options: int) -> Callable[[], Watched]:
+        begun = runs[name.split("_")[0]].folder
+        return start(name, f"ckpt={begun}/checkpoints/step_00000004.ckpt", *overrides, **options)
+
+    waiting = {
+        "one_to_two": go_on("one_to_two", *DDP, ranks=2),
+        "one_to_sharded": go_on("one_to_sharded", *FSDP, ranks=2),
+        "two_to_one": go_on("two_to_one"),
+        "two_to_nodes": go_on("two_to_nodes", "trainer=multinode", "trainer.accelerator=cpu", ranks=2, nodes=2),
+        "sharded_to_one": go_on("sharded_to_one"),
+        "shards_to_one": go_on("shards_to_one"),
+        "shards_to_hybrid": go_on("shards_to_hybrid", *FSDP, SHARDS, ranks=4, nodes=2),
     }
     return {name: ended() for name, ended in waiting.items()}

@@ -7,12 +7,23 @@ import pytest
 import soundfile
 import torch
 
-OTHERS = ["accumulated", "two", "sharded"]
+OTHERS = ["accumulated", "two", "sharded", "shards"]
 
 
 def flat(state: dict) -> torch.Tensor:
     """All weights of a checkpoint's state in one vector."""
-    return torch.cat([value.double().flatten() for name, value in state.items() if "extra_state" not in name])
+    return torch.cat([state[name].double().flatten() for name in sorted(state) if "extra_state" not in name])
+
+
+def close(mine: dict, other: dict) -> None:
+    """Two checkpoints have the same weights, averages and moments, to rounding."""
+    assert mine["state_dict"].keys() == other["state_dict"].keys()
+    torch.testing.assert_close(flat(mine["state_dict"]), flat(other["state_dict"]), rtol=0, atol=2e-6)
+    ((first,), (second,)) = mine["optimizer_states"], other["optimizer_states"]
+    assert first["param_groups"] == second["param_groups"]
+    for i, moments in second["state"].items():
+        for moment, value in moments.items():
+            torch.testing.assert_close(first["state"][i][moment], value, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -26,15 +37,9 @@ def test_weights_averages_and_moments_are_one_ranks_to_rounding(runs, name: str)
     """Also when clipped: by the norm of all gradients, wherever they lie."""
     assert min(norm for row, norm in runs["one"].rows.items() if "grad_norm" in row) > 10 * 0.005
     mine, one = runs[name].checkpoint(6), runs["one"].checkpoint(6)
-    assert list(mine["state_dict"]) == list(one["state_dict"])
-    torch.testing.assert_close(flat(mine["state_dict"]), flat(one["state_dict"]), rtol=0, atol=1e-5)
+    close(mine, one)
     moved = flat(one["state_dict"]) - flat(runs["one"].checkpoint(2)["state_dict"])
-    assert moved.abs().max() > 1e-3
-    ((first,), (second,)) = mine["optimizer_states"], one["optimizer_states"]
-    assert first["param_groups"] == second["param_groups"]
-    for i, moments in second["state"].items():
-        for moment, value in moments.items():
-            torch.testing.assert_close(first["state"][i][moment], value, rtol=1e-3, atol=1e-7)
+    assert moved.abs().max() > 3e-4
 
 
 @pytest.mark.parametrize("name", ["two", "sharded"])
@@ -90,6 +95,51 @@ def test_slots_are_shared_out_and_gathered(runs, name: str) -> None:
         assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in mine.iterdir())
         for wav in one.glob("*.wav"):
             np.testing.assert_allclose(soundfile.read(wav)[0], soundfile.read(mine / wav.name)[0], atol=1e-4)
+
+
+def test_shards_hold_what_a_single_file_holds_to_the_bit(runs) -> None:
+    folder = runs["shards"].folder / "checkpoints/step_00000006.ckpt"
+    assert {p.name for p in folder.iterdir()} == {"__0_0.distcp", "__1_0.distcp", ".metadata", "rest.pt"}
+    shards, file = runs["shards"].checkpoint(6), runs["sharded"].checkpoint(6)
+    assert torch.equal(flat(shards["state_dict"]), flat(file["state_dict"]))
+    assert shards["state_dict"]["ema._extra_state"] == 6
+    for i, moments in file["optimizer_states"][0]["state"].items():
+        assert all(torch.equal(value, shards["optimizer_states"][0]["state"][i][k]) for k, value in moments.items())
+    same = ("global_step", "lr_schedulers", "loops", "AudioDataModule", "callbacks")
+    assert {key: shards[key] for key in same} == {key: file[key] for key in same}
+
+
+RESUMED = [
+    "one_to_two", "one_to_sharded", "two_to_one", "two_to_nodes", "sharded_to_one", "shards_to_one", "shards_to_hybrid",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_with_another_number_of_ranks_as_if_nothing_had_happened(runs, resumed, name: str) -> None:
+    through = {row: value for row, value in runs["one"].rows.items() if int(row.split()[1]) > 4}
+    assert resumed[name].rows == pytest.approx(through, rel=1e-5)
+    assert len(through) == 2 * 2 + 2
+    close(resumed[name].checkpoint(6), runs["one"].checkpoint(6))
+    positions = [p for seen in resumed[name].seen for _, batch in seen["trained"] for p in batch]
+    assert sorted(positions) == list(range(16, 24))
+
+
+def test_nodes_are_counted_and_weights_are_sharded_within_each(runs, resumed) -> None:
+    assert "batch: 4 = 2 nodes × 1 device × 2 clips × 1 accumulated" in resumed["two_to_nodes"].text
+    assert "batch: 4 = 2 nodes × 2 devices × 1 clip × 1 accumulated" in resumed["shards_to_hybrid"].text
+    parts = [seen["elements"] for seen in resumed["shards_to_hybrid"].seen]
+    assert parts == [seen["elements"] for seen in runs["sharded"].seen] * 2
+
+
+@pytest.mark.parametrize("name", ["mixed", "pure"])
+def test_bf16_over_shards_is_close_and_keeps_weights_averages_and_moments_in_float32(runs, name: str) -> None:
+    assert runs[name].rows == pytest.approx(runs["one"].rows, rel=0.02)
+    assert runs[name].rows != pytest.approx(runs["one"].rows, rel=1e-5)
+    for seen in runs[name].seen:
+        assert seen["dtypes"] == seen["moments"] == {"torch.float32"}
+    before, after = (runs[name].checkpoint(step)["state_dict"] for step in (2, 6))
+    assert {value.dtype for key, value in after.items() if "extra" not in key} == {torch.float32}
+    assert not torch.equal(before["ema.net.patch.weight"], after["ema.net.patch.weight"])
 
 
 @pytest.mark.parametrize("name", ["one", *OTHERS])
