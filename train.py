@@ -26,6 +26,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -90,23 +91,29 @@ def prepare(ckpt: str, run_dir: Path) -> tuple[Path | None, str]:
 
 
 def agree(trainer: L.Trainer, ckpt: str, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from as rank 0 sees it, on all ranks.
+    """The checkpoint to go on from as rank 0 sees it, on all ranks; it is read, to be verified, once.
 
-    Ranks that this process starts are told by its environment, others (torchrun, srun) over the process group.
+    Ranks that this process starts are told by its environment, those of torchrun or srun over the process group. Where
+    nodes are started by hand, the first rank of each looks for itself.
     """
     if RESUME_FROM in os.environ:
-        found, problem = os.environ[RESUME_FROM], ""
-    else:
-        path, problem = prepare(ckpt, run_dir) if trainer.is_global_zero else (None, "")
-        found = str(path or "")
-        if trainer.world_size > 1 and trainer.strategy.launcher is None:
-            trainer.strategy.setup_environment()
-            found, problem = trainer.strategy.broadcast((found, problem))
-        elif trainer.world_size > 1:
-            os.environ[RESUME_FROM] = found
+        return Path(os.environ[RESUME_FROM]) if os.environ[RESUME_FROM] else None
+    strategy = trainer.strategy
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    told = environment is not None and environment.creates_processes_externally
+    found, problem = None, ""
+    if trainer.is_global_zero:
+        found, problem = prepare(ckpt, run_dir)
+    elif not told:
+        found = find_checkpoint(ckpt, run_dir)
+    if told:
+        strategy.setup_environment()
+        found, problem = strategy.broadcast((found, problem))
     if problem:
         raise ConfigError(problem)
-    return Path(found) if found else None
+    if not told and trainer.world_size > 1:
+        os.environ[RESUME_FROM] = str(found or "")
+    return found
 
 
 def datasets(cfg: DictConfig) -> dict[str, str]:

@@ -17,7 +17,7 @@ from audio_diffusion.saving import sharded
 from audio_diffusion.saving.files import FileRecord
 from audio_diffusion.saving.folder import Keep, path_of, step_of, write
 from audio_diffusion.saving.manifest import Manifest, hash_of
-from audio_diffusion.saving.snapshot import non_finite, to_host
+from audio_diffusion.saving.snapshot import HostCopy, non_finite
 from audio_diffusion.saving.writer import BackgroundWriter, Outcome
 
 
@@ -31,16 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.world_size, self.keep = 1, Keep()
-        self._writer = BackgroundWriter()
-        self._refused: Outcome | None = None
+        self._copies, self._writer = HostCopy(), BackgroundWriter()
         self._said_slow = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        bad = non_finite(checkpoint)
-        problem = f"{bad} is not finite; a checkpoint of such weights would be of no use" if bad else None
-        if problem and storage_options is None:  # with it the other ranks must be told
-            self._refused = Outcome(0.0, ValueError(problem))
-            return
         if self._writer.busy and not self._said_slow:
             self._said_slow = True
             rank_zero_warn(
@@ -49,20 +43,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
         self._writer.wait()
         self._writer.take_outcome()
-        content, path = to_host(checkpoint), Path(path)
-        if storage_options is None:
-            self._writer.start(partial(self._write, content, path))
-        else:
-            self._writer.start(partial(self._write_shards, content, path, problem, storage_options))
+        job = self._write if storage_options is None else partial(self._write_shards, storage_options)
+        self._writer.start(partial(job, self._copies.take(checkpoint), Path(path)))
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
+        if problem := self._not_finite(content):
+            raise ValueError(problem)
         write(path, partial(torch.save, content), partial(self._manifest, content))
         self.keep.prune(path.parent, step_of(path))
 
-    def _write_shards(self, content: dict[str, Any], path: Path, problem: str | None, group: Any) -> None:
+    def _write_shards(self, group: dist.ProcessGroup, content: dict[str, Any], path: Path) -> None:
+        problem = self._not_finite(content)
         sharded.write(path, *sharded.split(content), problem, partial(self._manifest, content), group)
         if dist.get_rank(group) == 0:
             self.keep.prune(path.parent, step_of(path))
+
+    def _not_finite(self, content: dict[str, Any]) -> str | None:
+        place = non_finite(content)
+        return f"{place} is not finite, and what comes after would be of no use" if place else None
 
     def _manifest(self, content: Mapping[str, Any], files: dict[str, FileRecord]) -> Manifest:
         config = content.get("config")
@@ -86,8 +84,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def take_outcome(self) -> Outcome | None:
         """Of the last save, once; None while it is being written."""
-        refused, self._refused = self._refused, None
-        return refused or self._writer.take_outcome()
+        return self._writer.take_outcome()
 
     def teardown(self) -> None:
         self.wait()
@@ -130,7 +127,9 @@ class SaveCheckpoint(L.Callback):
         io.world_size, io.keep = trainer.world_size, self.keep
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_at = trainer.global_step  # nothing new since the checkpoint resumed from
+        step = trainer.strategy.broadcast(trainer.global_step)
+        assert step == trainer.global_step, f"rank 0 starts at step {step}, this rank at {trainer.global_step}"
+        self._saved_at = step  # nothing new since the checkpoint resumed from
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

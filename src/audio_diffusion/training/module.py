@@ -158,6 +158,8 @@ class DiffusionModule(L.LightningModule):
         An empty slot counts as a sample without loss: a sample weighs the same whatever slots are empty, on any number
         of ranks.
         """
+        # what a network itself draws (its own dropout) follows from the position as well: nothing to save or restore
+        torch.manual_seed(seed_of(self.seed, "net", batch.positions[0]))
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
         stratum = torch.tensor([position % self.strata for position in batch.positions], device=u.device)
