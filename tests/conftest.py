@@ -36,6 +36,7 @@ from audio_diffusion.packing.drums import write_folder
 from audio_diffusion.packing.pack import pack, scan_folder
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
+from audio_diffusion.training.precision import make_precision
 
 HITS_PER_CLASS = 8
 
@@ -150,6 +151,7 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         mask_padding: bool = False,
         recipe: dict | None = None,
         weight_seed: int = 0,
+        precision: str = "32-true",
     ) -> Run:
         torch.manual_seed(weight_seed)
         classes = ["clap", "hat", "kick", "snare", "tom"]
@@ -180,7 +182,7 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             num_sanity_val_steps=0,
             callbacks=list(callbacks),
             logger=logger,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), make_precision(precision, "cpu")],
             default_root_dir=str(tmp_path_factory.mktemp("run")),
             enable_progress_bar=False,
             enable_model_summary=False,

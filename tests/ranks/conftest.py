@@ -79,7 +79,7 @@ def start(launch, tiny: list[str], drum_shards: Path, tmp_path_factory: pytest.T
             runs.append(launch(cwd, "tests/ranks/probe.py", *arguments, env=env))
 
         def ended() -> Watched:
-            assert [run.wait() for run in runs] == [[0]] * ranks, "\n".join(run.text[-3000:] for run in runs)
+            assert [run.wait(300) for run in runs] == [[0]] * ranks, "\n".join(run.text[-3000:] for run in runs)
             return Watched(folder, ranks, "\n".join(run.text for run in runs))
 
         return ended
@@ -99,6 +99,14 @@ def runs(start: Start) -> dict[str, Watched]:
         "mixed": start("mixed", *FSDP, "trainer.precision=bf16-mixed", ranks=2),
         "pure": start("pure", *FSDP, "trainer.precision=bf16-true", ranks=2),
     }
+    return {name: ended() for name, ended in waiting.items()}
+
+
+@pytest.fixture(scope="session")
+def others(start: Start, runs: dict[str, Watched]) -> dict[str, Watched]:
+    """Two steps of each choice of trainer that nothing above takes, on the CPU."""
+    names = ("auto", "cpu", "debug", "gpu")
+    waiting = {n: start(n, f"trainer={n}", "trainer.accelerator=cpu", "max_steps=2") for n in names}
     return {name: ended() for name, ended in waiting.items()}
 
 

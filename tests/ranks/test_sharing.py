@@ -7,6 +7,8 @@ import pytest
 import soundfile
 import torch
 
+from audio_diffusion.config import CONFIG_DIR
+
 OTHERS = ["accumulated", "two", "sharded", "shards"]
 
 
@@ -152,3 +154,14 @@ def test_every_parameter_has_a_gradient_without_a_search_for_unused_ones(runs, n
 def test_how_the_batch_is_divided_is_said_once(runs) -> None:
     assert runs["two"].text.count("batch: 4 = 1 node × 2 devices × 2 clips × 1 accumulated") == 1
     assert runs["accumulated"].text.count("batch: 4 = 1 node × 1 device × 2 clips × 2 accumulated") == 1
+
+
+def test_every_choice_of_trainer_steps(runs, resumed, others) -> None:
+    """On the CPU, as far as one can; ddp, fsdp and multinode are what the runs above take."""
+    shipped = {file.stem for file in (CONFIG_DIR / "trainer").glob("*.yaml")}
+    assert shipped == {"ddp", "fsdp", "multinode", *others}
+    first = {row: value for row, value in runs["one"].rows.items() if int(row.split()[1]) <= 2}
+    for run in others.values():
+        losses = {row: value for row, value in run.rows.items() if row.startswith("train")}
+        assert losses == pytest.approx({row: first[row] for row in losses}, rel=1e-5)
+        assert len(losses) == 4
