@@ -56,7 +56,7 @@ def test_the_trained_network_sees_bf16_but_for_times_and_numbers(make_run) -> No
         module.register_forward_pre_hook(lambda m, x: seen.setdefault(name, set()).add(x[0].dtype))
 
     for which, net in {"net": run.module.net, "ema": run.module.ema.net}.items():
-        for name, module in net.named_modules():
+        for module in net.modules():
             if isinstance(module, nn.Conv1d):
                 watch(f"{which} conv", module)
             if isinstance(module, TimeEmbedding):
