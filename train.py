@@ -39,12 +39,18 @@ from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.report import describe
-from audio_diffusion.saving.folder import all_in, recover, step_of
+from audio_diffusion.saving.folder import all_in, manifest_of, recover, step_of
 from audio_diffusion.saving.lock import RunLock
+from audio_diffusion.saving.manifest import Manifest, differences
 from audio_diffusion.saving.rows import rewind
 from audio_diffusion.training.precision import make_precision
 
 RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
+
+#: what a checkpoint's weights mean, what is said where it changed between lives, and what of that does not matter
+FIXED = ("model.", "representation.", "classes.", "audio.channels.")
+WATCHED = ("seed.", "batch_size.", "audio.", "data.", "diffusion.", "training.")
+FREE = ("data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.seed.")
 
 
 def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
@@ -76,12 +82,31 @@ def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     return find(ckpt)
 
 
-def prepare(ckpt: str, run_dir: Path) -> tuple[Path | None, str]:
+def check_changes(ckpt: Path, plain: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another network, and says what else has changed that training depends on."""
+    if not manifest_of(ckpt).is_file():
+        return
+    changed = dict(differences(Manifest.read(manifest_of(ckpt)).config, plain))
+    other = [text for key, text in changed.items() if f"{key}.".startswith(FIXED)]
+    if other:
+        listed = "\n       ".join(other)
+        raise ConfigError(
+            f"ckpt: {ckpt} is of another network; set these back, or choose another name=\n       {listed}"
+        )
+    for key, text in changed.items():
+        if f"{key}.".startswith(WATCHED) and not f"{key}.".startswith(FREE):
+            rank_zero_info(f"changed since {ckpt.name}: {text}")
+
+
+def prepare(plain: dict[str, Any]) -> tuple[Path | None, str]:
     """On rank 0, which owns the folder: clears up after a kill and finds the checkpoint; also what is wrong, if any."""
+    run_dir = Path(plain["run_dir"])
     for line in recover(run_dir / "checkpoints"):
         rank_zero_info(line)
     try:
-        found = find_checkpoint(ckpt, run_dir)
+        found = find_checkpoint(plain["ckpt"], run_dir)
+        if found is not None:
+            check_changes(found, plain)
     except ConfigError as error:
         return None, str(error)
     cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
@@ -90,7 +115,7 @@ def prepare(ckpt: str, run_dir: Path) -> tuple[Path | None, str]:
     return found, ""
 
 
-def agree(trainer: L.Trainer, ckpt: str, run_dir: Path) -> Path | None:
+def agree(trainer: L.Trainer, plain: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from as rank 0 sees it, on all ranks; it is read, to be verified, once.
 
     Ranks that this process starts are told by its environment, those of torchrun or srun over the process group. Where
@@ -103,9 +128,9 @@ def agree(trainer: L.Trainer, ckpt: str, run_dir: Path) -> Path | None:
     told = environment is not None and environment.creates_processes_externally
     found, problem = None, ""
     if trainer.is_global_zero:
-        found, problem = prepare(ckpt, run_dir)
+        found, problem = prepare(plain)
     elif not told:
-        found = find_checkpoint(ckpt, run_dir)
+        found = find_checkpoint(plain["ckpt"], Path(plain["run_dir"]))
     if told:
         strategy.setup_environment()
         found, problem = strategy.broadcast((found, problem))
@@ -268,7 +293,7 @@ def main(cfg: DictConfig) -> None:
     )
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
-        ckpt = agree(trainer, plain["ckpt"], run_dir)
+        ckpt = agree(trainer, plain)
         details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
         record(plain, run_dir, details)
         trainer.loggers[-1].log_hyperparams({**plain, **details})

@@ -117,3 +117,22 @@ def test_two_ranks_killed_together_end_as_if_nothing_had_happened(launch, argume
     assert second.wait() == [0, 0], second.text
     assert "resuming from runs/killed/checkpoints/step_000000" in second.text
     same(tmp_path / "runs" / "killed", tmp_path / "runs" / "through")
+
+
+def test_a_run_killed_on_one_rank_goes_on_on_two(launch, arguments, tmp_path: Path) -> None:
+    """The same clips in the same global batches: the curves agree to rounding, the position exactly."""
+    ends = ["max_steps=24"]
+    through = launch(tmp_path, "train.py", *arguments, *ends, "name=through")
+    assert through.wait() == [0], through.text
+    first = launch(tmp_path, "train.py", *arguments, "name=moved")
+    first.until(lambda: (tmp_path / "runs/moved/checkpoints/step_00000010.json").exists())
+    first.kill(signal.SIGKILL)
+    first.wait()
+    second = launch(tmp_path, "train.py", *arguments, *ends, *TWO, "name=moved", ranks=2)
+    assert second.wait() == [0, 0], second.text
+    moved, whole = (rows_of(tmp_path / "runs" / name) for name in ("moved", "through"))
+    assert [[key for key, _ in row] for row in moved] == [[key for key, _ in row] for row in whole]
+    for row, expected in zip(moved, whole, strict=True):
+        assert [float(v) for _, v in row] == pytest.approx([float(v) for _, v in expected], rel=1e-3)
+    states = [content(tmp_path / "runs" / name, 24) for name in ("moved", "through")]
+    assert states[0]["AudioDataModule"] == states[1]["AudioDataModule"]

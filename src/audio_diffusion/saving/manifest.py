@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,15 @@ def _versions() -> dict[str, str]:
 def hash_of(config: Any) -> str:
     """sha256 of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, what it was and what it is) of everything that differs between two configurations."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+    elif before != now:
+        yield place, f"{place}: {before!r} before, {now!r} now"
 
 
 @dataclass(frozen=True)
