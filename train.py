@@ -35,6 +35,7 @@ from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.loggers import JsonlLogger
 from audio_diffusion.checkpoint import find, newest_in
 from audio_diffusion.config import ConfigError, build
+from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.report import describe
@@ -42,6 +43,7 @@ from audio_diffusion.saving.folder import all_in, manifest_of, recover, step_of
 from audio_diffusion.saving.lock import RunLock
 from audio_diffusion.saving.manifest import Manifest, differences
 from audio_diffusion.saving.rows import rewind
+from audio_diffusion.training.precision import make_precision
 
 RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
 
@@ -150,6 +152,11 @@ def make_store(cfg: DictConfig) -> RemoteStore:
     return build(config.to_plain(cfg.data)["store"], "data.store")
 
 
+def device_type(accelerator: str) -> str:
+    """What ``trainer.accelerator`` trains on."""
+    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in what the data and the machine decide, checks everything, and returns plain data."""
     config.check_root(cfg)
@@ -159,8 +166,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"data.train: {error}") from error
     if cfg.trainer.get("precision") == "auto":
-        on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        cfg.trainer.precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
+        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
     plain = config.to_plain(cfg)
     given = {"training": ("net", "process", "representation", "recipe")}
     problems = [
@@ -268,15 +275,18 @@ def main(cfg: DictConfig) -> None:
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
     logger = [build(plain["logger"], "logger")] if plain["logger"] else []
-    steps, accumulate = plain["trainer"]["max_steps"], plain["trainer"]["accumulate_grad_batches"]
+    options = plain["trainer"]
+    steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
+    precision = make_precision(options["precision"], device_type(options["accelerator"]))
     # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
     cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
-        plain["trainer"],
+        options,
         "trainer",
+        precision=None,  # the plugin's
         callbacks=callbacks,
         logger=[JsonlLogger(str(run_dir)), *logger],
-        plugins=[AtomicCheckpointIO(), *cluster],
+        plugins=[AtomicCheckpointIO(), precision, *cluster],
         default_root_dir=str(run_dir),
         val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
@@ -285,6 +295,7 @@ def main(cfg: DictConfig) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,  # callbacks.checkpoint does that
     )
+    split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
         ckpt = agree(trainer, plain)
         details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
@@ -293,6 +304,7 @@ def main(cfg: DictConfig) -> None:
 
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
         rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
+        rank_zero_info(str(split))
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
 

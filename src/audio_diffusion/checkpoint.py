@@ -15,6 +15,7 @@ from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.models.conditions import Conditions, Values
 from audio_diffusion.models.representations import Waveform
+from audio_diffusion.saving import sharded
 from audio_diffusion.saving.folder import manifest_of, newest_verified, problem_of
 
 log = logging.getLogger(__name__)
@@ -170,10 +171,11 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if there is no such file, or it is not a checkpoint of this project.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ConfigError(f"ckpt: expected a checkpoint file, but {str(path)!r} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        sharded_over_ranks = Path(path).is_dir()
+        content = sharded.read(Path(path)) if sharded_over_ranks else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"ckpt: {str(path)!r} cannot be read as plain data: {reason}") from error

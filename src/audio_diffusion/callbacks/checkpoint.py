@@ -8,10 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.saving import sharded
 from audio_diffusion.saving.files import FileRecord
 from audio_diffusion.saving.folder import Keep, path_of, step_of, write
 from audio_diffusion.saving.manifest import Manifest, hash_of
@@ -23,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Copies a checkpoint to host memory, then writes it with its manifest in the background; reads plain data only.
 
     One is written at a time: the next waits for it. ``wait`` waits for what is being written, ``take_outcome`` tells
-    how it went.
+    how it went. With a process group as ``storage_options`` every rank writes its own shards (saving.sharded).
     """
 
     def __init__(self) -> None:
@@ -41,13 +43,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
         self._writer.wait()
         self._writer.take_outcome()
-        self._writer.start(partial(self._write, self._copies.take(checkpoint), Path(path)))
+        job = self._write if storage_options is None else partial(self._write_shards, storage_options)
+        self._writer.start(partial(job, self._copies.take(checkpoint), Path(path)))
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
-        if place := non_finite(content):
-            raise ValueError(f"{place} is not finite, and what comes after would be of no use")
+        if problem := self._not_finite(content):
+            raise ValueError(problem)
         write(path, partial(torch.save, content), partial(self._manifest, content))
         self.keep.prune(path.parent, step_of(path))
+
+    def _write_shards(self, group: dist.ProcessGroup, content: dict[str, Any], path: Path) -> None:
+        problem = self._not_finite(content)
+        sharded.write(path, *sharded.split(content), problem, partial(self._manifest, content), group)
+        if dist.get_rank(group) == 0:
+            self.keep.prune(path.parent, step_of(path))
+
+    def _not_finite(self, content: dict[str, Any]) -> str | None:
+        place = non_finite(content)
+        return f"{place} is not finite, and what comes after would be of no use" if place else None
 
     def _manifest(self, content: Mapping[str, Any], files: dict[str, FileRecord]) -> Manifest:
         config = content.get("config")
@@ -61,6 +74,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         )
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return sharded.read(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def wait(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class HostCopy:
@@ -26,6 +27,8 @@ class HostCopy:
         return copied
 
     def _copy(self, node: Any, place: str) -> Any:
+        if isinstance(node, DTensor):  # this rank's shard; made by its constructor, it stays where it is
+            return DTensor(self._copy(node.to_local(), place), node._spec, requires_grad=False)
         if isinstance(node, Tensor):
             return self._buffer(node, place).copy_(node.detach(), non_blocking=True)
         if isinstance(node, Mapping):
@@ -50,10 +53,11 @@ def non_finite(content: Any) -> str | None:
     """
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[str], list[Tensor]]] = {}
     for place, tensor in _tensors(content, ""):
+        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()  # of sharded ones our part
         if tensor.is_floating_point() and tensor.numel():
             places, tensors = groups.setdefault((tensor.device, tensor.dtype), ([], []))
             places.append(place)
-            tensors.append(tensor.detach())
+            tensors.append(tensor)
     for places, tensors in groups.values():
         finite = torch.isfinite(torch.stack(torch._foreach_norm(tensors))).tolist()
         for place, tensor, sure in zip(places, tensors, finite, strict=True):
