@@ -8,6 +8,10 @@ python train.py diffusion=v_cosine check=true     # what its schedule can do at 
 
 import os
 
+from audio_diffusion import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before imports that take ten seconds: a signal is never too early
 # before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
@@ -29,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
+from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import JsonlLogger
 from audio_diffusion.checkpoint import in_run
 from audio_diffusion.config import ConfigError, build
@@ -194,12 +199,16 @@ def main(cfg: DictConfig) -> None:
     )
     details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
     record(plain, run_dir, details)
-    trainer.loggers[-1].log_hyperparams({**plain, **details})
+    with signals.shielded():  # W&B starts a process of its own here
+        trainer.loggers[-1].log_hyperparams({**plain, **details})
 
     parameters = sum(p.numel() for p in module.net.parameters())
     rank_zero_info(f"{plain['name']}: {parameters / 1e6:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
     rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    for callback in callbacks:
+        if isinstance(callback, StopWhenAsked) and callback.status:
+            raise SystemExit(callback.status)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,10 @@ def main() -> None:
     """Import what train.py imports, then serve until stdin closes."""
     sys.path.insert(0, str(ROOT))
     runpy.run_path(str(ROOT / "train.py"), run_name="imported")
+    import audio_diffusion.callbacks.cluster.heartbeat
+    import audio_diffusion.callbacks.cluster.preemption
     import audio_diffusion.callbacks.diagnostics
     import audio_diffusion.callbacks.likelihood
-    import audio_diffusion.callbacks.preemption
     import audio_diffusion.callbacks.sampling
     import audio_diffusion.callbacks.skipped
     import audio_diffusion.callbacks.throughput
