@@ -27,12 +27,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
+from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import JsonlLogger
 from audio_diffusion.checkpoint import in_run
@@ -165,6 +165,7 @@ def main(cfg: DictConfig) -> None:
         return
     run_dir = Path(plain["run_dir"])
     ckpt = find_checkpoint(plain["ckpt"], run_dir)
+    cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
@@ -181,14 +182,12 @@ def main(cfg: DictConfig) -> None:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
     logger = [build(plain["logger"], "logger")] if plain["logger"] else []
     steps, accumulate = plain["trainer"]["max_steps"], plain["trainer"]["accumulate_grad_batches"]
-    # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
-    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
         plain["trainer"],
         "trainer",
         callbacks=callbacks,
         logger=[JsonlLogger(str(run_dir)), *logger],
-        plugins=[AtomicCheckpointIO(), *cluster],
+        plugins=[AtomicCheckpointIO(), *([cluster] if cluster else [])],
         default_root_dir=str(run_dir),
         val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end

@@ -30,6 +30,7 @@ def child(request: dict) -> None:
     null, log = os.open(os.devnull, os.O_RDONLY), os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     script, *arguments = request["argv"]
     sys.argv = [str(ROOT / script), *arguments]
     status = 1

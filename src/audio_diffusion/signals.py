@@ -12,6 +12,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm's, of preemption and, where asked for, of the time limit
+STOP_FILE = "AUDIO_DIFFUSION_STOP_FILE"  # names, in the environment, the file that slurm/train.sh asks with
 STUCK_SIGNAL = signal.SIGUSR2  # makes a worker print its stack, see callbacks/cluster/heartbeat.py
 
 _received: list[int] = []

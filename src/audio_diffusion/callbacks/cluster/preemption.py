@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from audio_diffusion import signals
 from audio_diffusion.callbacks.cluster.heartbeat import beat
 
-STOP_FILE = "AUDIO_DIFFUSION_STOP_FILE"
 _BY_FILE = 1  # what asked, beside the numbers of signals; 1 is none of those that are listened to
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the file, which may lie on a slow, shared file system
 
@@ -34,8 +33,8 @@ class StopWhenAsked(L.Callback):
 
     Args:
         file: None: the environment variable AUDIO_DIFFUSION_STOP_FILE; without either only signals stop the run.
-        every_n_steps: optimizer steps, and batches of validation, between looks, where there are several ranks: it
-            takes an all-reduce of one number. A single rank looks after each.
+        every_n_steps: optimizer steps between looks where there are several ranks, since it takes an all-reduce of one
+            number. A single rank looks after each. All look after each batch of validation.
 
     Raises:
         ValueError: if ``every_n_steps`` is below 1.
@@ -44,7 +43,7 @@ class StopWhenAsked(L.Callback):
     def __init__(self, file: str | None = None, every_n_steps: int = 5):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
-        name = file or os.environ.get(STOP_FILE)
+        name = file or os.environ.get(signals.STOP_FILE)
         self.file, self.every_n_steps = Path(name) if name else None, every_n_steps
         self._asked_by = 0  # agreed by the ranks: _BY_FILE, the signal's number, or 0
         self._seen_step, self._looked_at, self._file_is_there = -1, -_SECONDS_BETWEEN_LOOKS, False
@@ -94,10 +93,9 @@ class StopWhenAsked(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.world_size == 1 or (batch_idx + 1) % self.every_n_steps == 0:
-            self._agree(trainer)
-            if self._asked_by:
-                raise StopIteration  # ends the loop over the batches
+        self._agree(trainer)
+        if self._asked_by:
+            raise StopIteration  # ends the loop over the batches
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._listening.close()
