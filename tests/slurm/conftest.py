@@ -63,7 +63,8 @@ def cluster(*command: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster(require: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def slurm_cluster(require: Callable[[str], None]) -> Iterator[Callable[..., str]]:
+    """The cluster is up; slurm_cluster("crash", "node2") runs its script."""
     require("slurm")
     folder = Path(os.environ.get("TMPDIR", "/tmp"), f"slurm-{os.getpid()}")  # short: it holds a socket
     mine = {"SLURM_TEST_DIR": str(folder), "SLURM_TEST_CPUS": "8", "SLURM_CONF": str(folder / "slurm.conf")}
@@ -74,7 +75,7 @@ def slurm_cluster(require: Callable[[str], None], tmp_path_factory: pytest.TempP
     os.environ.update({"PYTHONPATH": str(ROOT / "src"), "NETRC": os.devnull, "WANDB_MODE": "offline"})
     try:
         cluster("up")
-        yield
+        yield cluster
     finally:
         cluster("down")
         os.environ.clear()
@@ -83,7 +84,7 @@ def slurm_cluster(require: Callable[[str], None], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def submit(slurm_cluster: None) -> Iterator[Callable[..., Job]]:
+def submit(slurm_cluster: Callable[..., str]) -> Iterator[Callable[..., Job]]:
     """submit(folder, "--nodes=2", .., "slurm/train.sh", "name=x", env={}) -> Job, submitted from the folder."""
     jobs: list[Job] = []
 

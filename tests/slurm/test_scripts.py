@@ -69,7 +69,7 @@ def test_mistakes_are_refused_at_once_with_what_to_type(submit, scripts) -> None
         "write --gpus-per-node": ["--gpus-per-node=0", "--gpus-per-task=1", "slurm/train.sh"],
         "--time leaves 0 s to train, beside SAVE_SECONDS=120": ["--time=1", "slurm/train.sh"],
         "a sweep needs a name": ["slurm/sweep.sh", "seed=0,1"],
-        "the array is none-none: write sbatch --array=0-3 slurm/sweep.sh": ["slurm/sweep.sh", "name=s", "a=1,2", "b=1,2"],
+        "the array is none-none: write sbatch --array=0-3 slurm/": ["slurm/sweep.sh", "name=s", "a=1,2", "b=1,2"],
         "expected sample.py, evaluate.py or make_shards.py": ["slurm/run.sh", "train.py"],
     }  # fmt: skip
     for message, job in [(message, submit(folder, *command)) for message, command in jobs.items()]:
@@ -112,6 +112,14 @@ def test_a_crash_is_queued_again_while_there_is_progress_and_then_given_up(submi
         job.hurry()
     assert job.ended() == ("FAILED", 1)
     assert "given up: 2 lives in a row ended without a checkpoint beyond step 100, this one with status 1" in job.text
+
+
+def test_without_a_warning_from_slurm_the_script_watches_the_clock(submit, scripts) -> None:
+    options = ["--time=1", "--signal=B:CONT@1", "slurm/train.sh", "name=stops"]
+    job = submit(scripts(STOPS), *options, env={"SAVE_SECONDS": "28"})
+    begun = time.monotonic()
+    job.until(lambda: "stopped and saved at step 0: queueing" in job.text, timeout=50)
+    assert time.monotonic() - begun > 20
 
 
 def test_what_a_rank_refuses_is_not_queued_again(submit, scripts) -> None:
