@@ -15,7 +15,7 @@ SOON = ["callbacks.heartbeat.minutes=0.05", "max_steps=1000000", "callbacks.chec
 def test_where_one_rank_stands_still_the_others_say_so_and_leave(launch, tiny, drum_shards, tmp_path: Path) -> None:
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny, *two, "name=run", *SOON, ranks=2)
-    run.until(lambda: (tmp_path / "runs/run/metrics.jsonl").exists())
+    run.until(lambda: '"step": 3' in text_of(tmp_path / "runs/run/metrics.jsonl"))
     run.kill(signal.SIGSTOP, ranks=[1])
     run.until(lambda: len(run.running) == 1, timeout=30)
     run.kill(signal.SIGKILL, ranks=[1])  # as srun does
@@ -23,16 +23,11 @@ def test_where_one_rank_stands_still_the_others_say_so_and_leave(launch, tiny, d
     assert "rank 0 (process" in run.text
     assert "the last after step" in run.text
     assert "callbacks.heartbeat.minutes=0.05" in run.text
-    assert "on_train_batch_end" in run.text or "training_step" in run.text or "backward" in run.text  # where it waits
+    assert "in advance" in run.text  # of Lightning's loop: the main thread's stack
 
 
 def test_a_read_that_never_returns_is_named(launch, tiny, drum_shards: Path, tmp_path: Path) -> None:
-    names = [path.name for path in drum_shards.iterdir()]
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for name in names:
-        (shards / name).write_bytes((drum_shards / name).read_bytes())
-    arguments = [f"data.train={shards}", *tiny, "name=run", *SOON, "data.num_workers=1"]
+    arguments = [f"data.train={drum_shards}", *tiny, "name=run", *SOON, "data.num_workers=1"]
     run = launch(tmp_path, "train.py", *arguments)
     run.until(lambda: (tmp_path / "runs/run/metrics.jsonl").exists())
     (worker,) = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(pid) == run.pids[0]]
@@ -42,6 +37,10 @@ def test_a_read_that_never_returns_is_named(launch, tiny, drum_shards: Path, tmp
     assert run.wait() == [STUCK]
     assert f"and of its worker, process {worker}:" in run.text
     assert "_worker_loop" in run.text  # the worker's own stack
+
+
+def text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def parent(pid: int) -> int:

@@ -26,10 +26,10 @@ class ShieldedLoader(DataLoader):
 
 
 def begin_worker(worker_id: int) -> None:
-    """The first thing a worker does: ignores the signals for good, and shows its stack when it is asked to."""
+    """The first thing a worker does: ignores the signals for good, and prints its stacks when it is asked to."""
     for signum in (signal.SIGINT, *signals.STOP_SIGNALS):
         signal.signal(signum, signal.SIG_IGN)
-    faulthandler.register(signals.STUCK_SIGNAL, all_threads=False)
+    faulthandler.register(signals.STUCK_SIGNAL)
 
 
 def _end_workers() -> None:

@@ -96,14 +96,14 @@ class Heartbeat(L.Callback):
 
     def _give_up(self, rank: int, still: float) -> None:
         print(
-            f"rank {rank} (process {os.getpid()} on {os.uname().nodename}) is stuck: no life for {still / 60:.1f} "
+            f"\nrank {rank} (process {os.getpid()} on {os.uname().nodename}) is stuck: no life for {still / 60:.1f} "
             f"minutes, the last {self._doing} (callbacks.heartbeat.minutes={self.seconds / 60:g}). Its stacks:",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         for worker in multiprocessing.active_children():
-            print(f"and of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
+            print(f"\nand of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
             os.kill(worker.pid or 0, signals.STUCK_SIGNAL)
             time.sleep(0.2)
         time.sleep(_SECONDS_FOR_OTHERS)
