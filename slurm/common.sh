@@ -7,6 +7,9 @@ CONTAINER_MOUNTS=${CONTAINER_MOUNTS:-}  # HOST:INSIDE,...; this folder is always
 SAVE_SECONDS=${SAVE_SECONDS:-120}   # before the time limit training stops, whatever --signal says
 MAX_FAILURES=${MAX_FAILURES:-3}     # lives in a row that crash without a new checkpoint; then the job is given up
 
+# of this job alone: by the bare id of an array's last element Slurm understands the whole array
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} JOB=${JOB:-$SLURM_JOB_ID}
+
 say() { echo "$(date '+%F %T') $*"; }
 die() { echo "error: $*" >&2; exit 2; }
 
@@ -37,9 +40,9 @@ check_shared() { # FOLDER: that every node sees it
         echo "error: node $(hostname) does not see $0. The run'\''s folder must lie on a file system that all nodes" \
             "share: call sbatch from a folder there, or give run_dir=FOLDER" >&2
         exit 2
-    }' "$token" || seen=2
+    }' "$token" || seen=$?
     rm -f "$token"
-    ((seen == 0)) || exit 2
+    ((seen != 2)) || exit 2 # another status is Slurm's own trouble, which is not the user's mistake
 }
 
 launch() { # ARGUMENT...: python with the arguments, once a task
@@ -60,7 +63,7 @@ launch() { # ARGUMENT...: python with the arguments, once a task
     esac
 }
 
-job() { scontrol show job "$SLURM_JOB_ID" | sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" | head -1; }
+job() { scontrol show job "$JOB" | sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" | head -1; }
 
 seconds_to_train() { # until SAVE_SECONDS before the time limit; nothing where there is none
     local end
@@ -82,8 +85,8 @@ newest_step() { # FOLDER: of its newest checkpoint, 0 without one
 }
 
 requeue() { # WHY
-    say "$1: queueing job $SLURM_JOB_ID again"
-    scontrol requeue "$SLURM_JOB_ID" || say "that failed: sbatch the same command again, it goes on where this ended"
+    say "$1: queueing job $JOB again"
+    scontrol requeue "$JOB" || say "that failed: sbatch the same command again, it goes on where this ended"
 }
 
 train() { # ARGUMENT...: of train.py
@@ -112,7 +115,7 @@ train() { # ARGUMENT...: of train.py
     stop_before_the_end "$AUDIO_DIFFUSION_STOP_FILE" &
     timer=$!
     before=$(newest_step "$run")
-    say "job $SLURM_JOB_ID, life $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $run from step $before"
+    say "job $JOB, life $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $run from step $before"
 
     launch train.py "trainer.num_nodes=$SLURM_JOB_NUM_NODES" "trainer.devices=$SLURM_NTASKS_PER_NODE" "$@" "name=$name" &
     python_run=$!

@@ -1,5 +1,6 @@
 """train.py in jobs of a real cluster: one run through many lives is the run that was never stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,12 +24,14 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def ranks_of(name: str) -> list[int]:
-    """The processes of a run's ranks, without srun and their DataLoader workers."""
-    shown = subprocess.run(
-        ["ps", "-e", "-o", "pid=", "-o", "ppid=", "-o", "args="], check=True, capture_output=True, text=True
-    ).stdout
-    split = [line.split(maxsplit=2) for line in shown.splitlines() if f"name={name}" in line]
-    parents = {int(pid): int(parent) for pid, parent, args in split if args.split()[0].endswith("python")}
+    """The processes of a run's ranks: those of Python that no other one of the run has started."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text().split("\0")
+            if command[0].endswith("python") and "train.py" in command and f"name={name}" in command:
+                stat = (process / "stat").read_text()
+                parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
     return [pid for pid, parent in parents.items() if parent not in parents]
 
 

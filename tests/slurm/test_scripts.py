@@ -104,6 +104,25 @@ def test_a_sweep_gives_each_combination_a_folder(submit, scripts) -> None:
     again.until(lambda: "name=rates_2" in (folder / "again.log").read_text() if (folder / "again.log").exists() else 0)
 
 
+def test_an_element_of_an_array_is_queued_again_alone(submit, scripts) -> None:
+    folder = scripts(STOPS)
+    job = submit(folder, "--array=0-1", "--cpus-per-task=1", "--output=%a.log", "slurm/train.sh", "name=array")
+    logs = [folder / "0.log", folder / "1.log"]
+    job.until(lambda: all(log.exists() and "training" in log.read_text() for log in logs))
+    (folder / "runs/array_1/stop").touch()  # the last element has the id of the whole array
+    job.until(lambda: f"queueing job {job.id}_1 again" in logs[1].read_text())
+    time.sleep(2)
+    assert states(job.id) == {"0": "RUNNING", "1": "PENDING"}
+
+
+def states(array: str) -> dict[str, str]:
+    """The state of each element."""
+    shown = subprocess.run(
+        ["squeue", "-h", "-r", "-j", array, "-o", "%K %T"], check=True, capture_output=True, text=True
+    )
+    return dict(line.split() for line in shown.stdout.splitlines())
+
+
 def test_a_crash_is_queued_again_while_there_is_progress_and_then_given_up(submit, scripts) -> None:
     job = submit(scripts(CRASHES), "slurm/train.sh", "name=crashes", env={"MAX_FAILURES": "2"})
     for life in range(2):
