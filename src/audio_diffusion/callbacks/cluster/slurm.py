@@ -22,7 +22,7 @@ def environment(devices: Any, num_nodes: int, program: str = "train.py") -> Clus
     """
     if "SLURM_JOB_ID" not in os.environ:
         return None
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    tasks = int(os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_JOB_NUM_NODES", "1"))  # at least one a node
     if "SLURM_STEP_ID" not in os.environ:
         if tasks > 1:
             raise ValueError(
