@@ -8,6 +8,10 @@ python train.py diffusion=v_cosine check=true     # what its schedule can do at 
 
 import os
 
+from audio_diffusion import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before imports that take ten seconds: a signal is never too early
 # before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
@@ -25,13 +29,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
+from audio_diffusion.callbacks.cluster import slurm
+from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import JsonlLogger
 from audio_diffusion.checkpoint import find, newest_in
 from audio_diffusion.config import ConfigError, build
@@ -260,6 +265,7 @@ def main(cfg: DictConfig) -> None:
     if plain["check"]:
         return
     run_dir = Path(plain["run_dir"])
+    cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
@@ -278,15 +284,13 @@ def main(cfg: DictConfig) -> None:
     options = plain["trainer"]
     steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
     precision = make_precision(options["precision"], device_type(options["accelerator"]))
-    # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
-    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
         options,
         "trainer",
         precision=None,  # the plugin's
         callbacks=callbacks,
         logger=[JsonlLogger(str(run_dir)), *logger],
-        plugins=[AtomicCheckpointIO(), precision, *cluster],
+        plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
         default_root_dir=str(run_dir),
         val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
@@ -307,6 +311,9 @@ def main(cfg: DictConfig) -> None:
         rank_zero_info(str(split))
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    for callback in callbacks:
+        if isinstance(callback, StopWhenAsked) and callback.status:
+            raise SystemExit(callback.status)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ problems at once; (4) values, by constructors, which raise ``ValueError``.
 import difflib
 import importlib
 import inspect
+import os
 import re
 import sys
 import types
@@ -15,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from audio_diffusion.data.remote import RemoteError
+from audio_diffusion.signals import STOP_FILE
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
@@ -152,6 +154,14 @@ def _is_ours(error: Exception) -> bool:
     )
 
 
+def _refuse(error: Exception) -> NoReturn:
+    """Ends with the message and status 2; tells slurm/train.sh, which may see another rank's status."""
+    print(f"error: {error}", file=sys.stderr)
+    if stop_file := os.environ.get(STOP_FILE):
+        Path(f"{stop_file}.refused").touch()
+    raise SystemExit(2) from None
+
+
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
 
@@ -162,8 +172,7 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
             except (ValueError, RemoteError) as error:
                 if not _is_ours(error):
                     raise
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
+                _refuse(error)
 
         def run() -> None:
             arguments = sys.argv[1:]
@@ -171,8 +180,7 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
                 if not any(argument.startswith("-") for argument in arguments):
                     _check_command_line(config_name, arguments)
             except ConfigError as error:
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
+                _refuse(error)
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
 
         return run

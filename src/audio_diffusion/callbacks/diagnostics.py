@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import log_metrics
 
 
@@ -93,7 +94,7 @@ class Diagnostics(L.Callback):
         self._validation = values if self._validation is None else self._validation + values
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._validation is None or trainer.sanity_checking:
+        if self._validation is None or trainer.sanity_checking or is_stopping(trainer):  # cut short: no whole average
             return
         total: Tensor = trainer.strategy.reduce(self._validation, reduce_op="sum")  # type: ignore[assignment]
         raw, ema, count = total.tolist()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion import pictures
+from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
 from audio_diffusion.metrics.bits import BoundMeter, ClipBounds
 from audio_diffusion.training.module import DiffusionModule
@@ -87,7 +88,7 @@ class LogLikelihood(L.Callback):
         if trainer.sanity_checking:
             return
         self._validations += 1
-        if not self._found:
+        if not self._found or is_stopping(trainer):
             return
         positions = torch.tensor([p for found, _ in self._found for p in found])
         bounds = ClipBounds.join([bounds for _, bounds in self._found])

@@ -7,9 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from audio_diffusion import pictures
+from audio_diffusion.callbacks.cluster.preemption import Interrupted, breathe, together
 from audio_diffusion.callbacks.loggers import log_samples
 from audio_diffusion.data.audio import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
@@ -89,10 +91,17 @@ class SampleAudio(L.Callback):
     def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._sampled_at and trainer.global_step > 0 and not trainer.sanity_checking:
             self._sampled_at = trainer.global_step
-            self.sample(trainer, pl_module)
+            try:
+                self.sample(trainer, pl_module)
+            except Interrupted:
+                rank_zero_info(f"the samples of step {trainer.global_step} are left out, as the run is asked to stop")
 
     def sample(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
-        """One round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, raw level kept."""
+        """One round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, raw level kept.
+
+        Raises:
+            Interrupted: on all ranks, if the run is asked to stop meanwhile.
+        """
         assert isinstance(module, DiffusionModule)
         rank, ranks, count = trainer.global_rank, trainer.world_size, len(self.seeds)
         share = -(-count // ranks)
@@ -101,17 +110,23 @@ class SampleAudio(L.Callback):
         cond, words = self._tell(trainer, module)
         scale = self.guidance_scale if cond else 1.0  # nothing to be guided by
         points: list[tuple[float, Tensor]] = []  # (t, x0 estimate of the first slot) of every step
-        x0 = generate(
-            module.ema.net,
-            module.process,
-            self.sampler,
-            module.representation.shape(*self.shape),
-            [self.seeds[slot] for slot in mine],
-            {name: value[mine] for name, value in cond.items()},
-            guidance_scale=scale,
-            device=module.device,
-            on_step=lambda t, estimate: points.append((t, estimate[:1].clone())),
-        )
+
+        def on_step(t: float, estimate: Tensor) -> None:
+            points.append((t, estimate[:1].clone()))
+            breathe(trainer, f"sampling at step {trainer.global_step}", may_stop=module.device_mesh is None)
+
+        with together(trainer):
+            x0 = generate(
+                module.ema.net,
+                module.process,
+                self.sampler,
+                module.representation.shape(*self.shape),
+                [self.seeds[slot] for slot in mine],
+                {name: value[mine] for name, value in cond.items()},
+                guidance_scale=scale,
+                device=module.device,
+                on_step=on_step,
+            )
         audio = module.representation.decode(x0)
         gathered = torch.as_tensor(module.all_gather(audio)) if ranks > 1 else audio
         audio = gathered.reshape(-1, *self.shape)[:count].cpu()

@@ -16,6 +16,7 @@ from audio_diffusion.data.shards import Shards, by_name, held_out
 from audio_diffusion.data.stream import BatchReader, ClipReader
 from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.transport import SharedSlots
+from audio_diffusion.data.workers import ShieldedLoader, begin_worker
 from audio_diffusion.seeding import seed_of
 
 _AHEAD = 4  # batches that a worker makes before they are asked for
@@ -186,13 +187,14 @@ class AudioDataModule(L.LightningDataModule):
             wds.map(BatchReader(reader, shape[1:], slots)),
         )
         batches.length = length
-        return DataLoader(
+        return ShieldedLoader(
             batches,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             prefetch_factor=_AHEAD if self.num_workers else None,
             multiprocessing_context=self.worker_start if self.num_workers else None,
+            worker_init_fn=begin_worker,
         )
 
     def _count_batches_from(self, done: int) -> None:
