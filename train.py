@@ -12,8 +12,10 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
+import contextlib
 import json
 import logging
+import socket
 import subprocess
 import sys
 import warnings
@@ -29,12 +31,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
-from audio_diffusion.callbacks.loggers import JsonlLogger
+from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
 from audio_diffusion.checkpoint import in_run
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.report import describe
+from audio_diffusion.redaction import redacted
+
+_PROBE_BYTES = 4 * 2**20  # written to see whether there is room at all
 
 
 def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
@@ -129,6 +134,36 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
     (run_dir / "details.json").write_text(json.dumps(details, indent=1))
 
 
+def check_writable(plain: dict[str, Any]) -> None:
+    """Writes to each folder of the run, once on every node, before anything is begun.
+
+    Raises:
+        ConfigError: if one cannot be written to, or has no room.
+    """
+    if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") != "0":
+        return
+    run_dir = Path(plain["run_dir"])
+    folders = [node["folder"] for node in plain["callbacks"].values() if node and "folder" in node]
+    for folder in {run_dir, run_dir / "checkpoints", *map(Path, folders)}:
+        if folder != run_dir and not folder.exists():
+            continue  # made later, below one that is checked
+        probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(probe, "wb") as f:
+                f.write(bytes(_PROBE_BYTES))
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: {folder} cannot be written to on {socket.gethostname()}: {error.strerror}. Choose another "
+                "place (run_dir=FOLDER), make room there, or mend its owner and permissions (ls -ld, df -h, quota)"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
 def quiet() -> None:
     """Leaves out what Lightning says of things that are meant: advertising, the stream's length, EMA in eval mode."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
@@ -159,6 +194,7 @@ def main(cfg: DictConfig) -> None:
     if plain["check"]:
         return
     run_dir = Path(plain["run_dir"])
+    check_writable(plain)
     ckpt = find_checkpoint(plain["ckpt"], run_dir)
 
     L.seed_everything(plain["seed"], verbose=False)
@@ -169,12 +205,13 @@ def main(cfg: DictConfig) -> None:
         net=build(plain["model"], "model"),
         process=build(plain["diffusion"], "diffusion"),
         representation=build(plain["representation"], "representation"),
-        recipe=plain,
+        recipe=redacted(plain),
     )
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items()]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
-    logger = [build(plain["logger"], "logger")] if plain["logger"] else []
+    loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
+    loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
     steps, accumulate = plain["trainer"]["max_steps"], plain["trainer"]["accumulate_grad_batches"]
     # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
     cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
@@ -182,7 +219,7 @@ def main(cfg: DictConfig) -> None:
         plain["trainer"],
         "trainer",
         callbacks=callbacks,
-        logger=[JsonlLogger(str(run_dir)), *logger],
+        logger=loggers,
         plugins=[AtomicCheckpointIO(), *cluster],
         default_root_dir=str(run_dir),
         val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
@@ -192,9 +229,11 @@ def main(cfg: DictConfig) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,  # callbacks.checkpoint does that
     )
-    details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
-    record(plain, run_dir, details)
-    trainer.loggers[-1].log_hyperparams({**plain, **details})
+    details = {"git_commit": git_commit(), "data": redacted(describe_manifests(data.train, data.store))}
+    record(redacted(plain), run_dir, details)
+    for logger in loggers:
+        logger.start()
+        logger.log_hyperparams({**redacted(plain), **details})
 
     parameters = sum(p.numel() for p in module.net.parameters())
     rank_zero_info(f"{plain['name']}: {parameters / 1e6:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
