@@ -66,6 +66,8 @@ def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
 def datasets(cfg: DictConfig) -> dict[str, str]:
     """The patterns of the training shards by name."""
     train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
+    if not train:
+        raise ConfigError("data.train: expected a folder of shards, a pattern, a URL, or several by name; got nothing")
     return by_name(train)  # type: ignore[arg-type]
 
 
@@ -207,7 +209,7 @@ def main(cfg: DictConfig) -> None:
         representation=build(plain["representation"], "representation"),
         recipe=redacted(plain),
     )
-    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items()]
+    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
     loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]

@@ -134,7 +134,9 @@ def test_wandb_is_offline_without_credentials_and_keeps_its_id(no_wandb):
     first, second = (wandb_logger(str(no_wandb / "run"), "x") for _ in range(2))
     assert first.inner._offline
     assert second.inner._offline
-    assert first.inner._wandb_init["id"] == second.inner._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    assert (
+        first.inner._wandb_init["id"] == second.inner._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    )
     with pytest.raises(ValueError, match="mode: expected"):
         wandb_logger(str(no_wandb), "x", mode="sometimes")
 

@@ -1,4 +1,4 @@
-"""Parts that fail on purpose, which a launched train.py takes in place of its own: ``_target_=tests.faults.poison.*``."""
+"""Parts that fail on purpose, which a launched train.py takes in place of its own, by their ``_target_``."""
 
 from typing import Any
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -65,15 +66,13 @@ def test_a_server_that_is_away_at_the_start_makes_the_run_offline(online, tmp_pa
 
 def test_a_server_that_goes_away_holds_up_nothing(online, server, tmp_path: Path) -> None:
     run = online(server.url, "name=one", "max_steps=60", "logger.timeout_s=6")
-    run.until(lambda: server.runs and next(iter(server.runs.values())).history)
+    run.until(lambda: server.runs and (tmp_path / "runs/one/metrics.jsonl").exists())
     server.fail = 500
     began = time.monotonic()
     assert run.wait() == [0], run.text
     assert time.monotonic() - began < 60
     assert "not all was sent to the server. To send the rest, later: wandb sync runs/one/wandb/run-" in run.text
     assert steps(tmp_path / "runs/one") == list(range(1, 61))
-    (only,) = server.runs.values()
-    assert only.config["name"] == "one"
 
 
 def test_a_killed_wandb_service_is_a_warning(online, server, tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_a_killed_wandb_service_is_a_warning(online, server, tmp_path: Path) -> 
     os.kill(service, signal.SIGKILL)
     assert run.wait() == [0], run.text
     assert steps(tmp_path / "runs/one") == list(range(1, 41))
-    assert run.text.count("Training goes on; this is said once") == 1
+    assert run.text.count("ConnectionResetError: Connection lost. Training goes on") == 1
     assert "WandbLogger failed" in run.text
 
 
@@ -110,7 +109,8 @@ def test_each_kind_of_a_loggers_failures_is_said_once_and_counted(make_run, tmp_
     run = make_run(max_steps=3)
     broken, local = GuardedLogger(Broken()), GuardedLogger(JsonlLogger(str(tmp_path)))
     run.trainer.loggers = [broken, local]
-    with pytest.warns(UserWarning) as warned:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         run.fit()
         for step in range(3):
             log_metrics(run.trainer, {"a": step})
@@ -141,9 +141,9 @@ def test_a_full_disk_loses_no_row_of_the_local_log(small_disk: Path) -> None:
     logger, filler = GuardedLogger(JsonlLogger(str(small_disk))), small_disk / "filler"
     logger.log_metrics({"a": 0}, step=0)
     filler.write_bytes(bytes(256 * 1024 - 4096 - 4096))
-    with pytest.warns(UserWarning, match="No space left on device"):
-        for step in range(1, 400):
-            logger.log_metrics({"a": step, "long name " * 3: math.pi}, step=step)
+    for step in range(1, 400):
+        logger.log_metrics({"a": step, "long name " * 3: math.pi}, step=step)
+    assert [kind for kind in logger.failures if "No space left on device" in kind]
     assert 0 < len(rows(small_disk)) < 400  # whole rows only
     filler.unlink()
     logger.log_metrics({"a": 400}, step=400)
@@ -157,17 +157,18 @@ def test_a_line_cut_off_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
     assert [json.loads(lines[0])["a"], json.loads(lines[2])["a"]] == [1, 3]
 
 
-def test_no_room_for_wandbs_folder_is_a_warning(small_disk: Path, monkeypatch) -> None:
+def test_no_room_for_wandbs_folder_stops_nothing(small_disk: Path, monkeypatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     logger = wandb_logger(str(small_disk), "full", timeout_s=20)
     (small_disk / "filler").write_bytes(bytes(256 * 1024 - 2 * 4096))
-    with pytest.warns(UserWarning):
-        logger.start()
-        for step in range(3):
-            logger.log_metrics({"a": step}, step=step)
-        logger.finalize("success")
+    logger.start()
+    for step in range(300):
+        logger.log_metrics({"a": step, "long name " * 10: step}, step=step)
+    logger.finalize("success")
+    with pytest.raises(OSError, match="No space left"):  # it was really full
+        (small_disk / "more").write_bytes(bytes(64 * 1024))
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0])

@@ -24,7 +24,7 @@ def test_so_many_in_a_row_end_the_run_and_fewer_do_not() -> None:
         assert [guard.judge(norm) for norm in (math.nan, math.nan, 1.0)] == [False, False, True]
     guard.judge(math.nan)
     guard.judge(math.nan)
-    with pytest.raises(ValueError, match="3 steps in a row were skipped .*max_skipped_in_a_row.*norm nan"):
+    with pytest.raises(ValueError, match=r"3 steps in a row were skipped .*max_skipped_in_a_row.*norm nan"):
         guard.judge(math.nan)
 
 

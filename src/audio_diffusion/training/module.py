@@ -180,8 +180,15 @@ class DiffusionModule(L.LightningModule):
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over two parameter groups, and a learning rate that changes every step."""
-        optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay))
+        """One optimizer over two parameter groups, and a learning rate that changes every step.
+
+        Raises:
+            ValueError: if the optimizer refuses its options.
+        """
+        try:
+            optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay))
+        except ValueError as error:
+            raise ValueError(f"training.optimizer: {error}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_schedule(optimizer), "interval": "step"},
