@@ -191,6 +191,8 @@ def main(cfg: DictConfig) -> None:
     for name in ("num_samples", "batch_size"):
         if options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if len(options["guidance_interval"]) != 2:
+        raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
     path, device = checkpoint.find(options["ckpt"]), checkpoint.device_of(options["device"])
     model = checkpoint.load(path, weights=options["weights"], device=device)
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None

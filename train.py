@@ -67,7 +67,7 @@ def datasets(cfg: DictConfig) -> dict[str, str]:
     """The patterns of the training shards by name."""
     train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
     if not train:
-        raise ConfigError("data.train: expected a folder of shards, a pattern, a URL, or several by name; got nothing")
+        raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
     return by_name(train)  # type: ignore[arg-type]
 
 

@@ -148,10 +148,11 @@ def test_types_of_the_other_programs_options(value, kind, message: str) -> None:
 
 
 def test_values_inside_a_target_are_named_by_their_whole_place() -> None:
-    guard = {"_target_": "audio_diffusion.training.guard.StepGuard", "window": 0}
-    node = {"_target_": "builtins.dict", "guard": guard}
-    with pytest.raises(ConfigError, match=r"^training\.guard\.window: expected at least 1, got 0"):
-        config.build(node, "training")
+    schedule = {"_target_": "audio_diffusion.diffusion.schedules.linear", "num_steps": 0}
+    parameterization = {"_target_": "audio_diffusion.diffusion.parameterization.Epsilon"}
+    node = {"_target_": "audio_diffusion.diffusion.process.Diffusion", "schedule": schedule}
+    with pytest.raises(ConfigError, match=r"^diffusion\.schedule\.betas: expected at least one step"):
+        config.build({**node, "parameterization": parameterization}, "diffusion")
 
 
 def test_options_are_written_without_dashes(tmp_path: Path) -> None:

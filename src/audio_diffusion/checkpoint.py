@@ -57,8 +57,9 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: expected auto, cpu, cuda, cuda:1 .., got {name!r}: {reason}") from error
+        raise ConfigError(
+            f"device: expected auto, cpu, cuda, cuda:1 .., got {name!r}, which this machine does not have"
+        ) from error
     return device
 
 
