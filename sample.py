@@ -24,13 +24,20 @@ from audio_diffusion import checkpoint, config, pictures
 from audio_diffusion.config import ConfigError, build, nearest
 from audio_diffusion.data.audio import UnusableAudio, file_name, read_crop, write_audio
 from audio_diffusion.data.members import read_npy
-from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.diffusion.guidance import Guidance
+from audio_diffusion.redaction import without_redacted
 from audio_diffusion.seeding import seed_of
 
 COLUMNS = 10  # clips in the picture
+TYPES = {
+    "ckpt": str, "num_samples": int, "labels": list[str] | None, "cond": dict | None, "seed": int,
+    "guidance_scale": float | None, "guidance_interval": list[float], "guidance_rescale": float, "clip": float | None,
+    "clip_quantile": float, "weak_ckpt": str | None, "weights": str, "batch_size": int, "device": str,
+    "output": str | None, "real": str | None,
+}  # fmt: skip
 
 
 def real_clips(model: checkpoint.Generator, shards: str | None, labels: list[str] | None, count: int) -> list[Tensor]:
@@ -40,9 +47,10 @@ def real_clips(model: checkpoint.Generator, shards: str | None, labels: list[str
     try:
         patterns = [shards] if shards else list(held_out(data["train"], data["val"]).values())
         real = Shards.open(
-            patterns, RemoteStore(None, storage_options=(data.get("store") or {}).get("storage_options"))
+            patterns,
+            RemoteStore(None, storage_options=without_redacted((data.get("store") or {}).get("storage_options"))),
         )
-    except ValueError:
+    except (ValueError, RemoteError):
         if shards:
             raise
         return []  # the shards of training are not here: the picture does without
@@ -179,13 +187,13 @@ def write(model: checkpoint.Generator, clips: list[Tensor], names: list[str], ou
 def main(cfg: DictConfig) -> None:
     """Load, generate batch by batch, write."""
     options: dict[str, Any] = config.to_plain(cfg)
+    config.check_types(options, TYPES)
     for name in ("num_samples", "batch_size"):
         if options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
-    path = checkpoint.find(options["ckpt"])
-    device = options["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if len(options["guidance_interval"]) != 2:
+        raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
+    path, device = checkpoint.find(options["ckpt"]), checkpoint.device_of(options["device"])
     model = checkpoint.load(path, weights=options["weights"], device=device)
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None
     num_samples, batch_size = options["num_samples"], options["batch_size"]

@@ -16,8 +16,10 @@ if __name__ == "__main__":
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
+import contextlib
 import json
 import logging
+import socket
 import subprocess
 import sys
 import warnings
@@ -37,13 +39,14 @@ from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
-from audio_diffusion.callbacks.loggers import JsonlLogger
+from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
 from audio_diffusion.checkpoint import find, newest_in
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.report import describe
+from audio_diffusion.redaction import redacted
 from audio_diffusion.saving.folder import all_in, manifest_of, recover, step_of
 from audio_diffusion.saving.lock import RunLock
 from audio_diffusion.saving.manifest import Manifest, differences
@@ -51,6 +54,7 @@ from audio_diffusion.saving.rows import rewind
 from audio_diffusion.training.precision import make_precision
 
 RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
+_PROBE_BYTES = 4 * 2**20  # written to see whether there is room at all
 
 #: what a checkpoint's weights mean, what is said where it changed between lives, and what of that does not matter
 FIXED = ("model.", "representation.", "classes.", "audio.channels.")
@@ -149,6 +153,8 @@ def agree(trainer: L.Trainer, plain: dict[str, Any]) -> Path | None:
 def datasets(cfg: DictConfig) -> dict[str, str]:
     """The patterns of the training shards by name."""
     train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
+    if not train:
+        raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
     return by_name(train)  # type: ignore[arg-type]
 
 
@@ -226,6 +232,36 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
     (run_dir / "details.json").write_text(json.dumps(details, indent=1))
 
 
+def check_writable(plain: dict[str, Any]) -> None:
+    """Writes to each folder of the run, once on every node, before anything is begun.
+
+    Raises:
+        ConfigError: if one cannot be written to, or has no room.
+    """
+    if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") != "0":
+        return
+    run_dir = Path(plain["run_dir"])
+    folders = [node["folder"] for node in plain["callbacks"].values() if node and "folder" in node]
+    for folder in {run_dir, run_dir / "checkpoints", *map(Path, folders)}:
+        if folder != run_dir and not folder.exists():
+            continue  # made later, below one that is checked
+        probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(probe, "wb") as f:
+                f.write(bytes(_PROBE_BYTES))
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: {folder} cannot be written to on {socket.gethostname()}: {error.strerror}. Choose another "
+                "place (run_dir=FOLDER), make room there, or mend its owner and permissions (ls -ld, df -h, quota)"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
 def quiet() -> None:
     """Leaves out what Lightning says of things that are meant: advertising, the stream's length, EMA in eval mode."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
@@ -266,6 +302,7 @@ def main(cfg: DictConfig) -> None:
         return
     run_dir = Path(plain["run_dir"])
     cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
+    check_writable(plain)
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
@@ -275,12 +312,13 @@ def main(cfg: DictConfig) -> None:
         net=build(plain["model"], "model"),
         process=build(plain["diffusion"], "diffusion"),
         representation=build(plain["representation"], "representation"),
-        recipe=plain,
+        recipe=redacted(plain),
     )
-    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items()]
+    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
-    logger = [build(plain["logger"], "logger")] if plain["logger"] else []
+    loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
+    loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
     options = plain["trainer"]
     steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
     precision = make_precision(options["precision"], device_type(options["accelerator"]))
@@ -289,7 +327,7 @@ def main(cfg: DictConfig) -> None:
         "trainer",
         precision=None,  # the plugin's
         callbacks=callbacks,
-        logger=[JsonlLogger(str(run_dir)), *logger],
+        logger=loggers,
         plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
         default_root_dir=str(run_dir),
         val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
@@ -302,9 +340,11 @@ def main(cfg: DictConfig) -> None:
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
         ckpt = agree(trainer, plain)
-        details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
-        record(plain, run_dir, details)
-        trainer.loggers[-1].log_hyperparams({**plain, **details})
+        details = {"git_commit": git_commit(), "data": redacted(describe_manifests(data.train, data.store))}
+        record(redacted(plain), run_dir, details)
+        for logger in loggers:
+            logger.start()
+            logger.log_hyperparams({**redacted(plain), **details})
 
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
         rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")

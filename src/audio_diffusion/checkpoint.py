@@ -62,6 +62,24 @@ def newest_in(run_dir: str | Path) -> Path | None:
     return choice.path
 
 
+def device_of(name: str) -> torch.device:
+    """The device that the option ``device`` names; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ConfigError(
+            f"device: expected auto, cpu, cuda, cuda:1 .., got {name!r}, which this machine does not have"
+        ) from error
+    return device
+
+
 @dataclass
 class Generator:
     """A trained model, ready to generate. Made by ``load``."""
@@ -93,7 +111,7 @@ class Generator:
     @property
     def guidance_scale(self) -> float:
         """What the model was sampled with while it was trained; 1, no guidance, where that is not known."""
-        listened = self.config["callbacks"].get("sampling", {}).get("guidance_scale", 1.0)
+        listened = (self.config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
         return listened if self.conditions.by_name else 1.0
 
     def generate(

@@ -13,7 +13,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.signals import STOP_FILE
@@ -44,7 +44,7 @@ OmegaConf.register_new_resolver("len", len, replace=True)
 OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
 
 
-_UNIONS = (typing.Union, types.UnionType)
+_UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
 
 
 class ConfigError(ValueError):
@@ -117,13 +117,17 @@ def _explain(error: Exception, config_name: str) -> str:
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
-    if match := re.search(r"full_key: (\S+)", text + cause):
+    if (match := re.search(r"full_key: (\S+)", text + cause)) and match[1] in _groups():
+        return f"{match[1]}: none is chosen; choose one as well: {match[1]}=NAME.{nearest('', _groups()[match[1]])}"
+    if match:
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name))}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         if key in _groups():
             return f"{text.splitlines()[0]}{nearest(key, list(_groups()))}"
         return f"{key}: there is no such option.{nearest(key, _keys_at(key, config_name))}"
+    if re.search(r"viable alternative|mismatched input|extraneous input|token recognition", text):
+        return f"{text.splitlines()[0]}. Lists are written [a,b], mappings {{a: b}}, both in quotes for the shell"
     return text
 
 
@@ -136,10 +140,15 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
                 f"{override}: options are neither added nor deleted on the command line, as a misspelt one would be "
                 f"without effect. Write {key}=VALUE for an option that exists; new ones belong in a file in configs/"
             )
+        name, given, value = override.partition("=")
+        if not name or not given:
+            raise ConfigError(f"{override}: expected OPTION=VALUE, such as max_steps=100")
+        if name in _groups() and value in ("", "null", "None"):
+            raise ConfigError(f"{override}: expected the name of a config.{nearest('', _groups()[name])}")
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             compose(config_name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, config_name)) from error
 
 
@@ -177,6 +186,8 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
         def run() -> None:
             arguments = sys.argv[1:]
             try:
+                for dashed in (a for a in arguments if re.match(r"--?(?!config|package|info|experimental)[\w.]+=", a)):
+                    raise ConfigError(f"{dashed}: options are written without dashes: {dashed.lstrip('-')}")
                 if not any(argument.startswith("-") for argument in arguments):
                     _check_command_line(config_name, arguments)
             except ConfigError as error:
@@ -197,6 +208,8 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(f"{error.full_key}: must be given: {error.full_key}=VALUE") from error
         raise ConfigError(str(error).replace("\n", " ")) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -217,6 +230,12 @@ def check_root(cfg: DictConfig) -> None:
             expected = AudioFormat.__annotations__.get(str(key).split(".")[1])
         wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""
         raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
+    for name in ("name", "run_dir"):
+        if not OmegaConf.is_missing(cfg, "name") and cfg[name].strip() in ("", "."):
+            raise ConfigError(f"{name}: expected a name of this run's own, got {cfg[name]!r}")
+    for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
+        if cfg[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -235,10 +254,18 @@ _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (s
 
 
 def _type_problem(annotation: Any, value: Any) -> str | None:
-    """What is wrong with a number, string or bool for an annotated argument; None where that cannot be said."""
-    if not isinstance(value, (bool, int, float, str)) or annotation is inspect.Parameter.empty:
+    """What is wrong with a number, string, bool or list of them for an annotated argument; None where that cannot be
+    said."""
+    if not isinstance(value, (bool, int, float, str, list)) or annotation is inspect.Parameter.empty:
         return None
     allowed = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    lists = [kind for kind in allowed if typing.get_origin(kind) in (list, tuple, Sequence)]
+    if isinstance(value, list):
+        inner = [_type_problem(typing.get_args(lists[0])[0], item) for item in value] if len(lists) == 1 else []
+        return next((problem for problem in inner if problem), None)
+    for kind, open_to in (("a list", lists), ("a mapping, {name: value}", [kind for kind in allowed if kind is dict])):
+        if open_to and set(allowed) <= {*open_to, _NOTHING}:
+            return f"expected {kind}, got {value!r}"
     known = [kind for kind in allowed if kind in _PLAIN]
     open_to_more = any(kind is Any or typing.get_origin(kind) is typing.Literal for kind in allowed)
     if not known or open_to_more or (isinstance(value, str) and len(allowed) > len(known) and str in known):
@@ -246,6 +273,21 @@ def _type_problem(annotation: Any, value: Any) -> str | None:
     if any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind is bool) for kind in known):
         return None
     return f"expected {' or '.join(kind.__name__ for kind in known)}, got {value!r}"
+
+
+def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
+    """Door 2 of programs without a dataclass: the types of their own options.
+
+    Raises:
+        ConfigError: naming the option, the type expected and the value given.
+    """
+    for name, kind in types.items():
+        if options[name] is None and _NOTHING not in typing.get_args(kind):
+            raise ConfigError(f"{name}: expected {getattr(kind, '__name__', kind)}, got nothing (null)")
+        if options[name] == "":
+            raise ConfigError(f"{name}: expected a value, got nothing; leave it out, or give one")
+        if problem := _type_problem(kind, options[name]):
+            raise ConfigError(f"{name}: {problem}")
 
 
 def _load(target: str) -> Any:
@@ -322,6 +364,7 @@ def build(node: dict[str, Any], path: str, **given: Any) -> Any:
         return instantiate(node, _convert_="all")
     except Exception as error:
         cause = error.__cause__ or error
-        if isinstance(cause, (ValueError, TypeError)):
-            raise ConfigError(f"{path}.{cause}") from error
+        inside = re.search(r"full_key: (\S+)", str(error))  # of a target within the target
+        if isinstance(cause, (ValueError, TypeError)) or type(cause).__name__ == "MisconfigurationException":
+            raise ConfigError(f"{path}.{inside[1]}.{cause}" if inside else f"{path}.{cause}") from error
         raise

@@ -101,9 +101,11 @@ def no_wandb(monkeypatch, tmp_path):
 def test_wandb_is_offline_without_credentials_and_keeps_its_id(no_wandb):
     assert not has_wandb_credentials()
     first, second = (wandb_logger(str(no_wandb / "run"), "x") for _ in range(2))
-    assert first._offline
-    assert second._offline
-    assert first._wandb_init["id"] == second._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    assert first.inner._offline
+    assert second.inner._offline
+    assert (
+        first.inner._wandb_init["id"] == second.inner._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    )
     with pytest.raises(ValueError, match="mode: expected"):
         wandb_logger(str(no_wandb), "x", mode="sometimes")
 
@@ -115,7 +117,7 @@ def test_wandb_credentials_are_found(no_wandb, monkeypatch):
     assert not has_wandb_credentials()
     monkeypatch.setenv("WANDB_API_KEY", "x")
     assert has_wandb_credentials()
-    assert not wandb_logger(str(no_wandb / "run"), "x")._offline
+    assert not wandb_logger(str(no_wandb / "run"), "x").inner._offline
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ class AudioDataModule(L.LightningDataModule):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers: expected 0 or more, got {num_workers}")
         self.train, self.val = by_name(train), held_out(train, val)
         if weights is not None and set(weights) != set(self.train):
             raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,22 +145,4 @@ def breathe(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
     beat(trainer, doing)
     stop = stop_of(trainer)
     if may_stop and stop is not None and stop.asked(trainer):
-        raise Interrupted
-
-
-@contextlib.contextmanager
-def together(trainer: L.Trainer) -> Iterator[None]:
-    """What is done inside is done by all ranks or counts for none: if any was interrupted, all raise.
-
-    Raises:
-        Interrupted: on all ranks, if ``breathe`` raised it on any.
-    """
-    whole = True
-    try:
-        yield
-    except Interrupted:
-        whole = False
-    if trainer.world_size > 1:
-        whole = trainer.strategy.reduce_boolean_decision(whole, all=True)
-    if not whole:
         raise Interrupted
