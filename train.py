@@ -198,7 +198,8 @@ def main(cfg: DictConfig) -> None:
     )
     details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
     record(plain, run_dir, details)
-    trainer.loggers[-1].log_hyperparams({**plain, **details})
+    with signals.shielded():  # W&B starts a process here, which is in a session of its own only after a moment
+        trainer.loggers[-1].log_hyperparams({**plain, **details})
 
     parameters = sum(p.numel() for p in module.net.parameters())
     rank_zero_info(f"{plain['name']}: {parameters / 1e6:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
