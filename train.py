@@ -342,9 +342,10 @@ def main(cfg: DictConfig) -> None:
         ckpt = agree(trainer, plain)
         details = {"git_commit": git_commit(), "data": redacted(describe_manifests(data.train, data.store))}
         record(redacted(plain), run_dir, details)
-        for logger in loggers:
-            logger.start()
-            logger.log_hyperparams({**redacted(plain), **details})
+        with signals.shielded():  # W&B starts a process here, which is in a session of its own only after a moment
+            for logger in loggers:
+                logger.start()
+                logger.log_hyperparams({**redacted(plain), **details})
 
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
         rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
