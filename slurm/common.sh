@@ -19,8 +19,13 @@ option() { # KEY ARGUMENT...: the value of the last KEY=VALUE among the argument
     echo "$value"
 }
 
-check_job() { # that the tasks are what train.py needs, before anything is started
+check_job() { # ARGUMENT...: that nodes and tasks are what train.py needs, before anything is started
     [[ -e train.py ]] || die "no train.py in $PWD: call sbatch from the project's folder"
+    local nodes
+    nodes=$(option trainer.num_nodes "$@")
+    [[ -z $nodes || $nodes == "$SLURM_JOB_NUM_NODES" ]] ||
+        die "trainer.num_nodes=$nodes, but this job has $SLURM_JOB_NUM_NODES: nodes are asked of Slurm. Write" \
+            "sbatch --nodes=$nodes slurm/train.sh ${*}"
     [[ -n ${SLURM_NTASKS_PER_NODE:-} ]] ||
         die "ask for tasks by --ntasks-per-node=GPUS_OF_A_NODE --nodes=NODES, not by --ntasks"
     local gpus=${SLURM_GPUS_ON_NODE:-$SLURM_NTASKS_PER_NODE}
@@ -50,6 +55,8 @@ launch() { # ARGUMENT...: python with the arguments, once a task
     [[ -x $python ]] || python=python
     # not passed on by Slurm itself; one thread, since the ranks of a node share its cores
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONFAULTHANDLER=1
+    [[ -z $CONTAINER ]] || AUDIO_DIFFUSION_COMMIT=$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+    export AUDIO_DIFFUSION_COMMIT=${AUDIO_DIFFUSION_COMMIT:-} # images have no git
     case $CONTAINER in
     '') "${srun[@]}" "$python" -u "$@" ;;
     *.sif)
@@ -98,7 +105,7 @@ train() { # ARGUMENT...: of train.py
     name+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID} # each element of an array has its own folder
     run=$(option run_dir "$@")
     run=${run:-runs/$name} stop=$run/stop
-    check_job
+    check_job "$@"
     left=$(seconds_to_train) && ((left < SAVE_SECONDS)) &&
         die "--time leaves $((left > 0 ? left : 0)) s to train, beside SAVE_SECONDS=$SAVE_SECONDS to save in: ask for more"
     mkdir -p "$run" || die "the run's folder $run cannot be made"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from audio_diffusion.checkpoint import in_run
+from audio_diffusion.saving.folder import newest_verified, step_of
 
 TWO_NODES = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2"]
 ENDLESS = ["max_steps=1000000", "data.num_workers=1", "callbacks.checkpoint.every_n_steps=50"]
@@ -51,7 +51,8 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
         """Waits for it, and lets the next life begin; the step of the newest checkpoint."""
         job.until(lambda: job.state == "PENDING", timeout=90)
         job.hurry()
-        return int(in_run(run_dir)[-1].stem[5:])
+        newest = newest_verified(run_dir / "checkpoints").path
+        return step_of(newest) if newest else -1
 
     live(1)
     # 180 s before the limit Slurm warns, as train.sh asks it to
