@@ -67,7 +67,7 @@ def test_mistakes_are_refused_at_once_with_what_to_type(submit, scripts) -> None
     jobs = {
         "Write --gpus-per-node=2 --ntasks-per-node=2": ["--gpus-per-node=2", "slurm/train.sh"],
         "write --gpus-per-node": ["--gpus-per-node=0", "--gpus-per-task=1", "slurm/train.sh"],
-        "sbatch --nodes=2 slurm/train.sh trainer.num_nodes=2 seed=1": ["slurm/train.sh", "trainer.num_nodes=2", "seed=1"],
+        "sbatch --nodes=2 slurm/train.sh trainer.num_nodes=2 a=1": ["slurm/train.sh", "trainer.num_nodes=2", "a=1"],
         "--time leaves 0 s to train, beside SAVE_SECONDS=120": ["--time=1", "slurm/train.sh"],
         "a sweep needs a name": ["slurm/sweep.sh", "seed=0,1"],
         "the array is none-none: write sbatch --array=0-3 slurm/": ["slurm/sweep.sh", "name=s", "a=1,2", "b=1,2"],
