@@ -1,6 +1,8 @@
 """DiffWave: the published sizes and parts, its conditions, and that all of it learns."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,3 +159,17 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 def test_audio_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"x_t: expected \[B, 1, a multiple of 32\], got"):
         ask(small({"mel": MEL}), torch.zeros(shape), {"mel": torch.zeros(1, 10, 4)})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_it_trains_on_two_ranks_and_can_be_sharded(
+    strategy: str, launch: Callable, tiny: list[str], drum_shards: Path, tmp_path: Path
+) -> None:
+    small = ["experiment=vocoder", "model.num_layers=2", "model.width=8", "audio.num_samples=1024"]
+    options = [o for o in tiny if not o.startswith(("model.", "audio.", "trainer="))]
+    run = launch(
+        tmp_path, "train.py", *small, *options, f"data.train={drum_shards}", "name=two", "max_steps=3",
+        f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", ranks=2,
+    )  # fmt: skip
+    assert run.wait() == [0, 0], run.text
+    assert (tmp_path / "runs/two/checkpoints/step_00000003.ckpt").is_file()
