@@ -49,7 +49,9 @@ class Upsampler(nn.Module):
         layers: list[nn.Module] = []
         for factor in factors:
             size = {"kernel_size": (3, 2 * factor), "stride": (1, factor), "padding": (1, factor // 2)}
-            layers += [weight_norm(nn.ConvTranspose2d(1, 1, **size)), nn.LeakyReLU(_SLOPE)]  # type: ignore[arg-type]
+            conv = nn.ConvTranspose2d(1, 1, **size)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(conv.weight)
+            layers += [weight_norm(conv), nn.LeakyReLU(_SLOPE)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, frames: Tensor) -> Tensor:
