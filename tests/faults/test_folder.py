@@ -102,11 +102,11 @@ def test_a_run_that_begins_from_another_goes_on_from_its_own_when_it_is_started_
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB, where this user may make one."""
+    """A file system of 8 MB, where this user may make one."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no small file system can be made here: {mounted.stderr.strip()}")
@@ -115,11 +115,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_run_goes_on_while_the_disk_is_full_and_later_resumes(train, tmp_path: Path, small_disk: Path) -> None:
-    """Two checkpoints of 350 kB fit, a third does not. TMPDIR is the full disk too: it is not used."""
+    """Two checkpoints of 350 kB fit, a third does not, as the disk shrinks to 1 MB once the run has found it writable.
+    TMPDIR is the full disk too: it is not used."""
     run_dir = tmp_path / "runs/one"
     run_dir.mkdir(parents=True)
     (run_dir / "checkpoints").symlink_to(small_disk)
     full = train("name=one", "max_steps=12", env={"TMPDIR": str(small_disk)})
+    full.until((run_dir / "lock").exists)
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     assert full.wait() == [1], full.text
     assert "the one of step 6 was not written: [Errno 28] No space left on device. Training goes on" in full.text
     assert "the checkpoint of step 12 could not be written" in full.text
