@@ -119,7 +119,7 @@ class Guidance:
                 return moved
             dims = list(range(1, x_t.ndim))
             ratio = good.x0.std(dims, keepdim=True) / moved.x0.std(dims, keepdim=True).clamp(min=1e-12)
-            return _with_x0(process, moved, moved.x0 * (1 + self.rescale * (ratio - 1)), t)
+            return with_x0(process, moved, moved.x0 * (1 + self.rescale * (ratio - 1)), t)
 
         return denoise
 
@@ -135,12 +135,12 @@ class Guidance:
                 reached = flat.kthvalue(math.ceil(self.clip_quantile * flat.shape[1]), dim=1).values
                 limit = per_sample(reached.clamp(min=bound), x0)
                 x0 = torch.minimum(torch.maximum(x0, -limit), limit) * (bound / limit)
-            return _with_x0(process, prediction, x0.clamp(-bound, bound), t)
+            return with_x0(process, prediction, x0.clamp(-bound, bound), t)
 
         return denoise
 
 
-def _with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor | float) -> Prediction:
+def with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor | float) -> Prediction:
     """Another x0, and the noise that makes up the same x_t with it."""
     alpha, sigma = process.alpha_sigma(t, x0)
     return Prediction(x0, lambda: prediction.noise + (prediction.x0 - x0) * (alpha / sigma))

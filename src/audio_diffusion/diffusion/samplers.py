@@ -29,7 +29,17 @@ def follow(
     plan: plans.Plan, denoise: Denoise, x_t: Tensor, draw_noise: Callable[[], Tensor], on_step: OnStep | None = None
 ) -> Tensor:
     """Samples by a plan: one network call a step, and beyond it one pass over x for each number of the step."""
-    x = x_t * plan.start_std
+    x = advance(plan, denoise, x_t * plan.start_std, draw_noise, on_step)
+    x0 = denoise(x, plan.last).x0
+    if on_step is not None:
+        on_step(plan.last, x0)
+    return x0
+
+
+def advance(
+    plan: plans.Plan, denoise: Denoise, x: Tensor, draw_noise: Callable[[], Tensor], on_step: OnStep | None = None
+) -> Tensor:
+    """The steps of a plan alone: from x at its first time, which is changed in place, to x at its last."""
     known: list[tuple[float, Tensor]] = []  # (c, y): c·y are the estimates of x0, newest first
     for t, keep, weights, std in plan.steps:
         prediction = denoise(x, t)
@@ -45,10 +55,7 @@ def follow(
         if std > 0:
             x.add_(draw_noise(), alpha=std)
         del prediction, known[plan.memory :]  # the next estimate may have their memory
-    x0 = denoise(x, plan.last).x0
-    if on_step is not None:
-        on_step(plan.last, x0)
-    return x0
+    return x
 
 
 def ddpm(

@@ -1,0 +1,198 @@
+"""Inpainting, long signals and inversion against what is known of Gaussian signals: writes RESULTS.md.
+
+    python benchmarks/editing/run.py
+
+Network calls count forward and backward passes alike.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from gaussian import (
+    conditional_errors,
+    covariance,
+    denoiser,
+    distance,
+    draws,
+    log_densities,
+    mixture_denoiser,
+)
+from torch import Tensor
+
+from audio_diffusion.diffusion import grids, plans
+from audio_diffusion.diffusion.editing.consistency import consistent
+from audio_diffusion.diffusion.editing.constraints import Kept
+from audio_diffusion.diffusion.editing.inversion import invert
+from audio_diffusion.diffusion.editing.windows import Windowed
+from audio_diffusion.diffusion.parameterization import Epsilon
+from audio_diffusion.diffusion.process import Denoise, Diffusion
+from audio_diffusion.diffusion.samplers import dpmpp, unipc
+from audio_diffusion.diffusion.schedules import linear, lowered
+
+LENGTH, COUNT, NFE = 48, 2000, (20, 50, 100, 250)
+PROCESS = Diffusion(lowered(linear()), Epsilon())
+Method = Callable[[Denoise, Kept, Callable[[], Tensor], int], Tensor]
+
+
+def held(sampler: Callable[..., Tensor], iterations: int) -> Method:
+    """A sampler over ``consistent``."""
+
+    def run(denoise: Denoise, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
+        wrapped = consistent(denoise, PROCESS, constraint, iterations)
+        return sampler(wrapped, noise(), PROCESS.schedule, noise, num_steps=nfe // (1 + iterations))
+
+    return run
+
+
+def repaint(resampling: int, grid: grids.Grid) -> Method:
+    """RePaint, Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1: known part noised anew, each step repeated."""
+
+    def run(denoise: Denoise, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
+        levels = plans.levels_of(PROCESS.schedule, grid, max(2, nfe // resampling))
+        x = noise() * plans.start_std(levels)
+        for t, s in zip(levels, [*levels[1:], plans.CLEAN], strict=True):
+            beta = plans.fresh_variance(t, s)
+            for turn in range(resampling if s is not plans.CLEAN else 1):
+                x0 = denoise(x, t.t).x0
+                if s is plans.CLEAN:
+                    return constraint.onto(x0)
+                mean = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2 * x + s.alpha * beta / t.sigma**2 * x0
+                unknown = mean + beta**0.5 * s.sigma / t.sigma * noise()
+                known = s.alpha * constraint.clip + s.sigma * noise()
+                x_s = torch.where(constraint.keep, known, unknown)
+                x = x_s if turn == resampling - 1 else t.alpha / s.alpha * x_s + beta**0.5 * noise()
+        raise AssertionError
+
+    return run
+
+
+def exact(denoise: Denoise, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
+    """Draws from the conditional itself: what is left is the error of measuring."""
+    cov, keep = covariance(LENGTH), constraint.keep[0, 0]
+    other = noise() @ torch.linalg.cholesky(cov).T
+    gain = torch.linalg.solve(cov[keep][:, keep], cov[keep][:, ~keep])
+    x0 = other.clone()
+    x0[..., ~keep] += (constraint.clip - other)[..., keep] @ gain
+    return constraint.onto(x0)
+
+
+SDE = partial(dpmpp, eta=1.0)
+METHODS: dict[str, Method] = {
+    "replacement (RePaint, 1 turn)": repaint(1, grids.trailing),
+    "RePaint, 5 turns": repaint(5, grids.trailing),
+    "RePaint, 10 turns": repaint(10, grids.trailing),
+    "RePaint, 5 turns, grid balanced": repaint(5, grids.balanced),
+    "projection (DDNM), UniPC": held(unipc, 0),
+    "projection, DPM-Solver++ 2M SDE": held(SDE, 0),
+    **{f"ours, {k} backward passes a step, UniPC": held(unipc, k) for k in (1, 2, 3)},
+    **{f"ours, {k} backward passes a step, 2M SDE": held(SDE, k) for k in (2,)},
+}
+TASKS = {
+    "inpaint": torch.tensor([*[True] * 16, *[False] * 16, *[True] * 16]),
+    "continue": torch.tensor([*[True] * 24, *[False] * 24]),
+}
+KINDS = [covariance(LENGTH, low, high) for low, high in ((0.2, 1.2), (0.5, 1.7), (0.8, 2.4))]
+
+
+def run(method: Method, denoise: Denoise, clip: Tensor, keep: Tensor, nfe: int) -> Tensor:
+    """What the method makes of the clips, ``[B, T]``."""
+    generator = torch.Generator().manual_seed(2)
+    noise = lambda: torch.randn(clip.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    with torch.no_grad():
+        return method(denoise, Kept(clip, keep.expand(len(clip), 1, -1)), noise, nfe)[:, 0]
+
+
+def gaussian_cell(method: Method, keep: Tensor, nfe: int) -> str:
+    """Errors of mean and covariance, parts of the conditional standard deviation."""
+    cov = covariance(LENGTH)
+    clip = draws(cov, COUNT, 1)
+    x0 = run(method, denoiser(PROCESS.schedule, cov), clip, keep, nfe)
+    mean, spread = conditional_errors(clip[:, 0, keep], x0[:, ~keep], cov, keep)
+    return f"{mean:.2f} / {spread:.2f}"
+
+
+def log_likelihood(x: Tensor) -> float:
+    """Mean log density of the mixture, nats."""
+    return log_densities(x, KINDS).logsumexp(1).mean().item()
+
+
+def mixture_cell(method: Method, keep: Tensor, nfe: int) -> str:
+    """How much less likely a made sample is than a true one, nats."""
+    clip = torch.cat([draws(cov, 200, i) for i, cov in enumerate(KINDS)])
+    x0 = run(method, mixture_denoiser(PROCESS.schedule, KINDS), clip, keep, nfe)
+    return f"{(log_likelihood(clip[:, 0]) - log_likelihood(x0)) / int((~keep).sum()):.2f}"
+
+
+def table(
+    title: str, cell: Callable[[Method, Tensor, int], str], keep: Tensor, methods: dict[str, Method]
+) -> list[str]:
+    """Markdown rows, one a method, one column a number of network calls."""
+    lines = ["", f"| {title} | " + " | ".join(map(str, NFE)) + " |", "|---" * (len(NFE) + 1) + "|"]
+    for name, method in methods.items():
+        lines.append(f"| {name} | " + " | ".join(cell(method, keep, nfe) for nfe in NFE) + " |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def windows() -> list[str]:
+    """Largest error of level and of spectrum (frames of 32) at any place of three windows' length."""
+    window, length, frame = 96, 288, 32
+    exact, true, units = denoiser(PROCESS.schedule, covariance(window)), covariance(length), torch.eye(length)[:, None]
+    fourier = torch.fft.rfft(torch.diag(torch.hann_window(frame, dtype=torch.float64)))
+    lines = ["", "| overlap, weights | level, dB | spectrum, dB | Wasserstein-2 |", "|---|---|---|---|"]
+
+    def spectra(cov: Tensor) -> Tensor:
+        frames = [cov[i : i + frame, i : i + frame].to(fourier.dtype) for i in range(length - frame + 1)]
+        return torch.stack([(fourier.conj().T @ f @ fourier).diagonal().real for f in frames])
+
+    for overlap in (0, 16, 24, 48):
+        for shape in ("sin²", "equal (MultiDiffusion)"):
+            net = Windowed(lambda x, t, cond: exact(x, t[0].double().item()).noise, window, overlap, batch_size=4096)
+            if shape != "sin²":
+                net.weight = torch.ones(window)
+            with torch.no_grad():
+                rows = unipc(PROCESS.denoiser(net, {}), units.double(), PROCESS.schedule, lambda: units)[:, 0]
+            made = rows.T @ rows
+            level = (10 * torch.log10(made.diagonal())).abs().max().item()
+            spectrum = (10 * torch.log10(spectra(made) / spectra(true))).abs().max().item()
+            lines.append(
+                f"| {overlap} of {window}, {shape} | {level:.2f} | {spectrum:.2f} | {distance(made, true):.3f} |"
+            )
+            print(lines[-1], flush=True)
+    return lines
+
+
+def inversion() -> list[str]:
+    """Error of going from clips to noise and back, dB."""
+    cov = covariance(LENGTH)
+    denoise, clip = denoiser(PROCESS.schedule, cov), draws(cov, 500, 1)
+    lines = ["", "| there and back | 25 + 25 | 50 + 50 | 100 + 100 |", "|---|---|---|---|"]
+    for name, order, grid in (
+        ("DDIM (order 1), grid balanced", 1, grids.balanced),
+        ("UniPC order 2, grid balanced (default)", 2, grids.balanced),
+        ("UniPC order 3, grid balanced", 3, grids.balanced),
+        ("UniPC order 3, grid log_snr", 3, grids.log_snr),
+        ("UniPC order 3, even in t", 3, grids.uniform),
+    ):
+        cells = []
+        for steps in (25, 50, 100):
+            options = {"num_steps": steps, "order": order, "grid": grid}
+            noise = invert(denoise, clip, PROCESS.schedule, **options)  # type: ignore[arg-type]
+            with torch.no_grad():
+                again = unipc(denoise, noise, PROCESS.schedule, torch.Tensor, **options)  # type: ignore[arg-type]
+            cells.append(f"{10 * torch.log10((again - clip).square().mean() / clip.square().mean()).item():.0f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    page = (here / "RESULTS.head.md").read_text().splitlines()
+    for task, kept in TASKS.items():
+        page += table(f"{task}: mean / covariance", gaussian_cell, kept, {"exact draws": exact, **METHODS})
+    page += table("inpaint, mixture of three kinds: nats", mixture_cell, TASKS["inpaint"], METHODS)
+    page += ["", "## Long signals", *windows(), "", "## Inversion", *inversion()]
+    (here / "RESULTS.md").write_text("\n".join(page) + "\n")

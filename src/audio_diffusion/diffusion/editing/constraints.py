@@ -1,0 +1,110 @@
+"""What is known of a signal beforehand, as the sampler's ``denoise`` is held to it by ``consistency.consistent``."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Constraint(ABC):
+    """Something known of x0: P x0 = P y, with an orthogonal projection P that may depend on the estimate.
+
+    All tensors are ``[B, C, T]``; a sample's result depends on that sample alone.
+    """
+
+    @abstractmethod
+    def onto(self, x0: Tensor) -> Tensor:
+        """The signal nearest to x0 of which the known is true: x0 + P(y - x0)."""
+
+    @abstractmethod
+    def project(self, v: Tensor, x0: Tensor) -> Tensor:
+        """P v, of what binds at the estimate x0."""
+
+
+class Kept(Constraint):
+    """Samples that stay as they are: inpainting, outpainting, continuation.
+
+    Args:
+        clip: ``[B, C, T]``; what stands where ``keep`` is False does not matter.
+        keep: bool ``[B, 1 or C, T]``.
+
+    Raises:
+        ValueError: for a mask that is not boolean or not of the clip's shape.
+    """
+
+    def __init__(self, clip: Tensor, keep: Tensor):
+        shape = list(clip.shape)
+        if keep.dtype != torch.bool or list(keep.shape) not in (shape, [shape[0], 1, *shape[2:]]):
+            raise ValueError(
+                f"keep: expected a bool mask of shape {[shape[0], 1, *shape[2:]]} or {shape}, got {keep.dtype} of "
+                f"{list(keep.shape)}"
+            )
+        self.clip, self.keep = clip, keep
+
+    def onto(self, x0: Tensor) -> Tensor:
+        """The clip where it is kept, bit by bit, x0 elsewhere."""
+        return torch.where(self.keep, self.clip, x0)
+
+    def project(self, v: Tensor, x0: Tensor) -> Tensor:
+        """v where the clip is kept."""
+        return v * self.keep
+
+
+class LowBand(Constraint):
+    """The spectrum below a cutoff stays: bandwidth extension.
+
+    The bands are those of the discrete Fourier transform of the whole signal: linear phase, and a projection.
+
+    Args:
+        clip: ``[B, C, T]``; what it has above the cutoff does not matter.
+        cutoff: as a part of the sample rate, inside (0, 0.5).
+
+    Raises:
+        ValueError: for another cutoff.
+    """
+
+    def __init__(self, clip: Tensor, cutoff: float):
+        if not 0 < cutoff < 0.5:
+            raise ValueError(f"cutoff: expected a part of the sample rate inside (0, 0.5), got {cutoff}")
+        self.num_samples, self.num_bins = clip.shape[-1], int(cutoff * clip.shape[-1]) + 1
+        self.clip = self._low(clip)
+
+    def _low(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x)
+        spectrum[..., self.num_bins :] = 0
+        return torch.fft.irfft(spectrum, n=self.num_samples)
+
+    def onto(self, x0: Tensor) -> Tensor:
+        """x0 with the clip's low band."""
+        return x0 + (self.clip - self._low(x0))
+
+    def project(self, v: Tensor, x0: Tensor) -> Tensor:
+        """The low band of v."""
+        return self._low(v)
+
+
+class Unclipped(Constraint):
+    """Samples at the clip level lie at it or beyond, on their side; all others stay: declipping.
+
+    Args:
+        clip: ``[B, C, T]``.
+        level: samples of this magnitude and more were clipped.
+
+    Raises:
+        ValueError: if the level is not positive.
+    """
+
+    def __init__(self, clip: Tensor, level: float):
+        if not level > 0:
+            raise ValueError(f"level: expected a positive magnitude, got {level}")
+        self.clip, self.over, self.under = clip, clip >= level, clip <= -level
+
+    def onto(self, x0: Tensor) -> Tensor:
+        """x0 where the clip was clipped and x0 goes beyond it, else the clip, bit by bit."""
+        beyond = torch.where(self.under, torch.minimum(x0, self.clip), self.clip)
+        return torch.where(self.over, torch.maximum(x0, self.clip), beyond)
+
+    def project(self, v: Tensor, x0: Tensor) -> Tensor:
+        """v but where x0 is free: clipped, and beyond the level already."""
+        free = (self.over & (x0 >= self.clip)) | (self.under & (x0 <= self.clip))
+        return v * ~free
