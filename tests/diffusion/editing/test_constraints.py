@@ -102,12 +102,12 @@ def test_no_step_at_the_edges(process: Diffusion, covariance: Cov, net_of: NetOf
     x0 = edit(net_of(process, cov), process, unipc, clip, range(COUNT), {}, constraint=constraint)[:, 0]
     frames = torch.fft.rfft(x0.unfold(1, 16, 1) * torch.hann_window(16)).abs().square().mean(0)
     expected = torch.fft.rfft(clip[:, 0].unfold(1, 16, 1) * torch.hann_window(16)).abs().square().mean((0, 1))
-    for measured, usual in (
-        (x0.square().mean(0), 1.0),
-        (x0.diff(dim=1).square().mean(0), 2 - 2 * cov[0, 1].item()),
-        (frames, expected),
+    for measured, usual, most_db in (
+        (x0.square().mean(0), 1.0, 0.4),
+        (x0.diff(dim=1).square().mean(0), 2 - 2 * cov[0, 1].item(), 0.4),
+        (frames, expected, 0.8),
     ):
-        assert (10 * torch.log10(measured / usual)).abs().max().item() < 0.4  # by chance 0.1 dB each
+        assert (10 * torch.log10(measured / usual)).abs().max().item() < most_db  # by chance 0.1 dB each
 
 
 def test_low_band_stays(process: Diffusion, covariance: Cov, net_of: NetOf, draw: Callable) -> None:
