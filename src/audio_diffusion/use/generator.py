@@ -173,25 +173,25 @@ class Generator(Model):
         self,
         first: Tensor,
         second: Tensor,
-        weights: Sequence[float],
+        at: Sequence[float],
         labels: Labels = None,
         *,
         cond: Given = None,
         num_steps: int = 100,
     ) -> Interpolation:
-        """Clips ``[B, len(weights), C, T]`` between two, which are themselves at weights 0 and 1; see
+        """Clips ``[B, len(at), C, T]`` between two, which are themselves ``at`` 0 and 1; see
         ``diffusion.editing.inversion.interpolate``.
 
         Args:
-            first: at weight 0.
-            second: at weight 1, as long as the first.
-            weights: inside [0, 1].
+            first: what is at 0.
+            second: what is at 1, as long as the first.
+            at: places inside [0, 1].
             labels: of all clips; better left out where the two are of unlike kinds.
             cond: likewise.
             num_steps: network calls for each way, from a clip to noise or back.
 
         Raises:
-            ValueError: for clips of unlike shape, or weights outside [0, 1].
+            ValueError: for clips of unlike shape, or places outside [0, 1].
         """
         self._check(first)
         self._check(second)
@@ -204,15 +204,15 @@ class Generator(Model):
             self.process,
             self._encode(first, length),
             self._encode(second, length),
-            weights,
+            at,
             given,
             num_steps=num_steps,
             guidance=self._guided(length, bool(labels or cond)),
         )
         clips = self.representation.decode(made.clips)[..., : first.shape[-1]].to(first.device)
-        for i, weight in enumerate(weights):
-            if weight in (0, 1):
-                clips[:, i] = second if weight else first
+        for i, place in enumerate(at):
+            if place in (0, 1):
+                clips[:, i] = second if place else first
         return Interpolation(clips, made.error_db)
 
     def extend_bandwidth(

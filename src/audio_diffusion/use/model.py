@@ -35,8 +35,8 @@ class Model(ABC):
         config: the run's, plain.
         step: that the checkpoint was written at.
         weights: "ema" or "raw".
-        guidance: None is the scale that was sampled with while training.
         source: the file or folder it was loaded from.
+        guidance: None is the scale that was sampled with while training.
     """
 
     net: nn.Module
@@ -46,8 +46,8 @@ class Model(ABC):
     config: dict[str, Any]
     step: int
     weights: str
+    source: Path
     guidance: Guidance | None = None
-    source: Path | None = None
 
     @property
     def sample_rate(self) -> int:
