@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from audio_diffusion.packing.drums import write_folder
 from audio_diffusion.packing.pack import pack, scan_folder
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
+from audio_diffusion.training.precision import make_precision
 
 HITS_PER_CLASS = 8
 
@@ -53,6 +54,15 @@ def drum_shards(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path) -> 
     """The drum hits as shards: several train-*.tar and val-*.tar. Not to be changed; take a copy."""
     shards = tmp_path_factory.mktemp("shards")
     pack(scan_folder(drum_folder, label_from_folder=True), shards, val_fraction=0.25, shard_bytes=100_000)
+    return shards
+
+
+@pytest.fixture(scope="session")
+def two_clips(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path) -> Path:
+    """Shards of one clip to train on and one held out: fewer than ranks."""
+    shards = tmp_path_factory.mktemp("two_clips")
+    chosen = zip(scan_folder(drum_folder, label_from_folder=True)[:2], ("train", "valid"), strict=True)
+    pack([replace(source, fields={**source.fields, "split": split}) for source, split in chosen], shards)
     return shards
 
 
@@ -141,6 +151,7 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         mask_padding: bool = False,
         recipe: dict | None = None,
         weight_seed: int = 0,
+        precision: str = "32-true",
     ) -> Run:
         torch.manual_seed(weight_seed)
         classes = ["clap", "hat", "kick", "snare", "tom"]
@@ -171,7 +182,7 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             num_sanity_val_steps=0,
             callbacks=list(callbacks),
             logger=logger,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), make_precision(precision, "cpu")],
             default_root_dir=str(tmp_path_factory.mktemp("run")),
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -59,7 +59,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, drum_shards: Path) -> Path
 def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
     run_dir = trained / "runs" / "one"
     assert {p.name for p in trained.iterdir() if not p.name.startswith(".")} == {"runs"}
-    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_00000002.ckpt", "step_00000004.ckpt"]
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        f"step_0000000{step}.{kind}" for step in (2, 4) for kind in ("ckpt", "json")
+    ]
+    assert not (run_dir / "lock").exists()
     assert (run_dir / "samples" / "step_00000004" / "002_kick.wav").is_file()
     assert "max_steps: 4" in (run_dir / "config.yaml").read_text()
     details = json.loads((run_dir / "details.json").read_text())

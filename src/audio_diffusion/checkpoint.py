@@ -1,42 +1,59 @@
 """Checkpoint file -> something that generates: network, process and configuration, without Lightning and Hydra."""
 
-import re
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from audio_diffusion.saving import sharded
+from audio_diffusion.saving.folder import manifest_of, newest_verified, problem_of
 from audio_diffusion.targets import ConfigError, build
 from audio_diffusion.use.generator import Generator
+
+log = logging.getLogger(__name__)
 
 #: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
 TRUSTED = ("audio_diffusion.models.", "audio_diffusion.diffusion.")
 
 
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name, step_<step>.ckpt; -1 where there is none."""
-    match = re.fullmatch(r"step_(\d+)\.ckpt", path.name)
-    return int(match[1]) if match else -1
-
-
-def in_run(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run's folder, by step."""
-    return sorted((p for p in Path(run_dir, "checkpoints").glob("step_*.ckpt") if step_of(p) >= 0), key=step_of)
-
-
 def find(ckpt: str) -> Path:
-    """The checkpoint file that ``ckpt`` names: itself, or the newest of a run's folder.
+    """The checkpoint that ``ckpt`` names: itself, or the newest verified one of a run's folder.
 
     Raises:
-        ConfigError: if it is a folder without a checkpoint.
+        ConfigError: if it is a folder without a good checkpoint, or a file that is not what its manifest says.
     """
-    if not Path(ckpt).is_dir():
-        return Path(ckpt)
-    found = in_run(ckpt)
-    if not found:
-        raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
-    return found[-1]
+    path = Path(ckpt)
+    if path.is_dir() and not manifest_of(path).is_file():
+        newest = newest_in(path)
+        if newest is None:
+            raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
+        return newest
+    if manifest_of(path).is_file():
+        if problem := problem_of(path):
+            raise ConfigError(f"ckpt: {problem}. Leave out the file's name to take the run's newest good one")
+    elif path.is_file():
+        log.warning(f"{ckpt}: there is no manifest beside it, so it could not be verified")
+    return path
+
+
+def newest_in(run_dir: str | Path) -> Path | None:
+    """The newest verified checkpoint of a run, and a line in the log for each that is passed over; None if it has none.
+
+    Raises:
+        ConfigError: if there are some and none is good.
+    """
+    choice = newest_verified(Path(run_dir, "checkpoints"))
+    if choice.path is None and choice.problems:
+        listed = "\n       ".join(choice.problems)
+        raise ConfigError(
+            f"ckpt: {run_dir} holds checkpoints, and none of them is good:\n       {listed}\n       "
+            "ckpt=FILE takes one that has no manifest as it is; to start anew, choose another name= or remove them"
+        )
+    for line in choice.lines():
+        log.warning(line)
+    return choice.path
 
 
 def _trusted(node: Any) -> None:
@@ -59,10 +76,11 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if there is no such file, or it is not a checkpoint of this project.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ConfigError(f"ckpt: expected a checkpoint file, but {str(path)!r} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        sharded_over_ranks = Path(path).is_dir()
+        content = sharded.read(Path(path)) if sharded_over_ranks else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"ckpt: {str(path)!r} cannot be read as plain data: {reason}") from error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from audio_diffusion.data.batch import AudioBatch, Clip, Skipped, collate
+from audio_diffusion.data.batch import AudioBatch, BatchSplit, Clip, Skipped, collate
 
 SKIPPED = Skipped("s.tar", "bad", "corrupt", "broken")
 CLIPS = [
@@ -88,3 +88,18 @@ def test_all_tensors_move_and_the_rest_stays() -> None:
 def test_all_tensors_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.to("meta"))  # needs a GPU
     assert all(tensor.device.type == "meta" for tensor in tensors(to_batch(CLIPS).pin_memory()))
+
+
+def test_the_batch_is_said_in_its_parts() -> None:
+    assert str(BatchSplit(64, 2, 4, 2)) == "batch: 64 = 2 nodes × 4 devices × 4 clips × 2 accumulated"
+    assert str(BatchSplit(1, 1, 1, 1)) == "batch: 1 = 1 node × 1 device × 1 clip × 1 accumulated"
+
+
+@pytest.mark.parametrize("batch_size", range(1, 30))
+def test_the_sizes_named_work_and_none_between_them_does(batch_size: int) -> None:
+    try:
+        assert BatchSplit(batch_size, 2, 3, 1).clips * 6 == batch_size
+    except ValueError as error:
+        named = [int(word) for word in str(error).split("works: ")[1].split(" or ")]
+        assert all(size % 6 == 0 and 0 < abs(size - batch_size) < 6 for size in named)
+        assert len(named) == (2 if batch_size > 6 else 1)

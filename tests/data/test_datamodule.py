@@ -368,13 +368,30 @@ def test_all_ranks_together_validate_each_clip_once_in_as_many_batches(as_rank: 
     assert clips_of(in_order) == clips_of(alone)
 
 
-@pytest.mark.parametrize(("world_size", "accumulate"), [(5, 1), (1, 5), (2, 4), (8, 2)])
-def test_a_batch_size_that_cannot_be_divided_is_refused(
-    as_rank: Callable[..., AudioDataModule], world_size: int, accumulate: int
+def test_fewer_clips_than_ranks_are_dealt_in_equal_batches(
+    as_rank: Callable[..., AudioDataModule], two_clips: Path
 ) -> None:
+    """One clip to train on, one held out, four ranks: a pass ends within every batch."""
+    training, validation = [], []
+    for rank in range(4):
+        data = as_rank(rank, 4, train=str(two_clips))
+        training.append([batch.keys for batch in data.train_dataloader()])
+        validation.append([(len(batch), int(batch.valid.sum())) for batch in data.val_dataloader()])
+    assert [[len(keys) for keys in batches] for batches in training] == [[3] * 6] * 4
+    assert len({key for batches in training for keys in batches for key in keys}) == 1
+    assert validation == [[(3, 1)], [(3, 0)], [(3, 0)], [(3, 0)]]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accumulate", "nearest"), [(5, 1, "10 or 15"), (2, 4, "8 or 16"), (8, 2, "16"), (1, 5, "10 or 15")]
+)
+def test_a_batch_size_that_cannot_be_divided_is_refused_and_the_nearest_are_named(
+    as_rank: Callable[..., AudioDataModule], world_size: int, accumulate: int, nearest: str
+) -> None:
+    devices = f"{world_size} device{'s' * (world_size > 1)}"
     problem = (
-        f"batch_size: expected a multiple of {world_size * accumulate} \\({world_size} devices × "
-        f"{accumulate} accumulated batches\\), got 12"
+        f"batch_size: expected a multiple of {world_size * accumulate} \\(1 node × {devices} × {accumulate} "
+        f"accumulated\\), got 12; the nearest that works: {nearest}$"
     )
     data = as_rank(0, world_size, accumulate)
     with pytest.raises(ValueError, match=problem):

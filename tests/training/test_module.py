@@ -87,10 +87,46 @@ def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, sto
     assert [row for row in resumed.rows if row["step"] > 3] == [row for row in through.rows if row["step"] > 3]
 
 
+def test_what_a_network_draws_itself_is_the_same_after_a_resume(make_run, tmp_path):
+    def with_dropout(**options):
+        run = make_run(
+            callbacks=[SaveCheckpoint(str(tmp_path / str(options["max_steps"])), every_n_steps=2)], **options
+        )
+        run.module.net.register_forward_hook(lambda net, _, out: torch.nn.functional.dropout(out, 0.3))
+        return run
+
+    through = with_dropout(max_steps=4)
+    through.fit()
+    torch.rand(7)  # a resumed program has drawn other things before
+    resumed = with_dropout(max_steps=4, weight_seed=3)
+    resumed.fit(ckpt_path=tmp_path / "4" / "checkpoints" / "step_00000002.ckpt")
+    assert same(resumed.module.state_dict(), through.module.state_dict())
+
+
+def test_sums_of_the_log_go_on_after_a_resume_on_any_number_of_ranks(make_run, tmp_path):
+    through = make_run(max_steps=6, callbacks=[Diagnostics(every_n_steps=6)])
+    through.fit()
+    stopped = make_run(max_steps=4, callbacks=[Diagnostics(every_n_steps=6), SaveCheckpoint(str(tmp_path))])
+    stopped.fit()
+    path = tmp_path / "checkpoints" / "step_00000004.ckpt"
+    resumed = make_run(max_steps=6, callbacks=[Diagnostics(every_n_steps=6)])
+    resumed.fit(ckpt_path=path)
+    assert resumed.rows == through.rows
+    content = torch.load(path, weights_only=True)
+    content["diagnostics"] = torch.cat(
+        [content["diagnostics"] - 1, torch.ones_like(content["diagnostics"])]
+    )  # two ranks
+    torch.save(content, path)
+    resumed = make_run(max_steps=6, callbacks=[Diagnostics(every_n_steps=6)])
+    resumed.fit(ckpt_path=path)
+    assert resumed.rows[0]["train/loss"] == pytest.approx(through.rows[0]["train/loss"], rel=1e-6)
+
+
 def test_the_checkpoint_is_plain_data_and_holds_all(make_run, tmp_path):
     run = make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=1, keep=1)], recipe={"a": 1})
     run.fit()
-    (path,) = (tmp_path / "checkpoints").glob("*")  # one kept, no temporary file left
+    path, manifest = sorted((tmp_path / "checkpoints").iterdir())  # one kept, no temporary file left
+    assert manifest.name == "step_00000002.json"
     content = torch.load(path, weights_only=True)
     assert content["global_step"] == 2
     assert content["config"] == {"a": 1}

@@ -1,73 +1,195 @@
-"""Checkpoints: one file that holds all, written so that a kill at any moment leaves the previous one whole."""
+"""Checkpoints of a run: when they are taken, and that training hardly waits for them. ``saving`` does the rest."""
 
-import os
+import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+
+from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.saving import sharded
+from audio_diffusion.saving.files import FileRecord
+from audio_diffusion.saving.folder import Keep, path_of, step_of, write
+from audio_diffusion.saving.manifest import Manifest, hash_of
+from audio_diffusion.saving.snapshot import HostCopy, non_finite
+from audio_diffusion.saving.writer import BackgroundWriter, Outcome
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder, syncs, renames; reads plain data only (``weights_only``)."""
+    """Copies a checkpoint to host memory, then writes it with its manifest in the background; reads plain data only.
+
+    One is written at a time: the next waits for it. ``wait`` waits for what is being written, ``take_outcome`` tells
+    how it went. With a process group as ``storage_options`` every rank writes its own shards (saving.sharded).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world_size, self.keep = 1, Keep()
+        self._copies, self._writer = HostCopy(), BackgroundWriter()
+        self._said_slow = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        with open(temporary, "wb") as f:
-            torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if self._writer.busy and not self._said_slow:
+            self._said_slow = True
+            rank_zero_warn(
+                "checkpoint: the one before is still being written, and training waits for it. Save less often "
+                "(callbacks.checkpoint.every_n_steps), or to a faster disk"
+            )
+        self._writer.wait()
+        self._writer.take_outcome()
+        job = self._write if storage_options is None else partial(self._write_shards, storage_options)
+        self._writer.start(partial(job, self._copies.take(checkpoint), Path(path)))
+
+    def _write(self, content: dict[str, Any], path: Path) -> None:
+        if problem := self._not_finite(content):
+            raise ValueError(problem)
+        write(path, partial(torch.save, content), partial(self._manifest, content))
+        self.keep.prune(path.parent, step_of(path))
+
+    def _write_shards(self, group: dist.ProcessGroup, content: dict[str, Any], path: Path) -> None:
+        problem = self._not_finite(content)
+        sharded.write(path, *sharded.split(content), problem, partial(self._manifest, content), group)
+        if dist.get_rank(group) == 0:
+            self.keep.prune(path.parent, step_of(path))
+
+    def _not_finite(self, content: dict[str, Any]) -> str | None:
+        place = non_finite(content)
+        return f"{place} is not finite, and what comes after would be of no use" if place else None
+
+    def _manifest(self, content: Mapping[str, Any], files: dict[str, FileRecord]) -> Manifest:
+        config = content.get("config")
+        return Manifest(
+            step=content["global_step"],
+            files=files,
+            world_size=self.world_size,
+            batch_size=config.get("batch_size") if isinstance(config, dict) else None,
+            config=config,
+            config_sha256=hash_of(config),
+        )
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return sharded.read(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        self._writer.wait()
+
+    def take_outcome(self) -> Outcome | None:
+        """Of the last save, once; None while it is being written."""
+        return self._writer.take_outcome()
+
+    def teardown(self) -> None:
+        self.wait()
+
+
+class SaveError(RuntimeError):
+    """The last checkpoint of a run could not be written."""
 
 
 class SaveCheckpoint(L.Callback):
     """Saves ``checkpoints/step_<step>.ckpt`` every ``every_n_steps`` optimizer steps and at the end.
 
+    A write that fails is a warning, is counted, and is tried again soon; at the end of training it is an error. Logs
+    ``checkpoint/pause_ms``, how long training stood still; ``checkpoint/write_s``, how long writing took beside it; and
+    ``checkpoint/failed``, how many have failed so far.
+
     Args:
         folder: the run's folder.
         every_n_steps: optimizer steps between checkpoints.
         keep: how many of the newest are kept.
+        keep_every_n_steps: those of steps that are a multiple of this stay as well; None for no more.
 
     Raises:
         ValueError: for numbers below 1.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 1000, keep: int = 2):
-        for name, value in {"every_n_steps": every_n_steps, "keep": keep}.items():
-            if value < 1:
+    def __init__(self, folder: str, every_n_steps: int = 1000, keep: int = 2, keep_every_n_steps: int | None = None):
+        numbers = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
+        self.folder, self.every_n_steps = Path(folder, "checkpoints"), every_n_steps
+        self.keep = Keep(keep, keep_every_n_steps)
+        self._retry_every_n_steps = max(1, every_n_steps // 10)
+        self._failures, self._retry = 0, False
         self._saved_at = -1
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        io = self._io(trainer)
+        io.world_size, io.keep = trainer.world_size, self.keep
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_at = trainer.global_step  # nothing new since the checkpoint resumed from
+        step = trainer.strategy.broadcast(trainer.global_step)
+        assert step == trainer.global_step, f"rank 0 starts at step {step}, this rank at {trainer.global_step}"
+        self._saved_at = step  # nothing new since the checkpoint resumed from
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        self._report(trainer)
+        step = trainer.global_step
+        if step == self._saved_at:
+            return
+        if step % self.every_n_steps == 0 or (step % self._retry_every_n_steps == 0 and self._agree_to_retry(trainer)):
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        """The last one, waited for, and tried once more where it fails."""
+        self._finish(trainer)
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+            self._finish(trainer)
+        if self._agree_to_retry(trainer):
+            self._save(trainer)
+            self._finish(trainer)
+            if self._agree_to_retry(trainer):
+                raise SaveError(
+                    f"the checkpoint of step {trainer.global_step} could not be written to {self.folder}, see the "
+                    "warnings above; older ones are as they were"
+                )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._finish(trainer)
+
+    def _io(self, trainer: L.Trainer) -> AtomicCheckpointIO:
+        io = trainer.strategy.checkpoint_io
+        assert isinstance(io, AtomicCheckpointIO), "SaveCheckpoint needs Trainer(plugins=[AtomicCheckpointIO(), ..])"
+        return io
 
     def _save(self, trainer: L.Trainer) -> None:
-        if trainer.global_step == self._saved_at:
+        self._report(trainer)
+        start = time.perf_counter()
+        self._saved_at, self._retry = trainer.global_step, False
+        trainer.save_checkpoint(path_of(self.folder, trainer.global_step), weights_only=False)
+        log_metrics(trainer, {"checkpoint/pause_ms": 1000 * (time.perf_counter() - start)})
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        self._io(trainer).wait()
+        self._report(trainer)
+
+    def _report(self, trainer: L.Trainer) -> None:
+        """Says how the last save went, once it is over; only rank 0 has written, and knows."""
+        outcome = self._io(trainer).take_outcome()
+        if outcome is None:
             return
-        self._saved_at = trainer.global_step
-        path = self.folder / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("checkpoints/step_????????.ckpt"))[: -self.keep]:
-                old.unlink()
+        if outcome.error is None:
+            log_metrics(trainer, {"checkpoint/write_s": outcome.seconds})
+            return
+        self._failures, self._retry = self._failures + 1, True
+        log_metrics(trainer, {"checkpoint/failed": self._failures})
+        rank_zero_warn(
+            f"checkpoint: the one of step {self._saved_at} was not written: {outcome.error}. Training goes on, and it "
+            f"is tried again within {self._retry_every_n_steps} steps; older checkpoints are as they were"
+        )
+
+    def _agree_to_retry(self, trainer: L.Trainer) -> bool:
+        """Whether rank 0's last save failed, on all ranks."""
+        return trainer.strategy.broadcast(self._retry)

@@ -64,6 +64,19 @@ class Diagnostics(L.Callback):
         log_metrics(trainer, metrics)
         pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The sums of all ranks ``[ranks, 2, buckets]``: the first row after a resume is what it would have been."""
+        sums = torch.zeros(2, self.num_buckets, device=pl_module.device) if self._sums is None else self._sums
+        checkpoint["diagnostics"] = trainer.strategy.all_gather(sums).reshape(-1, 2, self.num_buckets)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint.get("diagnostics")
+        if sums is None or sums.shape[-1] != self.num_buckets:
+            return
+        if len(sums) != trainer.world_size:  # they are added up over the ranks anyway
+            sums = torch.nn.functional.pad(sums.sum(0, keepdim=True), (0, 0, 0, 0, 0, trainer.world_size - 1))
+        self._sums = sums[trainer.global_rank].to(pl_module.device)
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validation = None
 

@@ -139,3 +139,42 @@ def collate(audio: Tensor, clips: list[Clip], with_label: bool, field_names: tup
         keys=tuple(clip.key for clip in clips),
         skipped=tuple(clip.skipped for clip in clips if clip.skipped is not None),
     )
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How the clips of an optimizer step are divided: the same number for each device and accumulated batch.
+
+    Raises:
+        ValueError: if that cannot be, naming the nearest sizes that work.
+    """
+
+    batch_size: int
+    nodes: int
+    devices: int  # of each node
+    accumulate: int  # batches of each device
+
+    def __post_init__(self) -> None:
+        parts = self.nodes * self.devices * self.accumulate
+        if self.batch_size % parts:
+            below = self.batch_size // parts * parts
+            nearest = f"{below} or {below + parts}" if below else str(parts)
+            raise ValueError(
+                f"batch_size: expected a multiple of {parts} ({self._parts()} × {self.accumulate} accumulated), "
+                f"got {self.batch_size}; the nearest that works: {nearest}"
+            )
+
+    @property
+    def clips(self) -> int:
+        """In one batch of one device."""
+        return self.batch_size // (self.nodes * self.devices * self.accumulate)
+
+    def _parts(self) -> str:
+        return f"{_of(self.nodes, 'node')} × {_of(self.devices, 'device')}"
+
+    def __str__(self) -> str:
+        return f"batch: {self.batch_size} = {self._parts()} × {_of(self.clips, 'clip')} × {self.accumulate} accumulated"
+
+
+def _of(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -9,7 +9,7 @@ import webdataset as wds
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import AudioBatch, Skipped
+from audio_diffusion.data.batch import AudioBatch, BatchSplit, Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, by_name, held_out
@@ -169,13 +169,11 @@ class AudioDataModule(L.LightningDataModule):
     def _per_rank(self) -> int:
         """Clips in one batch of one rank."""
         assert self.trainer is not None
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size: expected a multiple of {parts} ({self.trainer.world_size} devices × "
-                f"{self.trainer.accumulate_grad_batches} accumulated batches), got {self.batch_size}"
-            )
-        return self.batch_size // parts
+        nodes = self.trainer.num_nodes
+        split = BatchSplit(
+            self.batch_size, nodes, self.trainer.world_size // nodes, self.trainer.accumulate_grad_batches
+        )
+        return split.clips
 
     def _loader(self, reader: ClipReader, positions: Positions, length: int) -> DataLoader:
         shape, slots = (positions.batch_size, self.channels, self.num_samples), None

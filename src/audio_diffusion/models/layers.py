@@ -51,7 +51,10 @@ class OrNothing(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         given = ~value.flatten(1).isnan().any(1) if value.ndim > 1 else ~value.isnan()
-        embedded = self.embed(value.nan_to_num().to(self.nothing.dtype))
+        value = value.nan_to_num()
+        if value.ndim > 1:  # a number [B] keeps its digits, of which bf16 has few; its embedding casts what comes of it
+            value = value.to(self.nothing.dtype)
+        embedded = self.embed(value)
         tail = [1] * (embedded.ndim - 2)
         return torch.where(given.reshape(-1, 1, *tail), embedded, self.nothing.reshape(1, -1, *tail))
 

@@ -6,17 +6,18 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.diffusion.guidance import drop
-from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.diffusion.process import Diffusion, Net
 from audio_diffusion.models.conditions import Conditions
 from audio_diffusion.models.representations import Waveform
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.training.ema import EmaWeights
+from audio_diffusion.training.fsdp import shard
 from audio_diffusion.training.optim import parameter_groups
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, cover [0, 1) evenly however many there are
@@ -90,6 +91,7 @@ class DiffusionModule(L.LightningModule):
         self.cond_dropout = _rates(cond_dropout, self.conditions)
         self.seed, self.recipe, self.strata = seed, recipe, strata
         self._sharded = False
+        self.compute_dtype = torch.float32  # of the network that is trained; training.precision may change it
         if compile:
             self.net.compile()  # in place: names in the checkpoint stay as they are
 
@@ -111,12 +113,19 @@ class DiffusionModule(L.LightningModule):
         if self.device_mesh is None or self._sharded:
             return
         self._sharded = True
-        for net in (self.net, self.ema.net):
-            for blocks in [m for m in net.modules() if isinstance(m, nn.ModuleList)]:
-                for block in blocks:
-                    if not isinstance(block, nn.ModuleList):
-                        fully_shard(block, mesh=self.device_mesh)
-            fully_shard(net, mesh=self.device_mesh, reshard_after_forward=True)  # also where no backward follows
+        bf16 = self.trainer.precision == "bf16-true"
+        shard(self.net, self.device_mesh, torch.bfloat16 if bf16 else torch.float32)
+        shard(self.ema.net, self.device_mesh)
+
+    def _trained(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """The network that is trained, computing in ``compute_dtype``: t stays float32, conditions cast themselves."""
+        if self.compute_dtype == torch.float32:
+            return self.net(x_t, t, cond)
+        x_t = x_t.to(self.compute_dtype)
+        if self._sharded:  # then weights are gathered in it
+            return self.net(x_t, t, cond)
+        weights = {name: p.to(self.compute_dtype) for name, p in self.net.named_parameters()}
+        return functional_call(self.net, weights, (x_t, t, cond))
 
     def _draws(self, batch: AudioBatch, like: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
         """u ``[B]`` and v ``[B]`` uniform in [0, 1), and noise of ``like``'s shape, keyed by each sample's position."""
@@ -138,7 +147,7 @@ class DiffusionModule(L.LightningModule):
                 cond |= drop({name: cond[name]}, torch.tensor(where, device=v.device))
         return cond
 
-    def _losses(self, net: nn.Module, batch: AudioBatch, x0: Tensor, noise: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def _losses(self, net: Net, batch: AudioBatch, x0: Tensor, noise: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Loss of each sample ``[B]``, 0 for empty slots."""
         mask = batch.mask if self.mask_padding else batch.valid[:, None, None]
         return self.process.loss(net, x0, noise, t, cond, mask)
@@ -149,12 +158,14 @@ class DiffusionModule(L.LightningModule):
         An empty slot counts as a sample without loss: a sample weighs the same whatever slots are empty, on any number
         of ranks.
         """
+        # what a network itself draws (its own dropout) follows from the position as well: nothing to save or restore
+        torch.manual_seed(seed_of(self.seed, "net", batch.positions[0]))
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
         stratum = torch.tensor([position % self.strata for position in batch.positions], device=u.device)
         t = self.process.time_of((stratum + u) / self.strata)
         cond = self._drop(self.cond_of(batch), v, batch.positions)
-        losses = self._losses(self.net, batch, x0, noise, t, cond)
+        losses = self._losses(self._trained, batch, x0, noise, t, cond)
         return {"loss": losses.mean(), "losses": losses.detach(), "t": t}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -168,7 +179,7 @@ class DiffusionModule(L.LightningModule):
         u = torch.tensor(batch.positions, dtype=torch.float64) * _GOLDEN % 1
         t = self.process.time_of(u).to(x0.device)
         cond = self.cond_of(batch)
-        raw = self._losses(self.net, batch, x0, noise, t, cond)
+        raw = self._losses(self._trained, batch, x0, noise, t, cond)
         ema = self._losses(self.ema.net, batch, x0, noise, t, cond)
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 

@@ -43,11 +43,12 @@ def subtype_of(sample: Sample, task: str, format: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, or of the weights in an exported folder."""
-    with open(path / "model.safetensors" if path.is_dir() else path, "rb") as f:
-        digest = hashlib.sha256()
-        while block := f.read(1 << 20):
-            digest.update(block)
+    """Of a file, or of all files in a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with open(part, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,0 +1,168 @@
+"""SaveCheckpoint and its plugin under a real Trainer: what is kept, what happens when a write fails."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoint, SaveError
+from audio_diffusion.saving import files
+from audio_diffusion.saving.folder import newest_verified, problem_of
+from audio_diffusion.saving.manifest import Manifest, hash_of
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(p.name for p in (run_dir / "checkpoints").iterdir())
+
+
+def both(*steps: int) -> list[str]:
+    return [f"step_{step:08d}.{kind}" for step in steps for kind in ("ckpt", "json")]
+
+
+def test_the_newest_and_every_nth_are_kept_by_step(make_run, tmp_path):
+    save = SaveCheckpoint(str(tmp_path), every_n_steps=2, keep=2, keep_every_n_steps=4)
+    make_run(max_steps=11, callbacks=[save]).fit()
+    assert names(tmp_path) == both(4, 8, 10, 11)
+
+
+def test_the_manifest_says_what_the_checkpoint_is(make_run, tmp_path):
+    recipe = {"batch_size": 4, "b": [1, {"c": None}]}
+    make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path))], recipe=recipe).fit()
+    manifest = Manifest.read(tmp_path / "checkpoints" / "step_00000002.json")
+    assert (manifest.step, manifest.world_size, manifest.batch_size, manifest.finite) == (2, 1, 4, True)
+    assert manifest.config == recipe
+    assert manifest.config_sha256 == hash_of({"b": [1, {"c": None}], "batch_size": 4})
+    assert manifest.versions["torch"] == torch.__version__
+    assert {"python", "lightning", "audio_diffusion"} <= manifest.versions.keys()
+    (name,) = manifest.files
+    assert manifest.files[name].bytes == (tmp_path / "checkpoints" / name).stat().st_size
+
+
+class FullDisk:
+    """Takes the place of the raw file: so many writes of each checkpoint succeed, then the disk is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC):
+        self.full, self.number = True, number
+        original = files.HashingFile.__init__
+
+        def init(this, raw):
+            original(this, raw)
+            raw_write, taken = this._raw.write, [0]
+
+            class Raw:
+                def write(_, data):
+                    taken[0] += 1
+                    if self.full and taken[0] > 40:
+                        raise OSError(self.number, os.strerror(self.number))
+                    return raw_write(data)
+
+            this._raw = Raw()
+
+        monkeypatch.setattr(files.HashingFile, "__init__", init)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_a_warning_and_is_tried_again(make_run, tmp_path, monkeypatch, number):
+    save = SaveCheckpoint(str(tmp_path), every_n_steps=20)
+    run = make_run(max_steps=30, callbacks=[save])
+    disk = FullDisk(monkeypatch, number)
+    started = save.on_train_batch_end
+
+    def free_at_24(trainer, *args):
+        save._io(trainer).wait()
+        if trainer.global_step == 22:
+            assert names(tmp_path) == []
+            disk.full = False
+        started(trainer, *args)
+
+    save.on_train_batch_end = free_at_24
+    with pytest.warns(UserWarning, match=f"step 20 was not written: .*{os.strerror(number)}. Training goes on"):
+        run.fit()
+    assert names(tmp_path) == both(22, 30)  # not the failed one, the one tried again, the last
+    assert {row["checkpoint/failed"] for row in run.rows if "checkpoint/failed" in row} == {1}
+    assert len([row for row in run.rows if "checkpoint/write_s" in row]) == 2
+    assert len([row for row in run.rows if row.get("checkpoint/pause_ms", 0) > 0]) == 3
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error_and_the_older_one_stays(make_run, tmp_path, monkeypatch):
+    save = SaveCheckpoint(str(tmp_path), every_n_steps=2)
+    make_run(max_steps=2, callbacks=[save]).fit()
+    FullDisk(monkeypatch)
+    with (
+        pytest.warns(UserWarning, match="No space left"),
+        pytest.raises(SaveError, match="checkpoint of step 3 could not be written"),
+    ):
+        make_run(max_steps=3, callbacks=[SaveCheckpoint(str(tmp_path))]).fit()
+    assert names(tmp_path) == both(2)
+    assert problem_of(tmp_path / "checkpoints" / "step_00000002.ckpt") is None
+
+
+@pytest.mark.parametrize("where", ["net", "ema.net"])
+def test_weights_that_are_not_finite_are_never_saved(make_run, tmp_path, where):
+    run = make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=1)])
+    run.fit()
+    broken = make_run(max_steps=1, callbacks=[SaveCheckpoint(str(tmp_path / "broken"))], lr=0.0)
+    with torch.no_grad():
+        parameters = list(broken.module.get_submodule(where).parameters())
+        parameters[-1].view(-1)[0] = torch.inf
+    with pytest.warns(UserWarning, match="is not finite"), pytest.raises(SaveError):
+        broken.fit()
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+    assert newest_verified(tmp_path / "checkpoints").path.name == "step_00000002.ckpt"
+
+
+def test_what_is_written_is_the_moment_of_the_save_however_long_writing_takes(make_run, tmp_path, monkeypatch):
+    """The writer is held until training has changed everything that the checkpoint holds."""
+    may_write, original = threading.Event(), files.stage
+
+    def held(path, fill):
+        assert may_write.wait(60)
+        return original(path, fill)
+
+    monkeypatch.setattr("audio_diffusion.saving.folder.stage", held)
+    may_write.set()
+    make_run(
+        max_steps=3, callbacks=[SaveCheckpoint(str(tmp_path / "at_once"), every_n_steps=2)], recipe={"a": [1]}
+    ).fit()
+    may_write.clear()
+    save = SaveCheckpoint(str(tmp_path / "later"), every_n_steps=2)
+    run = make_run(max_steps=3, callbacks=[save], recipe={"a": [1]})
+    original_end = save.on_train_end
+
+    def release(*args):
+        run.module.recipe["a"].append(2)
+        may_write.set()
+        original_end(*args)
+
+    save.on_train_end = release
+    run.fit()
+    first, second = (
+        torch.load(tmp_path / name / "checkpoints" / "step_00000002.ckpt", weights_only=True)
+        for name in ("at_once", "later")
+    )
+    assert same(first, second)
+
+
+def same(a, b) -> bool:
+    """Whether two nested structures of tensors and plain values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def test_loading_runs_no_code(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "canary"), "w"))
+
+    torch.save({"x": Canary()}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
+    assert not (tmp_path / "canary").exists()
