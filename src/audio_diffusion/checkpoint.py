@@ -114,12 +114,15 @@ def assemble(
     """The generator of a run's configuration and its network's weights, of which no foreign code is run.
 
     Raises:
-        ConfigError: if the configuration names what is not of this project.
+        ConfigError: if the configuration names what is not of this project, or the weights are not of its network.
     """
     parts = {name: config[name] for name in ("model", "representation", "diffusion", "sampler")}
     _trusted(parts)
     net = build(parts["model"], "model")
-    net.load_state_dict(state)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"ckpt: {str(source)!r} has other weights than its network: {error}") from error
     return Generator(
         net=net.to(device).eval().requires_grad_(False),
         process=build(parts["diffusion"], "diffusion"),

@@ -42,6 +42,7 @@ def export(model: Generator, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in model.net.state_dict().items()}
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
+    (folder / FILES[0]).chmod(0o644)  # safetensors makes it for its owner alone
     about = {"audio_diffusion": __version__, "step": model.step, "weights": model.weights}
     (folder / FILES[1]).write_text(json.dumps({**about, "config": _portable(model.config)}, indent=1))
     (folder / FILES[2]).write_text(_card(model))

@@ -225,7 +225,9 @@ class Generator(Model):
         """
         if not 0 < cutoff < self.sample_rate / 2:
             raise ValueError(f"cutoff: expected Hz inside (0, {self.sample_rate / 2:g}), got {cutoff}")
-        return self._edit(audio, seeds, labels, cond, lambda x0: LowBand(x0, cutoff / self.sample_rate))
+        part = cutoff / self.sample_rate
+        made = self._edit(audio, seeds, labels, cond, lambda x0: LowBand(x0, part))
+        return LowBand(audio, part).onto(made)  # once more: what was made may be longer than the clip
 
     def declip(
         self, audio: Tensor, seeds: Seeds, labels: Labels = None, *, level: float | None = None, cond: Given = None
