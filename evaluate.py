@@ -30,11 +30,23 @@ from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
+from audio_diffusion.redaction import REDACTED, redacted, without_redacted
+
+TYPES = {
+    "ckpt": str, "shards": str | None, "num_clips": int | None, "weights": str, "batch_size": int, "seed": int,
+    "device": str, "output": str | None, "bound": dict | None, "flow": dict | None,
+}  # fmt: skip
 
 
 def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
-    """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml."""
+    """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml.
+
+    Raises:
+        ConfigError: if the checkpoint has their address without its secrets.
+    """
     trained_on = model.config["data"]
+    if data is None and REDACTED in str((trained_on["train"], trained_on["val"])):
+        raise ConfigError("data: the address of the training data was stored without its secrets; give it: data=SHARDS")
     if data is None:
         return list(held_out(trained_on["train"], trained_on["val"]).values())
     is_folder = Path(data).is_dir() or not data.endswith(".tar")
@@ -47,7 +59,8 @@ def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
     Raises:
         ConfigError: if there are none.
     """
-    store = RemoteStore(None, storage_options=(model.config["data"].get("store") or {}).get("storage_options"))
+    options = (model.config["data"].get("store") or {}).get("storage_options")
+    store = RemoteStore(None, storage_options=without_redacted(options))
     try:
         return Shards.open(patterns(model, data), store)
     except ValueError as error:
@@ -65,7 +78,7 @@ def read(model: checkpoint.Generator, shards: Shards, num_clips: int | None, bat
 
 
 def likelihood(
-    model: checkpoint.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: str
+    model: checkpoint.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device
 ) -> dict:
     """Bits per dimension by the bound and by the flow, as plain data."""
     bound = build(options["bound"], "bound") if options["bound"] else None
@@ -136,6 +149,7 @@ def _without_nan(value: Any) -> Any:
 def main(cfg: DictConfig) -> None:
     """Load, read, measure batch by batch, print and write."""
     options: dict[str, Any] = config.to_plain(cfg)
+    config.check_types(options, TYPES)
     for name in ("num_clips", "batch_size"):
         if options[name] is not None and options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
@@ -144,9 +158,7 @@ def main(cfg: DictConfig) -> None:
     for name in ("bound", "flow"):  # before anything is read
         if options[name]:
             build(options[name], name)
-    path, device = checkpoint.find(options["ckpt"]), options["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    path, device = checkpoint.find(options["ckpt"]), checkpoint.device_of(options["device"])
     model = checkpoint.load(path, weights=options["weights"], device=device)
     if not hasattr(model.representation, "scale"):
         raise ConfigError(f"ckpt: the likelihood needs a waveform, got {type(model.representation).__name__}")
@@ -162,7 +174,7 @@ def main(cfg: DictConfig) -> None:
         "ckpt": str(path),
         "step": model.step,
         "weights": model.weights,
-        "data": patterns(model, options["shards"]),
+        "data": redacted(patterns(model, options["shards"])),
     }
     everything = {**about, "seed": options["seed"], "likelihood": results}
     (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1))

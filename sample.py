@@ -24,12 +24,25 @@ from tqdm import tqdm
 import audio_diffusion
 from audio_diffusion import Generator, config
 from audio_diffusion.config import ConfigError
-from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.redaction import without_redacted
 from audio_diffusion.use.asked import batches, samples
 from audio_diffusion.use.processes import devices_of, load, run
 from audio_diffusion.use.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
+
+TYPES = {
+    "ckpt": str, "num_samples": int | None, "labels": list[str] | None, "cond": dict | None, "seed": int,
+    "guidance_scale": float | None, "guidance_interval": list[float], "guidance_rescale": float, "clip": float | None,
+    "clip_quantile": float, "weak_ckpt": str | None, "weights": str, "batch_size": int, "device": str, "devices": int,
+    "format": str, "output": str | None, "real": str | None,
+}  # fmt: skip
+TASK_TYPES = {
+    "input": str | list[str], "seconds": float | None, "num_points": int, "regions": list[list[float]], "before": float,
+    "after": float, "strength": float, "at": list[float], "num_steps": int, "cutoff": float, "level": float | None,
+    "snr_db": float | None, "mean": bool,
+}  # fmt: skip
 
 
 def real_clips(model: Generator, shards: str | None, labels: list[str] | None, count: int) -> list[Tensor]:
@@ -41,8 +54,8 @@ def real_clips(model: Generator, shards: str | None, labels: list[str] | None, c
     store = data.get("store") or {}
     try:
         patterns = [shards] if shards else list(held_out(data["train"], data["val"]).values())
-        real = Shards.open(patterns, RemoteStore(None, storage_options=store.get("storage_options")))
-    except ValueError:
+        real = Shards.open(patterns, RemoteStore(None, storage_options=without_redacted(store.get("storage_options"))))
+    except (ValueError, RemoteError):
         if shards:
             raise
         return []  # the shards of training are not here: the picture does without
@@ -69,9 +82,12 @@ def home_of(model: Generator) -> Path:
 def main(cfg: DictConfig) -> None:
     """Load, make batch by batch, write."""
     options: dict[str, Any] = config.to_plain(cfg)
+    config.check_types(options, TYPES | {name: kind for name, kind in TASK_TYPES.items() if name in options})
     for name in ("num_samples", "batch_size"):
         if options[name] is not None and options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if len(options["guidance_interval"]) != 2:
+        raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
     if options["format"] not in ("wav", "flac"):
         raise ConfigError(f"format: expected wav or flac, got {options['format']!r}")
     task, devices = options["task"], devices_of(options["device"], options["devices"])

@@ -8,6 +8,10 @@ python train.py diffusion=v_cosine check=true     # what its schedule can do at 
 
 import os
 
+from audio_diffusion import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before imports that take ten seconds: a signal is never too early
 # before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
@@ -17,133 +21,36 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
-from audio_diffusion.callbacks.loggers import JsonlLogger
-from audio_diffusion.checkpoint import find, newest_in
+from audio_diffusion.callbacks.cluster import slurm
+from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
+from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.report import describe
-from audio_diffusion.saving.folder import all_in, manifest_of, recover, step_of
-from audio_diffusion.saving.lock import RunLock
-from audio_diffusion.saving.manifest import Manifest, differences
-from audio_diffusion.saving.rows import rewind
+from audio_diffusion.redaction import redacted
+from audio_diffusion.run_folder import check_writable, checkpoint_to_go_on_from, own
 from audio_diffusion.training.precision import make_precision
-
-RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
-
-#: what a checkpoint's weights mean, what is said where it changed between lives, and what of that does not matter
-FIXED = ("model.", "representation.", "classes.", "audio.channels.")
-WATCHED = ("seed.", "batch_size.", "audio.", "data.", "diffusion.", "training.")
-FREE = ("data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.seed.")
-
-
-def find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from, by the rules of ``ckpt`` in configs/train.yaml; None starts anew."""
-    if ckpt in ("auto", "last"):
-        newest = newest_in(run_dir)
-        if newest is None and ckpt == "last":
-            raise ConfigError(f"ckpt=last: {run_dir}/checkpoints holds no step_*.ckpt to resume from; leave ckpt out")
-        return newest
-    there = all_in(run_dir / "checkpoints")
-    if ckpt == "none":
-        if there:
-            raise ConfigError(
-                f"ckpt=none: {run_dir} already holds {there[-1].name}; choose another name=, or remove it"
-            )
-        return None
-    if not Path(ckpt).exists():
-        raise ConfigError(f"ckpt: expected auto, last, none, a checkpoint file or a run folder, got {ckpt!r}")
-    if not there:
-        return find(ckpt)
-    if run_dir.resolve() not in Path(ckpt).resolve().parents:
-        rank_zero_info(f"{run_dir} has begun already: it goes on from its own checkpoint, not from {ckpt} again")
-        return newest_in(run_dir)
-    if Path(ckpt).name != there[-1].name:
-        raise ConfigError(
-            f"ckpt: {run_dir} also holds {there[-1].name}, which a restart of this run would go on from, not from "
-            f"{ckpt}; choose another name=, or remove what came later"
-        )
-    return find(ckpt)
-
-
-def check_changes(ckpt: Path, plain: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another network, and says what else has changed that training depends on."""
-    if not manifest_of(ckpt).is_file():
-        return
-    changed = dict(differences(Manifest.read(manifest_of(ckpt)).config, plain))
-    other = [text for key, text in changed.items() if f"{key}.".startswith(FIXED)]
-    if other:
-        listed = "\n       ".join(other)
-        raise ConfigError(
-            f"ckpt: {ckpt} is of another network; set these back, or choose another name=\n       {listed}"
-        )
-    for key, text in changed.items():
-        if f"{key}.".startswith(WATCHED) and not f"{key}.".startswith(FREE):
-            rank_zero_info(f"changed since {ckpt.name}: {text}")
-
-
-def prepare(plain: dict[str, Any]) -> tuple[Path | None, str]:
-    """On rank 0, which owns the folder: clears up after a kill and finds the checkpoint; also what is wrong, if any."""
-    run_dir = Path(plain["run_dir"])
-    for line in recover(run_dir / "checkpoints"):
-        rank_zero_info(line)
-    try:
-        found = find_checkpoint(plain["ckpt"], run_dir)
-        if found is not None:
-            check_changes(found, plain)
-    except ConfigError as error:
-        return None, str(error)
-    cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
-    if cut:
-        rank_zero_info(f"metrics.jsonl: {cut} rows of steps that are trained again were cut")
-    return found, ""
-
-
-def agree(trainer: L.Trainer, plain: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from as rank 0 sees it, on all ranks; it is read, to be verified, once.
-
-    Ranks that this process starts are told by its environment, those of torchrun or srun over the process group. Where
-    nodes are started by hand, the first rank of each looks for itself.
-    """
-    if RESUME_FROM in os.environ:
-        return Path(os.environ[RESUME_FROM]) if os.environ[RESUME_FROM] else None
-    strategy = trainer.strategy
-    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
-    told = environment is not None and environment.creates_processes_externally
-    found, problem = None, ""
-    if trainer.is_global_zero:
-        found, problem = prepare(plain)
-    elif not told:
-        found = find_checkpoint(plain["ckpt"], Path(plain["run_dir"]))
-    if told:
-        strategy.setup_environment()
-        found, problem = strategy.broadcast((found, problem))
-    if problem:
-        raise ConfigError(problem)
-    if not told and trainer.world_size > 1:
-        os.environ[RESUME_FROM] = str(found or "")
-    return found
 
 
 def datasets(cfg: DictConfig) -> dict[str, str]:
     """The patterns of the training shards by name."""
     train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
+    if not train:
+        raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
     return by_name(train)  # type: ignore[arg-type]
 
 
@@ -235,15 +142,6 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-@contextmanager
-def own(run_dir: Path) -> Iterator[None]:
-    """Keeps other jobs out of the run's folder."""
-    with RunLock(run_dir) as lock:
-        if lock.taken_over:
-            rank_zero_info(f"{run_dir}: taken over from {lock.taken_over}")
-        yield
-
-
 def report(plain: dict[str, Any]) -> list[str]:
     """What the schedule can do at best, and with the sampler that is listened to while training."""
     sampler = build(plain["sampler"], "sampler").keywords
@@ -260,6 +158,8 @@ def main(cfg: DictConfig) -> None:
     if plain["check"]:
         return
     run_dir = Path(plain["run_dir"])
+    cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
+    check_writable(plain)
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
@@ -269,24 +169,23 @@ def main(cfg: DictConfig) -> None:
         net=build(plain["model"], "model"),
         process=build(plain["diffusion"], "diffusion"),
         representation=build(plain["representation"], "representation"),
-        recipe=plain,
+        recipe=redacted(plain),
     )
-    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items()]
+    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
-    logger = [build(plain["logger"], "logger")] if plain["logger"] else []
+    loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
+    loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
     options = plain["trainer"]
     steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
     precision = make_precision(options["precision"], device_type(options["accelerator"]))
-    # slurm/train.sh does the requeueing: Lightning's own saves inside a signal handler, which can hang ranks
-    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer = build(
         options,
         "trainer",
         precision=None,  # the plugin's
         callbacks=callbacks,
-        logger=[JsonlLogger(str(run_dir)), *logger],
-        plugins=[AtomicCheckpointIO(), precision, *cluster],
+        logger=loggers,
+        plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
         default_root_dir=str(run_dir),
         val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
@@ -297,16 +196,22 @@ def main(cfg: DictConfig) -> None:
     )
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
-        ckpt = agree(trainer, plain)
-        details = {"git_commit": git_commit(), "data": describe_manifests(data.train, data.store)}
-        record(plain, run_dir, details)
-        trainer.loggers[-1].log_hyperparams({**plain, **details})
+        ckpt = checkpoint_to_go_on_from(trainer, plain)
+        details = {"git_commit": git_commit(), "data": redacted(describe_manifests(data.train, data.store))}
+        record(redacted(plain), run_dir, details)
+        with signals.shielded():  # W&B starts a process here, which is in a session of its own only after a moment
+            for logger in loggers:
+                logger.start()
+                logger.log_hyperparams({**redacted(plain), **details})
 
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
         rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
         rank_zero_info(str(split))
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    for callback in callbacks:
+        if isinstance(callback, StopWhenAsked) and callback.status:
+            raise SystemExit(callback.status)
 
 
 if __name__ == "__main__":

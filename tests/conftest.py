@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -341,3 +342,25 @@ def text_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     _save_tokenizer(folder / "t5_encoder", vocabulary, "$A </s>")
     _save_tokenizer(folder / "bert", vocabulary, "<s> $A </s>")
     return {name: folder / name for name in ("t5", "t5_encoder", "bert")}
+
+
+_NEEDS = {"slurm": ("sbatch", "slurmctld", "slurmd", "munged", "unshare")}  # component -> its programs
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], None]:
+    """require("slurm"): skips what needs a component that is not on this machine, with the reason.
+
+    Where the environment's AUDIO_DIFFUSION_REQUIRE names it (several with commas), as in CI, it fails instead.
+    """
+
+    def required(component: str) -> None:
+        path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+        missing = [program for program in _NEEDS[component] if shutil.which(program, path=path) is None]
+        reasons = [f"{', '.join(missing)} not found"] * bool(missing) + ["root is needed"] * (os.geteuid() != 0)
+        if reasons and component in os.environ.get("AUDIO_DIFFUSION_REQUIRE", "").split(","):
+            pytest.fail(f"{component} is required here: {'; '.join(reasons)}", pytrace=False)
+        if reasons:
+            pytest.skip(f"needs {component}: {'; '.join(reasons)}")
+
+    return required

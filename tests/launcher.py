@@ -30,6 +30,7 @@ def child(request: dict) -> None:
     null, log = os.open(os.devnull, os.O_RDONLY), os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     script, *arguments = request["argv"]
     sys.argv = [str(ROOT / script), *arguments]
     status = 1
@@ -55,9 +56,10 @@ def main() -> None:
     """Import what train.py imports, then serve until stdin closes."""
     sys.path.insert(0, str(ROOT))
     runpy.run_path(str(ROOT / "train.py"), run_name="imported")
+    import audio_diffusion.callbacks.cluster.heartbeat
+    import audio_diffusion.callbacks.cluster.preemption
     import audio_diffusion.callbacks.diagnostics
     import audio_diffusion.callbacks.likelihood
-    import audio_diffusion.callbacks.preemption
     import audio_diffusion.callbacks.sampling
     import audio_diffusion.callbacks.skipped
     import audio_diffusion.callbacks.throughput

@@ -34,6 +34,12 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
         ("modle=unet1d", "modle: there is no such option. Did you mean 'model'?"),
         ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
         ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
+        ("logger=null", "logger=null: expected the name of a config. There are: csv, tensorboard, wandb."),
+        ("experiment=", "experiment=: expected the name of a config. There are: drums, oneshots, speech."),
+        ("max_steps", "max_steps: expected OPTION=VALUE"),
+        ("=5", "=5: expected OPTION=VALUE"),
+        ("max_steps:5", "max_steps:5: expected OPTION=VALUE"),
+        ("data.train=[a,b", "Lists are written [a,b], mappings {a: b}, both in quotes for the shell"),
         ("+model.chanels=2", "options are neither added nor deleted on the command line"),
     ],
 )
@@ -54,6 +60,10 @@ def composed(*overrides: str):
         ("max_steps=abc", "max_steps: expected int: Value 'abc'"),
         ("audio.channels=two", "audio.channels: expected int: Value 'two'"),
         ("seed=", "seed: expected int: Value ''"),
+        ("val_every_steps=0", "val_every_steps: expected at least 1, got 0"),
+        ("max_steps=-1", "max_steps: expected at least 1, got -1"),
+        ("name=", "name: expected a name of this run's own, got ''"),
+        ("run_dir=", "run_dir: expected a name of this run's own, got ''"),
     ],
 )
 def test_door_2_root_types(override: str, message: str) -> None:
@@ -111,6 +121,44 @@ def test_door_3_unions_literals_and_nested_targets() -> None:
     ddpm = {"_target_": "audio_diffusion.diffusion.samplers.ddpm", "_partial_": True, "variance": "beta"}
     assert config.target_problems(ddpm) == []
     assert config.target_problems({**ddpm, "num_steps": None}) == []
+
+
+def test_door_3_lists() -> None:
+    node = {"_target_": "audio_diffusion.models.unet1d.UNet1d", "channels": 1, "conditions": {}}
+    assert config.target_problems({**node, "widths": 8}, "model") == ["model.widths: expected a list, got 8"]
+    assert config.target_problems({**node, "widths": [8, "a"]}, "model") == ["model.widths: expected int, got 'a'"]
+    assert config.target_problems({**node, "widths": [8, 16]}, "model") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ("abc", int, "n: expected int, got 'abc'"),
+        (None, int, "n: expected int, got nothing"),
+        ("", str, "n: expected a value, got nothing"),
+        ("kick", list[str] | None, "n: expected a list, got 'kick'"),
+        ("x", dict | None, "n: expected a mapping, {name: value}, got 'x'"),
+    ],
+)
+def test_types_of_the_other_programs_options(value, kind, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.check_types({"n": value}, {"n": kind})
+    assert str(caught.value).startswith(message)
+    config.check_types({"n": None}, {"n": int | None})
+
+
+def test_values_inside_a_target_are_named_by_their_whole_place() -> None:
+    schedule = {"_target_": "audio_diffusion.diffusion.schedules.linear", "num_steps": 0}
+    parameterization = {"_target_": "audio_diffusion.diffusion.parameterization.Epsilon"}
+    node = {"_target_": "audio_diffusion.diffusion.process.Diffusion", "schedule": schedule}
+    with pytest.raises(ConfigError, match=r"^diffusion\.schedule\.betas: expected at least one step"):
+        config.build({**node, "parameterization": parameterization}, "diffusion")
+
+
+def test_options_are_written_without_dashes(tmp_path: Path) -> None:
+    done = run("train.py", "--max_steps=5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: --max_steps=5: options are written without dashes: max_steps=5\n"
 
 
 def test_door_4_values_name_the_argument_the_value_and_the_rule() -> None:

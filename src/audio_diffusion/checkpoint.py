@@ -56,6 +56,24 @@ def newest_in(run_dir: str | Path) -> Path | None:
     return choice.path
 
 
+def device_of(name: str) -> torch.device:
+    """The device that the option ``device`` names; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ConfigError(
+            f"device: expected auto, cpu, cuda, cuda:1 .., got {name!r}, which this machine does not have"
+        ) from error
+    return device
+
+
 def _trusted(node: Any) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")

@@ -5,22 +5,25 @@ Four doors, and nothing behind them checks again: (1) option names, by Hydra, wi
 problems at once; (4) values, by constructors, which raise ``ValueError``.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from audio_diffusion.data.remote import RemoteError
+from audio_diffusion.signals import STOP_FILE
 from audio_diffusion.targets import ConfigError as ConfigError
 from audio_diffusion.targets import build as build
+from audio_diffusion.targets import check_types as check_types
 from audio_diffusion.targets import nearest as nearest
 from audio_diffusion.targets import target_problems as target_problems
 
@@ -98,13 +101,17 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
-    if match := re.search(r"full_key: (\S+)", text + cause):
+    if (match := re.search(r"full_key: (\S+)", text + cause)) and match[1] in _groups():
+        return f"{match[1]}: none is chosen; choose one as well: {match[1]}=NAME.{nearest('', _groups()[match[1]])}"
+    if match:
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name, chosen))}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         if key in _groups():
             return f"{text.splitlines()[0]}{nearest(key, list(_groups()))}"
         return f"{key}: there is no such option.{nearest(key, _keys_at(key, config_name, chosen))}"
+    if re.search(r"viable alternative|mismatched input|extraneous input|token recognition", text):
+        return f"{text.splitlines()[0]}. Lists are written [a,b], mappings {{a: b}}, both in quotes for the shell"
     return text
 
 
@@ -117,10 +124,15 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
                 f"{override}: options are neither added nor deleted on the command line, as a misspelt one would be "
                 f"without effect. Write {key}=VALUE for an option that exists; new ones belong in a file in configs/"
             )
+        name, given, value = override.partition("=")
+        if not name or not given:
+            raise ConfigError(f"{override}: expected OPTION=VALUE, such as max_steps=100")
+        if name in _groups() and value in ("", "null", "None"):
+            raise ConfigError(f"{override}: expected the name of a config.{nearest('', _groups()[name])}")
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             compose(config_name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, config_name, overrides)) from error
 
 
@@ -135,6 +147,14 @@ def _is_ours(error: Exception) -> bool:
     )
 
 
+def _refuse(error: Exception) -> NoReturn:
+    """Ends with the message and status 2; tells slurm/train.sh, which may see another rank's status."""
+    print(f"error: {error}", file=sys.stderr)
+    if stop_file := os.environ.get(STOP_FILE):
+        Path(f"{stop_file}.refused").touch()
+    raise SystemExit(2) from None
+
+
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
 
@@ -145,17 +165,17 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
             except (ValueError, RemoteError) as error:
                 if not _is_ours(error):
                     raise
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
+                _refuse(error)
 
         def run() -> None:
             arguments = sys.argv[1:]
             try:
+                for dashed in (a for a in arguments if re.match(r"--?(?!config|package|info|experimental)[\w.]+=", a)):
+                    raise ConfigError(f"{dashed}: options are written without dashes: {dashed.lstrip('-')}")
                 if not any(argument.startswith("-") for argument in arguments):
                     _check_command_line(config_name, arguments)
             except ConfigError as error:
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
+                _refuse(error)
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
 
         return run
@@ -172,6 +192,8 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(f"{error.full_key}: must be given: {error.full_key}=VALUE") from error
         raise ConfigError(str(error).replace("\n", " ")) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -192,3 +214,9 @@ def check_root(cfg: DictConfig) -> None:
             expected = AudioFormat.__annotations__.get(str(key).split(".")[1])
         wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""
         raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
+    for name in ("name", "run_dir"):
+        if not OmegaConf.is_missing(cfg, "name") and cfg[name].strip() in ("", "."):
+            raise ConfigError(f"{name}: expected a name of this run's own, got {cfg[name]!r}")
+    for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
+        if cfg[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")

@@ -26,7 +26,7 @@ _KEPT = ("name", "audio", "classes", "model", "representation", "diffusion", "sa
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
     """What of a run's configuration is handed on."""
     kept = {name: config[name] for name in _KEPT}
-    scale = config["callbacks"].get("sampling", {}).get("guidance_scale", 1.0)
+    scale = (config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
     return {**kept, "callbacks": {"sampling": {"guidance_scale": scale}}}
 
 

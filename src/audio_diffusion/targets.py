@@ -9,11 +9,11 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-_UNIONS = (typing.Union, types.UnionType)
+_UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
 
 
 class ConfigError(ValueError):
@@ -45,10 +45,18 @@ _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (s
 
 
 def _type_problem(annotation: Any, value: Any) -> str | None:
-    """What is wrong with a number, string or bool for an annotated argument; None where that cannot be said."""
-    if not isinstance(value, (bool, int, float, str)) or annotation is inspect.Parameter.empty:
+    """What is wrong with a number, string, bool or list of them for an annotated argument; None where that cannot be
+    said."""
+    if not isinstance(value, (bool, int, float, str, list)) or annotation is inspect.Parameter.empty:
         return None
     allowed = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    lists = [kind for kind in allowed if typing.get_origin(kind) in (list, tuple, Sequence)]
+    if isinstance(value, list):
+        inner = [_type_problem(typing.get_args(lists[0])[0], item) for item in value] if len(lists) == 1 else []
+        return next((problem for problem in inner if problem), None)
+    for kind, open_to in (("a list", lists), ("a mapping, {name: value}", [kind for kind in allowed if kind is dict])):
+        if open_to and set(allowed) <= {*open_to, _NOTHING}:
+            return f"expected {kind}, got {value!r}"
     known = [kind for kind in allowed if kind in _PLAIN]
     open_to_more = any(kind is Any or typing.get_origin(kind) is typing.Literal for kind in allowed)
     if not known or open_to_more or (isinstance(value, str) and len(allowed) > len(known) and str in known):
@@ -56,6 +64,21 @@ def _type_problem(annotation: Any, value: Any) -> str | None:
     if any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind is bool) for kind in known):
         return None
     return f"expected {' or '.join(kind.__name__ for kind in known)}, got {value!r}"
+
+
+def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
+    """Door 2 of programs without a dataclass: the types of their own options.
+
+    Raises:
+        ConfigError: naming the option, the type expected and the value given.
+    """
+    for name, kind in types.items():
+        if options[name] is None and _NOTHING not in typing.get_args(kind):
+            raise ConfigError(f"{name}: expected {getattr(kind, '__name__', kind)}, got nothing (null)")
+        if options[name] == "":
+            raise ConfigError(f"{name}: expected a value, got nothing; leave it out, or give one")
+        if problem := _type_problem(kind, options[name]):
+            raise ConfigError(f"{name}: {problem}")
 
 
 def _load(target: str) -> Any:
@@ -132,8 +155,10 @@ def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
         return partial(target, **arguments, **given)
     try:
         return target(**arguments, **given)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}.{error}") from error
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError) or type(error).__name__ == "MisconfigurationException":
+            raise ConfigError(f"{path}.{error}") from error  # the last is Lightning's
+        raise
 
 
 def build(node: dict[str, Any], path: str, **given: Any) -> Any:

@@ -10,9 +10,9 @@ import torch
 
 from audio_diffusion.callbacks import throughput
 from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
+from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.loggers import JsonlLogger, has_wandb_credentials, wandb_logger
-from audio_diffusion.callbacks.preemption import StopOnFile
 from audio_diffusion.callbacks.throughput import Throughput
 
 
@@ -68,16 +68,16 @@ def test_a_run_that_mostly_waits_for_data_says_so_once(make_run, monkeypatch, da
 def test_a_stop_file_ends_the_run_with_everything_saved(make_run, tmp_path):
     stop = tmp_path / "stop"
     stop.touch()
-    callbacks = [SaveCheckpoint(str(tmp_path), every_n_steps=100), StopOnFile(str(stop), every_n_steps=2)]
+    callbacks = [SaveCheckpoint(str(tmp_path), every_n_steps=100), StopWhenAsked(str(stop))]
     run = make_run(max_steps=50, callbacks=callbacks)
     run.fit()
-    assert run.trainer.global_step == 2
-    assert (tmp_path / "checkpoints" / "step_00000002.ckpt").exists()
+    assert run.trainer.global_step == 0  # it was there before the first step
     assert (tmp_path / "stop.done").exists()
+    assert callbacks[1].status == 0  # somebody waits for stop.done
 
 
 def test_a_run_that_ends_by_itself_asks_for_no_requeue(make_run, tmp_path):
-    run = make_run(max_steps=2, callbacks=[StopOnFile(str(tmp_path / "stop"), every_n_steps=1)])
+    run = make_run(max_steps=2, callbacks=[StopWhenAsked(str(tmp_path / "stop"), every_n_steps=1)])
     run.fit()
     assert list(tmp_path.glob("stop*")) == []
 
@@ -101,9 +101,11 @@ def no_wandb(monkeypatch, tmp_path):
 def test_wandb_is_offline_without_credentials_and_keeps_its_id(no_wandb):
     assert not has_wandb_credentials()
     first, second = (wandb_logger(str(no_wandb / "run"), "x") for _ in range(2))
-    assert first._offline
-    assert second._offline
-    assert first._wandb_init["id"] == second._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    assert first.inner._offline
+    assert second.inner._offline
+    assert (
+        first.inner._wandb_init["id"] == second.inner._wandb_init["id"] == (no_wandb / "run" / "wandb_id").read_text()
+    )
     with pytest.raises(ValueError, match="mode: expected"):
         wandb_logger(str(no_wandb), "x", mode="sometimes")
 
@@ -115,7 +117,7 @@ def test_wandb_credentials_are_found(no_wandb, monkeypatch):
     assert not has_wandb_credentials()
     monkeypatch.setenv("WANDB_API_KEY", "x")
     assert has_wandb_credentials()
-    assert not wandb_logger(str(no_wandb / "run"), "x")._offline
+    assert not wandb_logger(str(no_wandb / "run"), "x").inner._offline
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_wandb_credentials_are_found(no_wandb, monkeypatch):
         lambda: Diagnostics(num_buckets=0),
         lambda: Throughput(16000, every_n_steps=0),
         lambda: SaveCheckpoint("x", keep=0),
-        lambda: StopOnFile("x", every_n_steps=0),
+        lambda: StopWhenAsked("x", every_n_steps=0),
     ],
 )
 def test_bad_numbers_are_refused(make):

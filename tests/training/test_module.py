@@ -2,12 +2,25 @@
 
 import dataclasses
 
+import lightning as L
 import pytest
 import torch
 
 from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
+from audio_diffusion.callbacks.cluster import preemption
+from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.diagnostics import Diagnostics
-from audio_diffusion.callbacks.preemption import StopOnFile
+
+
+class TouchAtStep(L.Callback):
+    """Makes a file at a step."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            self.path.touch()
 
 
 def same(a, b) -> bool:
@@ -62,17 +75,18 @@ def test_validation_does_not_depend_on_the_batch_size(make_run):
 
 
 @pytest.mark.parametrize("stopped_by", ["a kill after step 3", "the stop file at step 3", "the end at step 3"])
-def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, stopped_by):
+def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, stopped_by, monkeypatch):
+    monkeypatch.setattr(preemption, "_SECONDS_BETWEEN_LOOKS", 0.0)
     through = make_run(max_steps=8, val_every=2, callbacks=[Diagnostics(every_n_steps=1)])
     through.fit()
 
     save = SaveCheckpoint(str(tmp_path), every_n_steps=1 if "kill" in stopped_by else 100)
-    stop = StopOnFile(str(tmp_path / "stop"), every_n_steps=3)
+    stop = StopWhenAsked(str(tmp_path / "stop"))
     stopped = make_run(
         max_steps=3 if "end" in stopped_by else 8, val_every=2, callbacks=[Diagnostics(every_n_steps=1), save, stop]
     )
     if "file" in stopped_by:
-        (tmp_path / "stop").touch()
+        stopped.trainer.callbacks.insert(0, TouchAtStep(3, tmp_path / "stop"))
     if "kill" in stopped_by:
         stopped.trainer.fit_loop.epoch_loop.max_steps = 3
     stopped.fit()

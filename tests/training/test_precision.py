@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from audio_diffusion.models.layers import OrNothing, TimeEmbedding
 from audio_diffusion.training.precision import make_precision
@@ -87,6 +88,22 @@ def test_gradients_of_a_fused_optimizer_are_clipped(make_run, precision: str) ->
         moved.append((torch.cat([p.detach().flatten() for p in run.module.net.parameters()]) - before).norm().item())
     assert moved[1] == pytest.approx(1e-4, rel=0.02)
     assert moved[0] > 100 * moved[1]
+
+
+def test_a_compiled_network_is_one_graph_in_bf16_too(make_run) -> None:
+    """Its weights are cast anew for every batch, which must not make it compile again."""
+    module = make_run().module
+    module.compute_dtype = torch.bfloat16
+    x, t, label = torch.randn(2, 1, 2048), torch.tensor([0.1, 0.9]), torch.tensor([0, -1])
+    expected = module._trained(x, t, {"label": label})
+    graphs = CompileCounterWithBackend("aot_eager")
+    module.net.compile(backend=graphs)
+    for _ in range(2):
+        made = module._trained(x, t, {"label": label})
+        made.float().square().mean().backward()
+        assert torch.equal(made, expected)
+    assert graphs.frame_count == 1
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.net.parameters())
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "64-true", "bf16"])

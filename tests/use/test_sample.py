@@ -159,7 +159,7 @@ def test_the_ends_of_an_interpolation_are_the_files(user: Path, sample: Callable
     [
         (["task=inpaint", "input=pcm16.wav", "regions=[[0.1,1]]"], "regions: expected [start, end] with 0 <= start"),
         (["task=inpaint", "input=pcm16.wav", "regons=[[0,0.1]]"], "regons: there is no such option. Did you mean"),
-        (["task=inpaint", "input=pcm16.wav"], "Missing mandatory value: regions"),
+        (["task=inpaint", "input=pcm16.wav"], "regions: must be given: regions=VALUE"),
         (["task=inpant"], "task=inpant: there is no such config. Did you mean 'inpaint'?"),
         (["task=vary", "input=nowhere.wav"], "input: 'nowhere.wav' cannot be used"),
         (["task=vary", "input=no.wav"], "input: 'no.wav' cannot be used: cannot be decoded"),

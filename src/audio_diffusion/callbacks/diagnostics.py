@@ -1,68 +1,130 @@
-"""Curves: training loss by noise level, gradient norm, learning rate, validation loss of raw and EMA weights."""
+"""Curves of losses, gradient norm and learning rate; warnings of steps that were skipped and losses that jump."""
 
+import math
+import statistics
+import warnings
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.callbacks.cluster.preemption import is_stopping
+from audio_diffusion.callbacks.loggers import log_metrics, send_alert
+from audio_diffusion.training.module import DiffusionModule
+
+_ALERT_ROWS = 20  # that the usual loss is the median of
+_NAMED = 5  # clips that a warning names
 
 
 class Diagnostics(L.Callback):
     """Logs every ``every_n_steps`` optimizer steps, and after each validation.
 
-    Losses are summed on the device and fetched only when they are logged, over all ranks.
+    Losses are summed on the device and fetched only when they are logged, over all ranks; those that are not finite are
+    left out. A step that was skipped (``training.guard``) is warned of at once, with the clips that caused it, and
+    counted in ``train/skipped_steps``. A loss that jumps is warned of, in W&B too.
 
     Args:
         every_n_steps: optimizer steps between rows.
         num_buckets: equal ranges of t that the training loss is also given for; a range without a sample is left out.
+        alert_growth: a logged loss of more than so many times the median of the last 20 is warned of; None: never.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, or an ``alert_growth`` of 1 or less.
     """
 
-    def __init__(self, every_n_steps: int = 20, num_buckets: int = 5):
+    def __init__(self, every_n_steps: int = 20, num_buckets: int = 5, alert_growth: float | None = 3.0):
         for name, value in {"every_n_steps": every_n_steps, "num_buckets": num_buckets}.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.every_n_steps, self.num_buckets = every_n_steps, num_buckets
+        if alert_growth is not None and not alert_growth > 1:
+            raise ValueError(f"alert_growth: expected above 1, or null, got {alert_growth}")
+        self.every_n_steps, self.num_buckets, self.alert_growth = every_n_steps, num_buckets, alert_growth
+        self._losses: deque[float] = deque(maxlen=_ALERT_ROWS)
+        self._alerted = False
+        self._step: list[
+            tuple[Sequence[str], Sequence[int], Tensor]
+        ] = []  # keys, positions, losses of the step's batches
         self._sums: Tensor | None = None  # [2, buckets]: sum of losses, number of samples
         self._validation: Tensor | None = None  # [3]: sum of raw losses, of EMA losses, number of samples
-        self._grad_norm: Tensor | None = None
         self._logged_at = -1
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        if (trainer.global_step + 1) % self.every_n_steps == 0:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        losses, t = outputs["losses"], outputs["t"]
+        assert isinstance(pl_module, DiffusionModule)
+        losses, step = outputs["losses"], trainer.global_step
+        self._add(losses, outputs["t"], batch.valid)
+        self._step.append((batch.keys, batch.positions, losses))
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if pl_module.guard.reason is not None:
+            self._warn_of_skipped(trainer, pl_module)
+        self._step = []
+        if step % self.every_n_steps == 0 and step != self._logged_at and step > 0:
+            self._logged_at = step
+            self._log(trainer, pl_module)
+
+    def _add(self, losses: Tensor, t: Tensor, valid: Tensor) -> None:
         if self._sums is None:
             self._sums = torch.zeros(2, self.num_buckets, device=losses.device)
         bucket = (t * self.num_buckets).ceil().long().clamp(1, self.num_buckets) - 1
-        self._sums[0].index_add_(0, bucket, losses)
-        self._sums[1].index_add_(0, bucket, batch.valid.to(losses.dtype))
-        step = trainer.global_step
-        if step % self.every_n_steps or step == self._logged_at or step == 0:
-            return
-        self._logged_at = step
+        finite = losses.isfinite()
+        self._sums[0].index_add_(0, bucket, losses.where(finite, 0))
+        self._sums[1].index_add_(0, bucket, (valid & finite).to(losses.dtype))
+
+    def _log(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         sums: Tensor = trainer.strategy.reduce(self._sums, reduce_op="sum")  # type: ignore[assignment]
         total, count = sums.cpu().double()
         self._sums = None
-        metrics = {"train/loss": (total.sum() / count.sum().clamp(min=1)).item()}
+        loss = (total.sum() / count.sum().clamp(min=1)).item()
+        metrics = {"train/loss": loss}
         for i in range(self.num_buckets):
             if count[i] > 0:
                 low, high = i / self.num_buckets, (i + 1) / self.num_buckets
                 metrics[f"train/loss_t_{low:.1f}-{high:.1f}"] = (total[i] / count[i]).item()
-        if self._grad_norm is not None:
-            metrics["train/grad_norm"] = float(self._grad_norm)
+        if math.isfinite(module.grad_norm):
+            metrics["train/grad_norm"] = module.grad_norm
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        log_metrics(trainer, metrics)
-        pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
+        log_metrics(trainer, {**metrics, "train/skipped_steps": module.guard.num_skipped})
+        module.log("loss", loss, prog_bar=True, logger=False)
+        self._alert(trainer, loss)
+
+    def _warn_of_skipped(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Names the step and the cause, on rank 0, and the clips whose loss is not finite, on the ranks they are on."""
+        bad = [
+            f"{key} (position {position} of the stream)"
+            for keys, positions, losses in self._step
+            for key, position, loss in zip(keys, positions, losses.tolist(), strict=True)
+            if not math.isfinite(loss)
+        ]
+        if not bad and not trainer.is_global_zero:
+            return
+        rank = f" of rank {trainer.global_rank}" if trainer.world_size > 1 else ""
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        clips = f". Clips{rank} whose loss is not finite: {', '.join(bad[:_NAMED])}{more}" if bad else ""
+        warnings.warn(
+            f"step {trainer.global_step} skipped: {module.guard.reason}{clips}. So far skipped: "
+            f"{module.guard.num_skipped} steps, {module.guard.skipped_in_a_row} in a row",
+            stacklevel=2,
+        )
+        log_metrics(trainer, {"train/skipped_steps": module.guard.num_skipped})
+
+    def _alert(self, trainer: L.Trainer, loss: float) -> None:
+        """Warns once of each time that the loss rises far above what is usual."""
+        usual = statistics.median(self._losses) if len(self._losses) == _ALERT_ROWS else math.inf
+        high = self.alert_growth is not None and loss > self.alert_growth * usual
+        if high and not self._alerted:
+            send_alert(
+                trainer,
+                "the loss has jumped",
+                f"step {trainer.global_step}: train/loss is {loss:.4g}, more than {self.alert_growth:g} times the "
+                f"{usual:.4g} that is usual (median of {_ALERT_ROWS} rows)",
+            )
+        self._alerted = high
+        self._losses.append(loss)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """The sums of all ranks ``[ranks, 2, buckets]``: the first row after a resume is what it would have been."""
@@ -93,7 +155,7 @@ class Diagnostics(L.Callback):
         self._validation = values if self._validation is None else self._validation + values
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._validation is None or trainer.sanity_checking:
+        if self._validation is None or trainer.sanity_checking or is_stopping(trainer):  # cut short: no whole average
             return
         total: Tensor = trainer.strategy.reduce(self._validation, reduce_op="sum")  # type: ignore[assignment]
         raw, ema, count = total.tolist()

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from audio_diffusion import pictures
+from audio_diffusion.callbacks.cluster.preemption import is_stopping
+from audio_diffusion.callbacks.failures import Tolerated
 from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
+from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.metrics.bits import BoundMeter, ClipBounds
 from audio_diffusion.training.module import DiffusionModule
 
@@ -19,7 +22,7 @@ class LogLikelihood(L.Callback):
 
     The noise of a clip is keyed by its name: two measurements of the same weights agree exactly, and with evaluate.py.
     Each rank measures the clips that it validates; all are gathered. Takes num_levels + 1 network evaluations per clip
-    and repeat, where validation takes 2 per clip.
+    and repeat, where validation takes 2 per clip. A batch that fails on any rank is left out by all, with a warning.
 
     Args:
         folder: ``step_<step>.png`` are written there.
@@ -47,7 +50,7 @@ class LogLikelihood(L.Callback):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.folder, self.every_n_validations, self.num_clips = Path(folder), every_n_validations, num_clips
         self.meter, self.seed = BoundMeter(num_levels, repeats), seed
-        self._validations = 0
+        self._validations, self._tolerated = 0, Tolerated("likelihood")
         self._found: list[tuple[tuple[int, ...], ClipBounds]] = []  # positions, and their bounds
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,21 +76,25 @@ class LogLikelihood(L.Callback):
         begun = batch_idx * len(batch) * trainer.world_size >= self.num_clips
         if trainer.sanity_checking or begun or self._validations % self.every_n_validations:
             return
-        bounds = self.meter(
-            pl_module.process.denoiser(pl_module.ema.net, pl_module.cond_of(batch)),
-            pl_module.process.schedule,
+        bounds = self._tolerated.together(trainer, lambda: self._measure(pl_module, batch))
+        if bounds is not None:
+            self._found.append((batch.positions, bounds))
+
+    def _measure(self, module: DiffusionModule, batch: AudioBatch) -> ClipBounds:
+        return self.meter(
+            module.process.denoiser(module.ema.net, module.cond_of(batch)),
+            module.process.schedule,
             batch.audio,
             batch.mask,
-            pl_module.representation.scale,
+            module.representation.scale,
             [(self.seed, key) for key in batch.keys],
         )
-        self._found.append((batch.positions, bounds))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self._validations += 1
-        if not self._found:
+        if not self._found or is_stopping(trainer):
             return
         positions = torch.tensor([p for found, _ in self._found for p in found])
         bounds = ClipBounds.join([bounds for _, bounds in self._found])
@@ -97,7 +104,7 @@ class LogLikelihood(L.Callback):
         order = positions.argsort()
         bounds = bounds[order[(bounds.dims[order] > 0) & (positions[order] < self.num_clips)]]
         if trainer.is_global_zero and len(bounds.dims):
-            self._write(trainer, bounds)
+            self._tolerated.alone(lambda: self._write(trainer, bounds))
 
     def _write(self, trainer: L.Trainer, bounds: ClipBounds) -> None:
         whole, parts = bounds.estimate(), bounds.parts()

@@ -1,10 +1,15 @@
 """Where a run is logged: W&B, and a local file that is always complete."""
 
+import errno
 import json
 import netrc
 import os
+import re
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,8 +17,10 @@ from urllib.parse import urlsplit
 import lightning as L
 import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
+
+from audio_diffusion.redaction import redacted_argument
 
 
 def has_wandb_credentials() -> bool:
@@ -27,20 +34,28 @@ def has_wandb_credentials() -> bool:
         return False
 
 
-def wandb_logger(run_dir: str, name: str, project: str = "audio_diffusion", mode: str = "auto") -> WandbLogger:
+def wandb_logger(
+    run_dir: str, name: str, project: str = "audio_diffusion", mode: str = "auto", timeout_s: float = 60.0
+) -> "GuardedLogger":
     """A W&B logger that never asks: online with credentials, else offline. A resumed run goes on as the same W&B run.
+
+    A server that cannot be reached at the start makes it an offline run; while it is away later, W&B keeps what is
+    logged in the run's folder and tries again; at the end it is waited for as long as at the start.
 
     Args:
         run_dir: the run's folder; its W&B id is kept there in ``wandb_id``.
         name: shown in W&B.
         project: W&B project.
         mode: "auto", "online", "offline" or "disabled"; WANDB_MODE in the environment goes before "auto".
+        timeout_s: how long the server is waited for, in seconds.
 
     Raises:
-        ValueError: for another mode.
+        ValueError: for another mode, or a ``timeout_s`` that is not positive.
     """
     if mode not in ("auto", "online", "offline", "disabled"):
         raise ValueError(f'mode: expected "auto", "online", "offline" or "disabled", got {mode!r}')
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s: expected more than 0, got {timeout_s}")
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_credentials() else "offline")
     id_file = Path(run_dir, "wandb_id")
@@ -48,27 +63,40 @@ def wandb_logger(run_dir: str, name: str, project: str = "audio_diffusion", mode
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text(uuid.uuid4().hex[:12])
     os.environ.setdefault("WANDB_SILENT", "true")
-    if mode == "offline":
-        rank_zero_info(
-            f"W&B: offline, as there are no credentials or offline was asked for. To see the run there, later:\n"
-            f"    wandb login && wandb sync {run_dir}/wandb/offline-run-*"
+
+    def make(mode: str) -> WandbLogger:
+        if mode == "offline":
+            rank_zero_info(
+                "W&B: offline, as the server cannot be reached, there are no credentials, or offline was asked for. "
+                f"To see the run there, later:\n    wandb login && wandb sync {run_dir}/wandb/offline-run-*"
+            )
+        return WandbLogger(
+            name=name,
+            project=project,
+            save_dir=run_dir,
+            id=id_file.read_text().strip() if id_file.exists() else None,
+            offline=mode == "offline",
+            mode=mode,
+            settings=wandb.Settings(init_timeout=timeout_s, finish_timeout=timeout_s, finish_timeout_raises=True),
         )
-    return WandbLogger(
-        name=name,
-        project=project,
-        save_dir=run_dir,
-        id=id_file.read_text().strip() if id_file.exists() else None,
-        offline=mode == "offline",
-        mode=mode,
-    )
+
+    def make_offline() -> WandbLogger:
+        wandb.teardown()  # W&B's service still holds the run that could not be started
+        return make("offline")
+
+    return GuardedLogger(make(mode), otherwise=make_offline if mode == "online" else None)
 
 
 class JsonlLogger(Logger):
-    """Appends every logged row to ``metrics.jsonl``, one json object a line, complete whatever happens elsewhere."""
+    """Appends every logged row to ``metrics.jsonl``, one json object a line, complete whatever happens elsewhere.
+
+    Rows that cannot be written, as the disk is full, are kept and written with a later one, in order.
+    """
 
     def __init__(self, run_dir: str):
         super().__init__()
         self.path = Path(run_dir, "metrics.jsonl")
+        self._unwritten = b""
 
     @property
     def name(self) -> str:
@@ -81,24 +109,159 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        self._unwritten += json.dumps(row).encode() + b"\n"
+        self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        """Writes all that is unwritten, or nothing of it."""
+        if not self._unwritten:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        with open(self.path, "a+b", buffering=0) as f:
+            end = f.seek(0, os.SEEK_END)
+            data = self._unwritten if _ends_a_line(f, end) else b"\n" + self._unwritten
+            try:
+                if f.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                f.truncate(end)
+                raise
+        self._unwritten = b""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration lies beside this file, as config.yaml."""
 
 
+def _ends_a_line(f: Any, end: int) -> bool:
+    """Whether a file of this size ends in whole lines; it does not where its writer was killed."""
+    if end == 0:
+        return True
+    f.seek(end - 1)
+    return f.read(1) == b"\n"
+
+
+class GuardedLogger(Logger):
+    """Another logger, none of whose failures reach training: each kind is warned of once, and all are counted.
+
+    Args:
+        inner: the logger.
+        otherwise: makes the one to go on with where ``inner`` cannot be started.
+    """
+
+    def __init__(self, inner: Logger, otherwise: Callable[[], Logger] | None = None):
+        super().__init__()
+        self.inner, self._otherwise = inner, otherwise
+        self.failures: Counter[str] = Counter()  # by kind
+
+    @property
+    def name(self) -> str | None:
+        return self.inner.name
+
+    @property
+    def version(self) -> int | str | None:
+        return self.inner.version
+
+    def attempt(self, work: Callable[[Logger], Any]) -> None:
+        """Lets ``work`` use the logger; what goes wrong is a warning."""
+        try:
+            work(self.inner)
+        except Exception as error:
+            kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            kind = re.sub(r"\d+", "N", kind)  # a step or a port makes no new kind
+            self.failures[kind] += 1
+            if self.failures[kind] == 1:
+                rank_zero_warn(
+                    f"{type(self.inner).__name__}: {type(error).__name__}: {error}. Training goes on; this is said "
+                    "once, and metrics.jsonl has every row"
+                )
+
+    def start(self) -> None:
+        """Begins the run in the logger's service; where that fails, in what there is otherwise."""
+        with _secrets_not_in_argv():
+            self.attempt(_begin)
+            if self.failures and self._otherwise is not None:
+                self.inner = self._otherwise()
+                self.attempt(_begin)
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(lambda logger: logger.log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.attempt(lambda logger: logger.log_hyperparams(params))
+
+    def save(self) -> None:
+        self.attempt(lambda logger: logger.save())
+
+    def finalize(self, status: str) -> None:
+        self.attempt(lambda logger: logger.finalize(status))
+        self.attempt(lambda logger: _finish(logger, status))
+        if self.failures:
+            counts = "; ".join(f"{count} × {kind}" for kind, count in self.failures.items())
+            rank_zero_warn(f"{type(self.inner).__name__} failed {self.failures.total()} times: {counts}")
+
+
+def _begin(logger: Logger) -> None:
+    """Makes what a logger makes when it is first used."""
+    _ = getattr(logger, "experiment", None)
+
+
+@rank_zero_only
+def _finish(logger: Logger, status: str) -> None:
+    """Ends a W&B run, which waits for what is still to be sent, and says what to do where that takes too long."""
+    if not isinstance(logger, WandbLogger) or wandb.run is None:
+        return
+    folder = Path(wandb.run.dir).parent
+    try:
+        wandb.run.finish(exit_code=0 if status == "success" else 1)
+    except TimeoutError as error:
+        raise TimeoutError(f"not all was sent to the server. To send the rest, later: wandb sync {folder}") from error
+
+
+@contextmanager
+def _secrets_not_in_argv() -> Iterator[None]:
+    """While W&B starts: it stores the command line."""
+    arguments = sys.argv
+    sys.argv = [arguments[0], *map(redacted_argument, arguments[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
+def _each(trainer: L.Trainer, work: Callable[[Logger], Any]) -> None:
+    """Does ``work`` with every logger."""
+    for logger in trainer.loggers:
+        if isinstance(logger, GuardedLogger):
+            logger.attempt(work)
+        else:
+            work(logger)
+
+
 def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """Writes one row of metrics, at the current optimizer step, to all loggers."""
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=trainer.global_step)
+    _each(trainer, lambda logger: logger.log_metrics(dict(metrics), step=trainer.global_step))
+
+
+def send_alert(trainer: L.Trainer, title: str, text: str) -> None:
+    """Warns in the log, and as an alert in W&B."""
+    rank_zero_warn(text)
+
+    def send(logger: Logger) -> None:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.alert(title, text, level="WARN")
+
+    _each(trainer, send)
 
 
 def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Sends a table of words to W&B and TensorBoard."""
-    for logger in trainer.loggers:
+
+    def send(logger: Logger) -> None:
         if isinstance(logger, WandbLogger):
             table = wandb.Table(list(columns), [list(row) for row in rows])
             logger.experiment.log({name: table, "trainer/global_step": trainer.global_step})
@@ -106,16 +269,21 @@ def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Seque
             lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *rows]]
             logger.experiment.add_text(name, "\n".join(lines), trainer.global_step)
 
+    _each(trainer, send)
+
 
 def log_pictures(trainer: L.Trainer, pictures: Mapping[str, Path]) -> None:
     """Sends pictures (PNG files by name) to W&B and TensorBoard."""
-    for logger in trainer.loggers:
+
+    def send(logger: Logger) -> None:
         if isinstance(logger, WandbLogger):
             images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
             logger.experiment.log({**images, "trainer/global_step": trainer.global_step})
         elif isinstance(logger, TensorBoardLogger):
             for name, path in pictures.items():
                 logger.experiment.add_image(name, _read_png(path), trainer.global_step, dataformats="HWC")
+
+    _each(trainer, send)
 
 
 def log_samples(
@@ -128,7 +296,8 @@ def log_samples(
 ) -> None:
     """Sends generated audio, pictures (PNG files by name) and one table row per clip to W&B and TensorBoard."""
     step = trainer.global_step
-    for logger in trainer.loggers:
+
+    def send(logger: Logger) -> None:
         if isinstance(logger, WandbLogger):
             media: dict[str, Any] = {f"samples/{k}": wandb.Image(str(path)) for k, path in pictures.items()}
             media["samples/audio"] = [
@@ -145,6 +314,8 @@ def log_samples(
             for name, path in pictures.items():
                 image = _read_png(path)
                 logger.experiment.add_image(f"samples/{name}", image, step, dataformats="HWC")
+
+    _each(trainer, send)
 
 
 def _read_png(path: Path) -> Any:

@@ -1,15 +1,21 @@
 """Hearing the model learn: periodic reverse diffusion from the EMA weights."""
 
 import csv
+import gc
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from audio_diffusion import pictures
+from audio_diffusion.callbacks.cluster.preemption import Interrupted, breathe
+from audio_diffusion.callbacks.failures import Tolerated
 from audio_diffusion.callbacks.loggers import log_samples
 from audio_diffusion.data.audio import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
@@ -30,12 +36,23 @@ def level_row(clip: Tensor) -> dict[str, float]:
     }
 
 
+@dataclass
+class _Made:
+    """One rank's part of a round."""
+
+    audio: Tensor  # [slots, C, T]
+    words: list[str]  # what to call each slot, of all ranks
+    points: list[tuple[float, Tensor]]  # (t, x0 estimate of the first slot) of every step
+    scale: float  # of the guidance
+
+
 class SampleAudio(L.Callback):
     """Generates the same slots every ``every_n_steps`` and at the end, writes them, and logs them.
 
     A slot keeps its conditions and its noise for the whole run, so that one hears the same sound improve: each the next
     class where the network is told the label alone, else all that is known of the next held-out clip. Training is not
     touched: all randomness comes from the slots' own generators. Slots are shared out over the ranks and gathered.
+    A round that fails is a warning, counted in ``sampling/failures``; out of memory, it is tried again one by one.
 
     Args:
         sampler: one of ``diffusion.samplers``, options bound.
@@ -74,7 +91,7 @@ class SampleAudio(L.Callback):
         self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
         self.told: AudioBatch | None = None  # the held-out clips that the slots are told of, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
-        self._sampled_at = -1
+        self._sampled_at, self._tolerated = -1, Tolerated("sampling")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,37 +106,64 @@ class SampleAudio(L.Callback):
     def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._sampled_at and trainer.global_step > 0 and not trainer.sanity_checking:
             self._sampled_at = trainer.global_step
-            self.sample(trainer, pl_module)
+            try:
+                self.sample(trainer, pl_module)
+            except Interrupted:
+                rank_zero_info(f"the samples of step {trainer.global_step} are left out, as the run is asked to stop")
 
-    def sample(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
-        """One round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, raw level kept."""
+    def sample(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
+        """One round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, raw level kept; None where it
+        failed on any rank.
+
+        Raises:
+            Interrupted: on all ranks, if the run is asked to stop meanwhile.
+        """
         assert isinstance(module, DiffusionModule)
         rank, ranks, count = trainer.global_rank, trainer.world_size, len(self.seeds)
         share = -(-count // ranks)
         # every rank runs the same number of slots, as networks sharded over ranks need; surplus ones repeat
         mine = [slot % count for slot in range(rank * share, (rank + 1) * share)]
+        made = self._tolerated.together(trainer, lambda: self._generate_or_one_by_one(trainer, module, mine))
+        if made is None:
+            return None
+        gathered = torch.as_tensor(module.all_gather(made.audio)) if ranks > 1 else made.audio
+        audio = gathered.reshape(-1, *self.shape)[:count].cpu()
+        if trainer.is_global_zero:
+            self._tolerated.alone(lambda: self._write(trainer, module, made, audio))
+        return audio
+
+    def _generate_or_one_by_one(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
+        """The slots at once; out of memory, once more, one after the other."""
+        try:
+            return self._generate(trainer, module, slots)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            warnings.warn(f"sampling: out of memory, trying again one by one: {error}", stacklevel=2)
+        gc.collect()  # what the failed round held
+        torch.cuda.empty_cache()
+        first, *rest = [self._generate(trainer, module, [slot]) for slot in slots]
+        return replace(first, audio=torch.cat([first.audio, *(made.audio for made in rest)]))
+
+    def _generate(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
         cond, words = self._tell(trainer, module)
         scale = self.guidance_scale if cond else 1.0  # nothing to be guided by
-        points: list[tuple[float, Tensor]] = []  # (t, x0 estimate of the first slot) of every step
+        points: list[tuple[float, Tensor]] = []
+
+        def on_step(t: float, estimate: Tensor) -> None:
+            points.append((t, estimate[:1].clone()))
+            breathe(trainer, f"sampling at step {trainer.global_step}", may_stop=module.device_mesh is None)
+
         x0 = generate(
             module.ema.net,
             module.process,
             self.sampler,
             module.representation.shape(*self.shape),
-            [self.seeds[slot] for slot in mine],
-            {name: value[mine] for name, value in cond.items()},
+            [self.seeds[slot] for slot in slots],
+            {name: value[slots] for name, value in cond.items()},
             guidance_scale=scale,
             device=module.device,
-            on_step=lambda t, estimate: points.append((t, estimate[:1].clone())),
+            on_step=on_step,
         )
-        audio = module.representation.decode(x0)
-        gathered = torch.as_tensor(module.all_gather(audio)) if ranks > 1 else audio
-        audio = gathered.reshape(-1, *self.shape)[:count].cpu()
-        if trainer.is_global_zero:
-            shown = torch.linspace(0, len(points) - 1, min(self.num_process_points, len(points))).round().long()
-            process = [(t, module.representation.decode(x)[0].cpu()) for t, x in (points[i] for i in shown.tolist())]
-            self._write(trainer, audio, words, process, scale, len(points) * (1 if scale == 1 else 2))
-        return audio
+        return _Made(module.representation.decode(x0), words, points, scale)
 
     def _tell(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
         """The conditions of all slots, and what to call each."""
@@ -145,15 +189,11 @@ class SampleAudio(L.Callback):
             return ["sample"] * len(told)
         return [self.classes[i] if i >= 0 else "sample" for i in told.label.tolist()]
 
-    def _write(
-        self,
-        trainer: L.Trainer,
-        audio: Tensor,
-        words: Sequence[str],
-        process: list[tuple[float, Tensor]],
-        scale: float,
-        nfe: int,
-    ) -> None:
+    def _write(self, trainer: L.Trainer, module: DiffusionModule, made: "_Made", audio: Tensor) -> None:
+        words, points, scale = made.words, made.points, made.scale
+        shown = torch.linspace(0, len(points) - 1, min(self.num_process_points, len(points))).round().long().tolist()
+        process = [(t, module.representation.decode(x)[0].cpu()) for t, x in (points[i] for i in shown)]
+        nfe = len(points) * (1 if scale == 1 else 2)
         folder = self.folder / f"step_{trainer.global_step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         names = [f"{i:03d}_{file_name(word)}" for i, word in enumerate(words)]
@@ -167,10 +207,7 @@ class SampleAudio(L.Callback):
             writer = csv.DictWriter(f, list(table[0]))
             writer.writeheader()
             writer.writerows(table)
-        shown = range(min(12, len(audio)))
-        grid = pictures.sample_grid(
-            [("generated", [audio[i] for i in shown], [names[i] for i in shown])], self.sample_rate
-        )
+        grid = pictures.sample_grid([("generated", list(audio[:12]), names[:12])], self.sample_rate)
         files = {"spectrograms": pictures.save(grid, folder / "spectrograms.png")}
         if process:
             figure = pictures.reverse_process(process, self.sample_rate)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics, log_table
 from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
+from audio_diffusion.redaction import redacted
 
 _TABLE_ROWS = 10_000  # of the latest, in W&B
 
@@ -142,7 +143,7 @@ class ReportSkipped(L.Callback):
         )
 
     def _name(self, skipped: Sequence[Skipped]) -> None:
-        new = [skip for skip in skipped if skip not in self._named]
+        new = [skip for skip in (Skipped(*redacted(skip)) for skip in skipped) if skip not in self._named]
         self._named.update(new)
         if not new:
             return

@@ -16,6 +16,7 @@ from audio_diffusion.data.shards import Shards, by_name, held_out
 from audio_diffusion.data.stream import BatchReader, ClipReader
 from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.transport import SharedSlots
+from audio_diffusion.data.workers import ShieldedLoader, begin_worker
 from audio_diffusion.seeding import seed_of
 
 _AHEAD = 4  # batches that a worker makes before they are asked for
@@ -104,6 +105,8 @@ class AudioDataModule(L.LightningDataModule):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers: expected 0 or more, got {num_workers}")
         self.train, self.val = by_name(train), held_out(train, val)
         if weights is not None and set(weights) != set(self.train):
             raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")
@@ -186,13 +189,14 @@ class AudioDataModule(L.LightningDataModule):
             wds.map(BatchReader(reader, shape[1:], slots)),
         )
         batches.length = length
-        return DataLoader(
+        return ShieldedLoader(
             batches,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             prefetch_factor=_AHEAD if self.num_workers else None,
             multiprocessing_context=self.worker_start if self.num_workers else None,
+            worker_init_fn=begin_worker,
         )
 
     def _count_batches_from(self, done: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,6 +19,7 @@ from audio_diffusion.models.representations import Waveform
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.training.ema import EmaWeights
 from audio_diffusion.training.fsdp import shard
+from audio_diffusion.training.guard import StepGuard
 from audio_diffusion.training.optim import parameter_groups
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, cover [0, 1) evenly however many there are
@@ -58,6 +60,7 @@ class DiffusionModule(L.LightningModule):
             size every optimizer step sees all noise levels evenly; 1 draws them independently.
         compile: ``torch.compile`` the network.
         seed: of t, noise and dropout.
+        guard: says which steps are taken; None: all whose loss and gradient are finite.
         recipe: plain data that says how to build all this again; stored in every checkpoint.
 
     Raises:
@@ -79,6 +82,7 @@ class DiffusionModule(L.LightningModule):
         strata: int = 1,
         compile: bool = False,
         seed: int = 0,
+        guard: StepGuard | None = None,
         recipe: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -90,6 +94,7 @@ class DiffusionModule(L.LightningModule):
         self.weight_decay, self.mask_padding = weight_decay, mask_padding
         self.cond_dropout = _rates(cond_dropout, self.conditions)
         self.seed, self.recipe, self.strata = seed, recipe, strata
+        self.guard, self.grad_norm = guard or StepGuard(), 0.0  # norm of the latest step's gradient, before clipping
         self._sharded = False
         self.compute_dtype = torch.float32  # of the network that is trained; training.precision may change it
         if compile:
@@ -166,7 +171,9 @@ class DiffusionModule(L.LightningModule):
         t = self.process.time_of((stratum + u) / self.strata)
         cond = self._drop(self.cond_of(batch), v, batch.positions)
         losses = self._losses(self._trained, batch, x0, noise, t, cond)
-        return {"loss": losses.mean(), "losses": losses.detach(), "t": t}
+        loss = losses.mean()
+        # a factor of exactly 1; of a loss that is not finite NaN, so that the gradient is too, on all ranks
+        return {"loss": loss * (1 + 0 * loss.detach()), "losses": losses.detach(), "t": t}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of the raw and the EMA weights on fixed (clip, t, noise): sums over the batch, and the count.
@@ -184,17 +191,52 @@ class DiffusionModule(L.LightningModule):
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over two parameter groups, and a learning rate that changes every step."""
-        optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay))
+        """One optimizer over two parameter groups, and a learning rate that changes every step.
+
+        Raises:
+            ValueError: if the optimizer refuses its options.
+        """
+        try:
+            optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay))
+        except ValueError as error:
+            raise ValueError(f"training.optimizer: {error}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_schedule(optimizer), "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient, or drops it where the step must not be taken: the optimizer then changes nothing.
+
+        The norm is fetched from the device, once a step, where the host waits for the backward pass. In return, a
+        gradient that is short enough is not touched again.
+        """
+        parameters = list(self.net.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.grad_norm = norm.item()
+        if not self.guard.judge(self.grad_norm):
+            for parameter in parameters:
+                parameter.grad = None
+        elif gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and self.grad_norm > gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the EMA: once per *optimizer* step, however many batches it accumulates."""
+        """The step, then the EMA: once per *optimizer* step that is taken, however many batches it accumulates."""
         super().optimizer_step(*args, **kwargs)
-        self.ema.update(self.net)
+        if self.guard.reason is None:
+            self.ema.update(self.net)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.recipe
+        checkpoint["config"], checkpoint["guard"] = self.recipe, self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "guard" in checkpoint:
+            self.guard.load_state_dict(checkpoint["guard"])

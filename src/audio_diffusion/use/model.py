@@ -83,7 +83,7 @@ class Model(ABC):
     @property
     def guidance_scale(self) -> float:
         """What the model was sampled with while it was trained; 1, no guidance, where that is not known."""
-        listened = self.config["callbacks"].get("sampling", {}).get("guidance_scale", 1.0)
+        listened = (self.config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
         return listened if self.conditions.by_name else 1.0
 
     def _told(self, num: int, labels: Labels, cond: Given) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ class Model(ABC):
         Raises:
             ValueError: if that is none.
         """
-        if not round(seconds * self.sample_rate) > 0:
+        if not isinstance(seconds, int | float) or not round(seconds * self.sample_rate) > 0:
             raise ValueError(f"{name}: expected at least one sample, 1/{self.sample_rate} s, got {seconds}")
         return round(seconds * self.sample_rate)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from audio_diffusion.checkpoint import device_of
 from audio_diffusion.loading import load as load_model
 from audio_diffusion.targets import ConfigError, build
 from audio_diffusion.use.asked import Sample, guidance_of
@@ -22,8 +23,7 @@ def devices_of(device: str, count: int) -> list[str]:
     """
     if count < 1:
         raise ConfigError(f"devices: expected at least 1, got {count}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(device_of(device))
     if device != "cuda" or count == 1:
         if device.startswith("cuda:") and count > 1:
             raise ConfigError(f"devices: got {count}, but device={device} is one; expected device=cuda or auto")

@@ -1,0 +1,117 @@
+"""A run that is stuck says where, and ends, so that it can be started again."""
+
+import faulthandler
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import lightning as L
+
+from audio_diffusion import signals
+
+STUCK = 70  # the exit status
+_SECONDS_FOR_OTHERS = 5.0  # to print their stacks: where a rank ends, Slurm ends the others
+
+
+class Heartbeat(L.Callback):
+    """Watches that the run moves: a step, a batch of validation, a network call of sampling, every few minutes.
+
+    Where nothing moves, since one rank died silently, a read never returns, or a collective waits for ever, every rank
+    prints the stacks of all its threads and of its DataLoader workers, and exits with status 70.
+
+    Args:
+        minutes: without life; generous, as the start, compiling and writing a large checkpoint count too.
+
+    Raises:
+        ValueError: if ``minutes`` is not positive.
+    """
+
+    def __init__(self, minutes: float = 30.0):
+        if minutes <= 0:
+            raise ValueError(f"minutes: expected more than 0, got {minutes:g}")
+        self.seconds = 60 * minutes
+        self._ended, self._beat_at, self._doing = threading.Event(), 0.0, "starting"
+        self._thread: threading.Thread | None = None
+
+    def beat(self, doing: str) -> None:
+        """The run moves; ``doing`` is what it says it was at, should this be the last time."""
+        self._beat_at, self._doing = time.monotonic(), doing
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or self._thread is not None:
+            return
+        self.beat("starting")
+        self._thread = threading.Thread(target=self._watch, args=(trainer.global_rank,), daemon=True, name="heartbeat")
+        with signals.shielded():
+            self._thread.start()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.beat(f"at step {trainer.global_step}")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.beat(f"after step {trainer.global_step}")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.beat(f"validating at step {trainer.global_step}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.beat(f"after the validation at step {trainer.global_step}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._end()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self, rank: int) -> None:
+        every, woke_at = min(self.seconds / 10, 10.0), time.monotonic()
+        while not self._ended.wait(every):
+            if time.monotonic() - woke_at > every + self.seconds / 2:
+                self.beat(self._doing)  # this thread stood still as well: the job was suspended
+            woke_at = time.monotonic()
+            # should even this thread get no turn, as where the main one holds the interpreter: C code does it instead
+            faulthandler.dump_traceback_later(2 * self.seconds, exit=True)
+            still = time.monotonic() - self._beat_at
+            if still > self.seconds:
+                self._give_up(rank, still)
+
+    def _give_up(self, rank: int, still: float) -> None:
+        print(
+            f"\nrank {rank} (process {os.getpid()} on {os.uname().nodename}) is stuck: no life for {still / 60:.1f} "
+            f"minutes, the last {self._doing} (callbacks.heartbeat.minutes={self.seconds / 60:g}). Its stacks:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        for worker in multiprocessing.active_children():
+            print(f"\nand of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
+            os.kill(worker.pid or 0, signals.STUCK_SIGNAL)
+            time.sleep(0.2)
+        time.sleep(_SECONDS_FOR_OTHERS)
+        os._exit(STUCK)
+
+
+def beat(trainer: L.Trainer, doing: str) -> None:
+    """Says that the run moves, from what takes long between two steps."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Heartbeat):
+            callback.beat(doing)

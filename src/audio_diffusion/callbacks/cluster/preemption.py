@@ -1,0 +1,148 @@
+"""Being asked to stop, by a cluster or at the keyboard: all ranks agree, save once, and leave alike."""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from audio_diffusion import signals
+from audio_diffusion.callbacks.cluster.heartbeat import beat
+
+_BY_FILE = 1  # what asked, beside the numbers of signals; 1 is none of those that are listened to
+_SECONDS_BETWEEN_LOOKS = 1.0  # at the file, which may lie on a slow, shared file system
+
+
+class Interrupted(Exception):
+    """What goes on between two steps is left off, as the run was asked to stop."""
+
+
+class StopWhenAsked(L.Callback):
+    """Ends training cleanly when a signal came, to any rank, or once a file is there.
+
+    slurm/train.sh makes the file when Slurm warns of the end. Signals (SIGTERM, SIGUSR1, the first Ctrl-C) only set a
+    flag. At ends of optimizer steps, and during validation, the ranks look and agree, so all stop at the same step.
+    What is left to save is saved as at any end of training; no validation and no sampling is begun. Then
+    ``<file>.done`` asks the batch script to queue the job again.
+
+    Args:
+        file: None: the environment variable AUDIO_DIFFUSION_STOP_FILE; without either only signals stop the run.
+        every_n_steps: optimizer steps between looks where there are several ranks, since it takes an all-reduce of one
+            number. A single rank looks after each. All look after each batch of validation.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is below 1.
+    """
+
+    def __init__(self, file: str | None = None, every_n_steps: int = 5):
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        name = file or os.environ.get(signals.STOP_FILE)
+        self.file, self.every_n_steps = Path(name) if name else None, every_n_steps
+        self._asked_by = 0  # agreed by the ranks: _BY_FILE, the signal's number, or 0
+        self._seen_step, self._looked_at, self._file_is_there = -1, -_SECONDS_BETWEEN_LOOKS, False
+        self._listening = contextlib.ExitStack()
+
+    @property
+    def status(self) -> int:
+        """What the program should exit with: 0 where somebody waits for ``<file>.done``, else 128 + the signal."""
+        if self._asked_by in (0, _BY_FILE) or (self.file is not None and self._asked_by != signal.SIGINT):
+            return 0
+        return 128 + self._asked_by
+
+    def asked(self, trainer: L.Trainer) -> int:
+        """By what this rank knows itself asked to stop; the file is looked for by rank 0 alone."""
+        if self._asked_by or signals.received():
+            return self._asked_by or signals.received() or 0
+        if self.file is None or not trainer.is_global_zero:
+            return 0
+        if not self._file_is_there and time.monotonic() - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
+            self._looked_at, self._file_is_there = time.monotonic(), self.file.exists()
+        return _BY_FILE if self._file_is_there else 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Lightning's handler of SIGTERM broadcasts, wherever it has interrupted this rank: others may not be there
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listening.enter_context(signals.listening(announce=trainer.is_global_zero))
+        self._seen_step = trainer.global_step
+        self._agree(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._seen_step:
+            return  # batches are accumulated
+        self._seen_step = trainer.global_step
+        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
+            self._agree(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._agree(trainer)
+        if self._asked_by:
+            raise StopIteration  # ends the loop over the batches
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listening.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._listening.close()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        unfinished = trainer.global_step < trainer.max_steps
+        if self._asked_by and unfinished and self.file is not None and trainer.is_global_zero:
+            Path(f"{self.file}.done").touch()
+
+    def _agree(self, trainer: L.Trainer) -> None:
+        asked_by = self.asked(trainer)
+        if trainer.world_size > 1:
+            mine = torch.tensor(asked_by, device=trainer.strategy.root_device)
+            asked_by = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if asked_by and not self._asked_by:
+            self._asked_by = asked_by
+            what = f"{self.file} is there" if asked_by == _BY_FILE else f"{signal.Signals(asked_by).name} received"
+            rank_zero_info(f"{what}: stopping at step {trainer.global_step}")
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning would validate once more
+
+
+def stop_of(trainer: L.Trainer) -> StopWhenAsked | None:
+    """The callback that stops this run when it is asked to."""
+    return next((c for c in trainer.callbacks if isinstance(c, StopWhenAsked)), None)  # type: ignore[attr-defined]
+
+
+def is_stopping(trainer: L.Trainer) -> bool:
+    """Whether the ranks have agreed to stop."""
+    stop = stop_of(trainer)
+    return stop is not None and stop._asked_by != 0
+
+
+def breathe(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
+    """To be called in what takes long between two steps, as between the network calls of sampling.
+
+    Args:
+        trainer: of the run.
+        doing: what it is at, in words.
+        may_stop: False where this rank cannot leave alone, as its network is sharded over ranks.
+
+    Raises:
+        Interrupted: if this rank is asked to stop.
+    """
+    beat(trainer, doing)
+    stop = stop_of(trainer)
+    if may_stop and stop is not None and stop.asked(trainer):
+        raise Interrupted

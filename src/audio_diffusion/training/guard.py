@@ -1,0 +1,79 @@
+"""Which optimizer steps are taken: none whose loss or gradient is not finite, none whose gradient explodes."""
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+
+class StepGuard:
+    """Judges every optimizer step by its gradient's norm, and ends a run that cannot go on.
+
+    The norm is that of the whole gradient, which all ranks hold alike: they judge alike, without asking each other.
+
+    Args:
+        max_skipped_in_a_row: steps skipped one after the other after which the run ends.
+        max_growth: a norm of more than so many times the median of the last ``window`` ones is an explosion; None: only
+            what is not finite is skipped.
+        window: norms that the median is taken of; until there are as many, nothing counts as an explosion.
+
+    Raises:
+        ValueError: for numbers below 1, or a ``max_growth`` of 1 or less.
+    """
+
+    def __init__(self, max_skipped_in_a_row: int = 10, max_growth: float | None = 30.0, window: int = 100):
+        for name, value in {"max_skipped_in_a_row": max_skipped_in_a_row, "window": window}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if max_growth is not None and not max_growth > 1:
+            raise ValueError(f"max_growth: expected above 1, or null, got {max_growth}")
+        self.max_skipped_in_a_row, self.max_growth, self.window = max_skipped_in_a_row, max_growth, window
+        self.num_skipped = self.skipped_in_a_row = 0
+        self.reason: str | None = None  # why the latest step was skipped; None: it was not
+        self._norms: deque[float] = deque(
+            maxlen=window
+        )  # finite ones, of skipped steps too: a new level is got used to
+
+    def judge(self, norm: float) -> bool:
+        """Whether a step with a gradient of this norm may be taken; counts it, and keeps the ``reason`` if not.
+
+        Raises:
+            ValueError: if it is the last of ``max_skipped_in_a_row`` that were skipped.
+        """
+        self.reason = self._fault(norm)
+        if self.max_growth is not None and math.isfinite(norm):
+            self._norms.append(norm)
+        if self.reason is None:
+            self.skipped_in_a_row = 0
+            return True
+        self.num_skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.max_skipped_in_a_row:
+            raise ValueError(
+                f"training: {self.skipped_in_a_row} steps in a row were skipped (training.guard.max_skipped_in_a_row), "
+                f"the latest since {self.reason}. The weights, and the checkpoints, are those before. Try a lower "
+                "training.optimizer.lr, a longer warm-up or trainer.precision=32-true; look at the clips the log names"
+            )
+        return False
+
+    def _fault(self, norm: float) -> str | None:
+        if not math.isfinite(norm):
+            return f"the loss or the gradient is not finite (norm {norm})"
+        if self.max_growth is None or len(self._norms) < self.window:
+            return None
+        usual = statistics.median(self._norms)
+        if norm <= self.max_growth * usual:
+            return None
+        return (
+            f"the gradient explodes: its norm {norm:.4g} is more than training.guard.max_growth = {self.max_growth:g} "
+            f"times the {usual:.4g} that is usual"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later judgements depend on, as plain data."""
+        counts = {"num_skipped": self.num_skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return {**counts, "norms": list(self._norms)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_skipped, self.skipped_in_a_row = state["num_skipped"], state["skipped_in_a_row"]
+        self._norms = deque(state["norms"], maxlen=self.window)
