@@ -142,7 +142,7 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
 
 
 def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
-    """The node's object, and of lists and dicts what they hold; ``given`` is passed to the outermost."""
+    """The node's object, and of lists and dicts what they hold; ``given``, which goes before them, is passed to the outermost."""
     if isinstance(node, list):
         return [_make(value, f"{path}[{i}]", {}) for i, value in enumerate(node)]
     if not isinstance(node, dict):
@@ -150,11 +150,11 @@ def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
     arguments = {k: _make(v, f"{path}.{k}", {}) for k, v in node.items() if k not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return arguments
-    target = _load(node["_target_"])
+    target, arguments = _load(node["_target_"]), {**arguments, **given}
     if node.get("_partial_"):
-        return partial(target, **arguments, **given)
+        return partial(target, **arguments)
     try:
-        return target(**arguments, **given)
+        return target(**arguments)
     except Exception as error:
         if isinstance(error, ValueError | TypeError) or type(error).__name__ == "MisconfigurationException":
             raise ConfigError(f"{path}.{error}") from error  # the last is Lightning's
