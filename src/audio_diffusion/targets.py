@@ -142,7 +142,7 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
 
 
 def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
-    """The node's object, and of lists and dicts what they hold; ``given``, which goes before them, is passed to the outermost."""
+    """The node's object, and of lists and dicts what they hold. ``given`` is passed to it, in place of what it has."""
     if isinstance(node, list):
         return [_make(value, f"{path}[{i}]", {}) for i, value in enumerate(node)]
     if not isinstance(node, dict):
