@@ -235,8 +235,11 @@ def test_every_shipped_model_condition_diffusion_sampler_and_experiment_steps(ch
     needs = {"velocity": ["diffusion=flow"], "edm": ["diffusion=edm"]}  # these predictions are for their own processes
     of_prediction = needs.get(choice.split("=")[1], []) if "parameterization" in choice else []
     small = ["model.widths=[8,64]", "model.factors=[4]", "audio.num_samples=2048"]
-    own_size = choice.startswith(("model", "experiment"))
-    plain = config.to_plain(composed(choice, *of_prediction, *([] if own_size else small)))
+    if choice in ("experiment=sc09", "experiment=vocoder") or choice.startswith("model=diffwave"):
+        small = ["model.num_layers=2", "audio.num_samples=1024"]  # minutes otherwise; sizes: tests/models/test_diffwave
+    elif choice.startswith(("model", "experiment")):
+        small = []
+    plain = config.to_plain(composed(choice, *of_prediction, *small))
     net = config.build(plain["model"], "model")
     process = config.build(plain["diffusion"], "diffusion")
     sampler = config.build(plain["sampler"], "sampler")
@@ -245,7 +248,7 @@ def test_every_shipped_model_condition_diffusion_sampler_and_experiment_steps(ch
     t, nothing = process.time_of(torch.tensor([0.1, 0.9])), net.conditions.given({}, 2, "cpu")
     cond = {name: torch.cat([torch.zeros_like(value[:1]), value[1:]]) for name, value in nothing.items()}
     process.loss(net, x0, torch.randn_like(x0), t, cond).mean().backward()
-    steps = {"num_steps": 3}
+    steps = {"num_steps": None if choice.endswith("of_betas") else 3}
     with torch.no_grad():
         denoise = process.denoiser(net, cond)
         made = sampler(denoise, torch.randn_like(x0), process.schedule, lambda: torch.randn_like(x0), **steps)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.grids import Grid, balanced, karras, log_snr, trailing, uniform
+from audio_diffusion.diffusion.grids import Grid, balanced, karras, log_snr, of_betas, trailing, uniform
 from audio_diffusion.diffusion.schedules import (
     Edm,
     Flow,
@@ -160,3 +160,27 @@ def test_continuous_time_needs_a_number_of_steps(grid: Grid, num_steps: int | No
 def test_bad_options_are_refused(grid: Grid, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grid(linear(), 10)
+
+
+def test_the_levels_of_given_betas_are_those_of_their_own_chain() -> None:
+    betas = [1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5]
+    own = explicit([1 - beta for beta in betas])
+    for schedule in (linear(1000), Edm()):  # fine enough, or continuous
+        times = of_betas(schedule, None, betas)
+        expected = decibels(own, [i / 6 for i in range(6, 0, -1)])
+        assert decibels(schedule, times) == pytest.approx(expected, abs=0.3 if isinstance(schedule, Steps) else 1e-3)
+    coarse = of_betas(linear(50, 1e-4, 0.05), 6, betas)
+    assert [round(50 * t) for t in coarse] == [44, 24, 11, 5, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "betas", "message"),
+    [
+        (5, [0.1, 0.2], "num_steps: expected 2, one for each of betas, or null, got 5"),
+        (None, [], r"betas: expected numbers inside \(0, 1\), got \[\]"),
+        (None, [0.1, 1.0], r"betas: expected numbers inside \(0, 1\), got \[0.1, 1.0\]"),
+    ],
+)
+def test_betas_that_do_not_fit_are_refused(num_steps: int | None, betas: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        of_betas(linear(), num_steps, betas)

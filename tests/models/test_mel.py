@@ -50,6 +50,15 @@ def test_each_channel_has_a_spectrogram_of_its_own() -> None:
         torch.testing.assert_close(stereo[:, 20 * channel : 20 * channel + 20], alone)
 
 
+def test_bands_may_be_told_as_they_are() -> None:
+    bands = mel(embed=False).prepare(torch.randn(2, 1, 512, generator=torch.Generator().manual_seed(0)), "cpu")
+    embedder = mel(embed=False).embedder(20)
+    assert torch.equal(embedder(bands), bands)
+    assert embedder(mel().nothing(2)).abs().max() == 0  # learnt from there on
+    with pytest.raises(ValueError, match="cond_width: expected 20, the rows of a mel that is not embedded, got 32"):
+        mel(embed=False).embedder(32)
+
+
 def test_it_is_the_same_under_autocast() -> None:
     audio = torch.randn(1, 1, 512, generator=torch.Generator().manual_seed(0))
     full = mel().prepare(audio, "cpu")

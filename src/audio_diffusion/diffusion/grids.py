@@ -8,7 +8,7 @@ very end.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -183,3 +183,21 @@ def balanced(
         return torch.lerp(fine[right - 1], fine[right], part)
 
     return _levels(schedule, num_steps, place)
+
+
+def of_betas(schedule: Schedule, num_steps: int | None, betas: Sequence[float]) -> list[float]:
+    """At the noise levels of another chain, given by its β from the cleanest on: ᾱ_s = Π (1 - β).
+
+    DiffWave's fast sampling (Kong et al. 2021, arXiv:2009.09761, appendix B) is ``ddpm`` with β̃ on this grid. On a
+    chain each time is moved to the nearest step that is free; the paper interpolates t.
+
+    Raises:
+        ValueError: for a β outside (0, 1), or another number of steps.
+    """
+    if not betas or not all(0 < beta < 1 for beta in betas):
+        raise ValueError(f"betas: expected numbers inside (0, 1), got {list(betas)}")
+    if num_steps not in (None, len(betas)):
+        raise ValueError(f"num_steps: expected {len(betas)}, one for each of betas, or null, got {num_steps}")
+    neg_log = -torch.log1p(-torch.tensor(betas, dtype=torch.float64)).cumsum(0)
+    levels = 0.5 * torch.log(torch.expm1(neg_log)).flip(0)  # log(sigma/alpha), sigma² = 1 - ᾱ
+    return _levels(schedule, len(betas), lambda n: levels[-n:])

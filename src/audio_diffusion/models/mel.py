@@ -24,6 +24,8 @@ class Mel(Condition):
         n_fft: window, in samples.
         hop: samples per frame; T must be a multiple of it.
         field: of the batch; ``audio`` is the crop.
+        embed: False: the network is told the bands as they are, in place of what two convolutions make of them; the
+            width of its conditions must then be C·n_mels.
 
     Raises:
         ValueError: for numbers below 1, or a hop that is longer than the window or leaves an odd number over.
@@ -32,7 +34,14 @@ class Mel(Condition):
     kind = "frames"
 
     def __init__(
-        self, sample_rate: int, channels: int, n_mels: int = 80, n_fft: int = 1024, hop: int = 256, field: str = "audio"
+        self,
+        sample_rate: int,
+        channels: int,
+        n_mels: int = 80,
+        n_fft: int = 1024,
+        hop: int = 256,
+        field: str = "audio",
+        embed: bool = True,
     ):
         super().__init__(field)
         for name, value in {"channels": channels, "n_mels": n_mels, "n_fft": n_fft, "hop": hop}.items():
@@ -41,6 +50,7 @@ class Mel(Condition):
         if hop > n_fft or (n_fft - hop) % 2:
             raise ValueError(f"hop: expected n_fft ({n_fft}) less an even number, got {hop}")
         self.channels, self.num_rows, self.n_fft, self.hop = channels, channels * n_mels, n_fft, hop
+        self.embed = embed
         top = sample_rate / 2
         self.bank = melscale_fbanks(n_fft // 2 + 1, 0.0, top, n_mels, sample_rate, norm="slaney", mel_scale="slaney")
         self.window = torch.hann_window(n_fft)
@@ -74,5 +84,17 @@ class Mel(Condition):
         return torch.full((num, self.num_rows, 1), torch.nan)
 
     def embedder(self, width: int) -> nn.Module:
+        """See ``Condition``.
+
+        Raises:
+            ValueError: for bands as they are and another width.
+        """
+        if not self.embed:
+            if width != self.num_rows:
+                raise ValueError(
+                    f"cond_width: expected {self.num_rows}, the rows of a mel that is not embedded, got {width}; "
+                    "or set model.conditions.mel.embed=true"
+                )
+            return OrNothing(nn.Identity(), width)
         first, second = nn.Conv1d(self.num_rows, width, 3, padding=1), nn.Conv1d(width, width, 3, padding=1)
         return OrNothing(nn.Sequential(first, nn.SiLU(), second), width)
