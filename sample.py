@@ -28,7 +28,7 @@ from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.redaction import without_redacted
-from audio_diffusion.use.asked import batches, samples
+from audio_diffusion.use.asked import Sample, batches, samples
 from audio_diffusion.use.processes import devices_of, load, run
 from audio_diffusion.use.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
 
@@ -98,21 +98,21 @@ def main(cfg: DictConfig) -> None:
     for file in {file.path: file for sample in asked for file in sample.files if file.converted}.values():
         print(f"{file.path}: {file.converted}")
 
-    results: list[Result] = []
-    work = list(batches(asked, options["batch_size"]))
-    with tqdm(total=len(asked), desc=task, unit="sample") as bar:
-        for batch in run(model, options, work, devices):
-            results += batch
-            bar.update(len(batch))
-
     home = home_of(model)
     output = Path(options["output"] or home / ("generated" if task == "generate" else task))
-    rows = write_files(asked, results, output, model.sample_rate, task, options["format"])
+    rows: list[dict[str, Any]] = []
+    shown: list[tuple[Sample, Result]] = []  # in the picture
+    work = list(batches(asked, options["batch_size"]))
+    with tqdm(total=len(asked), desc=task, unit="sample") as bar:
+        for batch, results in zip(work, run(model, options, work, devices), strict=True):
+            rows += write_files(batch, results, output, model.sample_rate, task, options["format"])
+            shown += list(zip(batch, results, strict=True))[: COLUMNS - len(shown)]
+            bar.update(len(batch))
+
     real = []
     if task == "generate":
-        shown = asked[:COLUMNS]
-        real = real_clips(model, options["real"], [s.label for s in shown if s.label], len(shown))
-    picture = draw(asked, results, real, model.sample_rate, output.with_suffix(".png"))
+        real = real_clips(model, options["real"], [s.label for s, _ in shown if s.label], len(shown))
+    picture = draw(shown, real, model.sample_rate, output.with_suffix(".png"))
     about = {
         "command": ["python", "sample.py", *sys.argv[1:]],
         "checkpoint": {"path": str(model.source), "sha256": sha256_of(model.source), "step": model.step},

@@ -169,6 +169,7 @@ def test_the_ends_of_an_interpolation_are_the_files(user: Path, sample: Callable
         (["strength=1"], "strength: there is no such option."),
         (["format=mp3"], "format: expected wav or flac, got 'mp3'"),
         (["devices=0"], "devices: expected at least 1, got 0"),
+        (["task=continue", "input=pcm16.wav", "seconds=0", "devices=2"], "seconds: expected at least one sample"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_what_is_allowed(sample: Callable[..., str], arguments: list[str], message: str) -> None:

@@ -1,7 +1,9 @@
 """Batches of samples made by this process, or by one for each of several devices."""
 
 import multiprocessing
+import pickle
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -51,11 +53,12 @@ def _begin(options: dict[str, Any], devices: Any) -> None:
     _worker = load(options, devices.get()), options
 
 
-def _work(batch: list[Sample]) -> list[Result] | str:
-    """A batch in a process of several; an error the user can mend as its words."""
+def _work(batch: bytes) -> bytes | str:
+    """A batch in a process of several, both ways as bytes: of shared memory each clip would be an open file. An error
+    that the user can mend comes as its words."""
     assert _worker is not None
     try:
-        return perform(*_worker, batch)
+        return pickle.dumps(perform(*_worker, pickle.loads(batch)))
     except ValueError as error:
         return str(error)
 
@@ -63,17 +66,23 @@ def _work(batch: list[Sample]) -> list[Result] | str:
 def run(
     model: Generator, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
 ) -> Iterator[list[Result]]:
-    """The results of each batch, in order; by this process, or by one for each of several devices."""
+    """The results of each batch, in order; by this process, or by one for each of several devices.
+
+    Raises:
+        ValueError: for options that the task or the model does not take.
+        BrokenProcessPool: if a process was killed.
+    """
     if len(devices) == 1:
         yield from (perform(model, options, batch) for batch in work)
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a GPU cannot be used in a forked process
     places = context.Queue()
     for device in devices:
         places.put(device)
-    torch.multiprocessing.set_sharing_strategy("file_system")  # a clip is not an open file each
-    with context.Pool(len(devices), _begin, (options, places)) as pool:
-        for result in pool.imap(_work, work):
+    options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer one by now
+    with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
+        for result in pool.map(_work, [pickle.dumps(batch) for batch in work]):
             if isinstance(result, str):
+                pool.shutdown(cancel_futures=True)
                 raise ConfigError(result)
-            yield result
+            yield pickle.loads(result)

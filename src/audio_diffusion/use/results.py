@@ -80,18 +80,18 @@ def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
     path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str))
 
 
-def draw(asked: Sequence[Sample], results: Sequence[Result], real: list[Tensor], sample_rate: int, path: Path) -> Path:
+def draw(shown: Sequence[tuple[Sample, Result]], real: list[Tensor], sample_rate: int, path: Path) -> Path:
     """The picture: real clips or inputs above, what was made below; of many clips a sample, one row a sample."""
-    names = [sample.name for sample in asked[:COLUMNS]]
-    if len(results[0].clips) > 1:
+    names, of_files = [sample.name for sample, _ in shown], bool(shown[0][0].files)
+    if len(shown[0][1].clips) > 1:
         rows = [
             (sample.name, result.clips[:COLUMNS], [suffix.lstrip("_") for suffix in result.suffixes[:COLUMNS]])
-            for sample, result in list(zip(asked, results, strict=True))[:ROWS]
+            for sample, result in shown[:ROWS]
         ]
     else:
-        rows = [("result" if asked[0].files else "generated", [r.clips[0] for r in results[:COLUMNS]], names)]
-        if asked[0].files:
-            rows.insert(0, ("input", [sample.files[0].clip for sample in asked[:COLUMNS]], names))
+        rows = [("result" if of_files else "generated", [result.clips[0] for _, result in shown], names)]
+        if of_files:
+            rows.insert(0, ("input", [sample.files[0].clip for sample, _ in shown], names))
         elif real:
             rows.insert(0, ("real", real, names[: len(real)]))
     return pictures.save(pictures.sample_grid(rows, sample_rate), path)
