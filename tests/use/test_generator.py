@@ -163,6 +163,19 @@ def test_one_negative_is_for_all(model: Generator) -> None:
     assert torch.equal(*made)
 
 
+def test_guidance_costs_nothing_where_nothing_is_told(model: Generator, clips: Tensor) -> None:
+    sizes: list[int] = []
+    hook = model.net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    guided = model.using(guidance=2.0)
+    untold = guided.vary(clips, 0.5, [1, 2])
+    assert set(sizes) == {2}
+    assert torch.equal(untold, model.using(guidance=1.0).vary(clips, 0.5, [1, 2]))
+    sizes.clear()
+    guided.vary(clips, 0.5, [1, 2], ["hat", "kick"])
+    hook.remove()
+    assert set(sizes) == {4}
+
+
 REFUSED: dict[str, tuple[Callable[[Generator, Tensor], object], str]] = {
     "region": (lambda m, x: m.inpaint(x, [(0.1, 0.2)], [1, 2]), "0 <= start < end <= 0.128, the seconds of the clip"),
     "backwards": (lambda m, x: m.inpaint(x, [(0.1, 0.05)], [1, 2]), r"got \[0.1, 0.05\]"),

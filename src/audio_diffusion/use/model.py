@@ -103,9 +103,11 @@ class Model(ABC):
         return torch.tensor([self.classes.index(label) for label in labels])
 
     def _guided(self, length: Length, told: bool) -> Guidance:
-        """How estimates are moved; where nothing is told and nothing else said, there is nothing to be guided by."""
-        guidance = self.guidance or Guidance(self.guidance_scale if told else 1.0)
-        return guidance if guidance.weak is None else replace(guidance, weak=self._net(length, guidance.weak))
+        """How estimates are moved. Where nothing is told there is nothing to be guided by, which saves calls."""
+        guidance = self.guidance or Guidance(self.guidance_scale)
+        if guidance.weak is not None:
+            return replace(guidance, weak=self._net(length, guidance.weak))
+        return guidance if told or guidance.negative is not None else replace(guidance, scale=1.0)
 
     def _net(self, length: Length, net: Net | None = None) -> Net:
         """The network, this model's if none is given, for signals of a length."""
