@@ -44,15 +44,11 @@ def main(cfg: DictConfig) -> None:
 
     count = options["num_samples"]
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None
+    model = model.using(sampler=sampler, guidance=options["guidance_scale"])
     labels = [model.classes[i % len(model.classes)] for i in range(count)]
     seeds = [seed_of(options["seed"], "learnt", i) for i in range(count)]
     batches = [slice(i, i + options["batch_size"]) for i in range(0, count, options["batch_size"])]
-    generated = torch.cat(
-        [
-            model.generate(seeds[b], labels[b], guidance_scale=options["guidance_scale"], sampler=sampler)
-            for b in batches
-        ]
-    )
+    generated = torch.cat([model.generate(seeds[b], labels[b]) for b in batches])
 
     probe = LabelProbe(model.sample_rate).fit(train, train_labels)
     ceiling, accuracy = probe.accuracy(val, val_labels), probe.accuracy(generated, labels)

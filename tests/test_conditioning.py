@@ -128,7 +128,7 @@ def test_the_text_encoder_is_neither_trained_nor_averaged_nor_saved(
 
 def test_what_is_generated_follows_from_the_seed_and_the_conditions_alone(trained: checkpoint.Generator) -> None:
     def generated(seeds: list[int], scale: float = 2.0, **cond: Any) -> Tensor:
-        return trained.generate(seeds, cond=cond, guidance_scale=scale, sampler=partial(ddim, num_steps=2))
+        return trained.using(sampler=partial(ddim, num_steps=2), guidance=scale).generate(seeds, cond=cond)
 
     both = generated([1, 2, 3], caption=["a dog", "rain", ""], seconds_total=[60, float("nan"), 100])
     torch.testing.assert_close(generated([2], caption=["rain"])[0], both[1], rtol=1e-3, atol=1e-4)
@@ -146,7 +146,7 @@ def test_guidance_moves_away_from_what_no_condition_makes(trained: checkpoint.Ge
     calls: list[dict[str, Tensor]] = []
     trained.net.register_forward_pre_hook(lambda _, args: calls.append(args[2]))
     cond = {"caption": ["a dog", "rain"], "seconds_total": [1, 2]}
-    trained.generate([1, 2], cond=cond, guidance_scale=2, sampler=partial(ddim, num_steps=2))
+    trained.using(sampler=partial(ddim, num_steps=2), guidance=2).generate([1, 2], cond=cond)
     assert len(calls) == 2
     for name, value in calls[0].items():
         assert len(value) == 4

@@ -204,7 +204,7 @@ def test_train_names_a_server_that_is_not_there(tmp_path: Path) -> None:
 GROUPS = [
     f"{folder.relative_to(CONFIG_DIR).as_posix()}={file.stem}"
     for folder in sorted(CONFIG_DIR.rglob("*"))
-    if folder.is_dir()
+    if folder.is_dir() and folder.name != "task"  # sample.py's, each run by tests/use
     for file in sorted(folder.glob("*.yaml"))
 ]
 

@@ -90,7 +90,7 @@ def learnt(model: checkpoint.Generator, sampler: Callable) -> Vocoder:
     def vocode(audio: Tensor) -> Tensor:
         seeds = [seed_of(0, "vocoder", i) for i in range(len(audio))]
         made = [
-            model.generate([seed], cond={"mel": clip[None]}, guidance_scale=1.0, sampler=sampler)
+            model.using(guidance=1.0, sampler=sampler).generate([seed], cond={"mel": clip[None]})
             for seed, clip in zip(seeds, tqdm(audio, leave=False), strict=True)
         ]
         return torch.cat(made)

@@ -14,6 +14,14 @@ Two contracts everything rests on:
 
     net(x_t, t, cond) -> tensor of x_t's shape        what a network is
     denoise(x_t, t)   -> estimates of x0 and noise    what a sampler is given: net + parameterization + guidance
+
+What is trained is used by ``load(ckpt).generate(..)``, and handed on by ``export`` and ``push``.
 """
 
 __version__ = "0.1.0"
+
+from audio_diffusion.exported import export, push
+from audio_diffusion.loading import load
+from audio_diffusion.use.generator import Generator
+
+__all__ = ["Generator", "export", "load", "push"]

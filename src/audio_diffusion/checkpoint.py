@@ -1,22 +1,16 @@
-"""Checkpoint file -> something that generates: network, process and configuration, without Lightning."""
+"""Checkpoint file -> something that generates: network, process and configuration, without Lightning and Hydra."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from audio_diffusion.config import ConfigError, build, nearest
-from audio_diffusion.diffusion.generation import Sampler, generate
-from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.process import Diffusion
-from audio_diffusion.models.conditions import Conditions, Values
-from audio_diffusion.models.representations import Waveform
 from audio_diffusion.saving import sharded
 from audio_diffusion.saving.folder import manifest_of, newest_verified, problem_of
+from audio_diffusion.targets import ConfigError, build
+from audio_diffusion.use.generator import Generator
 
 log = logging.getLogger(__name__)
 
@@ -80,95 +74,6 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-@dataclass
-class Generator:
-    """A trained model, ready to generate. Made by ``load``."""
-
-    net: nn.Module
-    process: Diffusion
-    representation: Waveform
-    sampler: Sampler
-    config: dict[str, Any]
-    step: int
-    weights: str
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return self.config["audio"]["sample_rate"]
-
-    @property
-    def conditions(self) -> Conditions:
-        """What the model is told."""
-        assert isinstance(self.net.conditions, Conditions)
-        return self.net.conditions
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names; empty for a model that takes no label."""
-        return self.config["classes"] if "label" in self.conditions.by_name else []
-
-    @property
-    def guidance_scale(self) -> float:
-        """What the model was sampled with while it was trained; 1, no guidance, where that is not known."""
-        listened = (self.config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
-        return listened if self.conditions.by_name else 1.0
-
-    def generate(
-        self,
-        seeds: Sequence[int],
-        labels: Sequence[str] | None = None,
-        *,
-        cond: Mapping[str, Values | Sequence[float]] | None = None,
-        guidance_scale: float | None = None,
-        guidance: Guidance | None = None,
-        sampler: Sampler | None = None,
-    ) -> Tensor:
-        """Audio ``[B, C, T]``, one clip per seed; clip i depends on ``seeds[i]`` and its own conditions alone.
-
-        Args:
-            seeds: one a clip.
-            labels: class names, one a clip; a model that is told nothing else needs them.
-            cond: other conditions by name, B values each: words, numbers (NaN: "not given"), embeddings
-                ``[B, ..]``, audio ``[B, C, T]`` for a mel. What is left out is "not given".
-            guidance_scale: classifier-free guidance, 1 is none; None is what was sampled with while training.
-            guidance: all that can be said about guidance, in place of ``guidance_scale``.
-            sampler: None is the one the model was trained with.
-
-        Raises:
-            ValueError: for a label or a condition the model does not know, values that are none for it, or no labels
-                where the model needs them.
-        """
-        given = dict(cond or {})
-        if labels is not None:
-            given["label"] = self._index(labels)
-        elif set(self.conditions.by_name) == {"label"}:
-            raise ValueError(f"labels: this model needs one per clip, of {', '.join(self.classes)}")
-        device = next(self.net.parameters()).device
-        audio = self.config["audio"]
-        x0 = generate(
-            self.net,
-            self.process,
-            sampler or self.sampler,
-            self.representation.shape(audio["channels"], audio["num_samples"]),
-            seeds,
-            self.conditions.given(given, len(seeds), device),
-            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            guidance=guidance,
-            device=device,
-        )
-        return self.representation.decode(x0)
-
-    def _index(self, labels: Sequence[str]) -> Tensor:
-        """Class names -> their numbers."""
-        if not self.classes:
-            raise ValueError("labels: this model takes none")
-        for label in labels:
-            if label not in self.classes:
-                raise ValueError(f"label {label!r} is unknown to this model.{nearest(label, self.classes)}")
-        return torch.tensor([self.classes.index(label) for label in labels])
-
-
 def _trusted(node: Any) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")
@@ -216,19 +121,33 @@ def load(path: str | Path, *, weights: str = "ema", device: torch.device | str =
     if weights not in ("ema", "raw"):
         raise ConfigError(f'weights: expected "ema" or "raw", got {weights!r}')
     content = read(path)
-    config = content["config"]
+    prefix = "ema.net." if weights == "ema" else "net."
+    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    return assemble(content["config"], state, content["global_step"], weights, device, Path(path))
+
+
+def assemble(
+    config: dict[str, Any], state: dict[str, Tensor], step: int, weights: str, device: torch.device | str, source: Path
+) -> Generator:
+    """The generator of a run's configuration and its network's weights, of which no foreign code is run.
+
+    Raises:
+        ConfigError: if the configuration names what is not of this project, or the weights are not of its network.
+    """
     parts = {name: config[name] for name in ("model", "representation", "diffusion", "sampler")}
     _trusted(parts)
-    prefix = "ema.net." if weights == "ema" else "net."
     net = build(parts["model"], "model")
-    state = content["state_dict"]
-    net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"ckpt: {str(source)!r} has other weights than its network: {error}") from error
     return Generator(
         net=net.to(device).eval().requires_grad_(False),
         process=build(parts["diffusion"], "diffusion"),
         representation=build(parts["representation"], "representation"),
         sampler=build(parts["sampler"], "sampler"),
         config=config,
-        step=content["global_step"],
+        step=step,
         weights=weights,
+        source=source,
     )

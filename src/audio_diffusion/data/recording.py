@@ -10,6 +10,7 @@ import numpy as np
 import soundfile as sf
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from audio_diffusion.data.audio import AudioInfo, UnusableAudio, _check_fit, _Decoder, _open, _read_window, check
 
@@ -75,6 +76,20 @@ class Recording:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def read_file(file: str | Path, sample_rate: int, channels: int) -> Tensor:
+    """All of a file at the wanted rate, float32 ``[C, T]``.
+
+    Raises:
+        UnusableAudio: if it cannot be decoded or converted, or holds NaN, infinite or absurdly large samples.
+    """
+    info = probe(file)
+    recording = Recording(file, info)
+    try:
+        return torch.from_numpy(recording.read(0, resampled_length(info, sample_rate), sample_rate, channels))
+    finally:
+        recording.close()
 
 
 def to_int16(audio: NDArray[np.float32]) -> tuple[NDArray[np.int16], int]:

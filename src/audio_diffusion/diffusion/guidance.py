@@ -35,7 +35,8 @@ class Guidance:
             (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         rescale: part by which x0 is given back the standard deviation it had unguided, 0 to 1 (Lin et al. 2023,
             arXiv:2305.08891, eqs. 15 and 16).
-        negative: conditions to move away from, by name; those that are left out are "not given", as all are without.
+        negative: conditions to move away from, by name, of all samples or one for all; those that are left out are
+            "not given", as all are without.
         weak: a worse network of the same process, to move away from instead: autoguidance (Karras et al. 2024,
             arXiv:2406.02507, eq. 3); it takes the same conditions, and works without any.
         clip: bound of x0 on either side; None is none.
@@ -90,7 +91,8 @@ class Guidance:
         negative, first = self.negative or {}, next(iter(cond.values()))
         if not set(negative) <= set(cond):
             raise ValueError(f"negative: expected some of the conditions {sorted(cond)}, got {sorted(negative)}")
-        away = {**drop(cond, torch.ones(len(first), dtype=torch.bool, device=first.device)), **negative}
+        away = {**drop(cond, torch.ones(len(first), dtype=torch.bool, device=first.device))}
+        away |= {name: value.expand(len(first), *value.shape[1:]) for name, value in negative.items()}
         both = process.denoiser(net, {name: torch.cat([cond[name], away[name]]) for name in cond})
 
         def pair(x_t: Tensor, t: Tensor | float) -> tuple[Prediction, Prediction]:

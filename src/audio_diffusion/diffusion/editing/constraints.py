@@ -88,14 +88,14 @@ class Unclipped(Constraint):
 
     Args:
         clip: ``[B, C, T]``.
-        level: samples of this magnitude and more were clipped.
+        level: samples of this magnitude and more were clipped; one for all, or each clip's own ``[B, 1, 1]``.
 
     Raises:
         ValueError: if the level is not positive.
     """
 
-    def __init__(self, clip: Tensor, level: float):
-        if not level > 0:
+    def __init__(self, clip: Tensor, level: float | Tensor):
+        if not torch.as_tensor(level).min() > 0:
             raise ValueError(f"level: expected a positive magnitude, got {level}")
         self.clip, self.over, self.under = clip, clip >= level, clip <= -level
 

@@ -1,0 +1,26 @@
+"""What a user names, file or folder or model of the hub -> a Generator."""
+
+from pathlib import Path
+
+import torch
+
+from audio_diffusion import checkpoint, exported
+from audio_diffusion.use.generator import Generator
+
+
+def load(ckpt: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+    """A trained model, ready to generate.
+
+    Args:
+        ckpt: a checkpoint file, a run's folder (its newest checkpoint), a folder written by ``export``, or
+            ``hub:USER/NAME``, a model of the Hugging Face hub.
+        weights: "ema" (averaged, what one listens to) or "raw"; an exported model has one of them.
+        device: where the network is put.
+
+    Raises:
+        ConfigError: if there is none, or it cannot be used.
+    """
+    folder = exported.pull(str(ckpt)) if str(ckpt).startswith(exported.HUB) else Path(ckpt)
+    if exported.is_exported(folder):
+        return exported.read(folder, weights=weights, device=device)
+    return checkpoint.load(checkpoint.find(str(ckpt)), weights=weights, device=device)

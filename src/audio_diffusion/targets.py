@@ -1,0 +1,172 @@
+"""From a config node to the object it describes, without Hydra: an exported model is built by the same code.
+
+A node is a dict with the dotted path of a class or function in ``_target_``, and its arguments beside it; with
+``_partial_: true`` it is the function itself, its arguments bound.
+"""
+
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+_UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to change."""
+
+
+def nearest(name: str, among: Iterator[str] | list[str]) -> str:
+    """ " Did you mean …?" with the closest of the names, or the list of all of them."""
+    names = sorted(set(among))
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" There are: {', '.join(names)}." if names else ""
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted path, node) of every node with a ``_target_``."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}".strip("."))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{path}[{i}]")
+
+
+_PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+def _type_problem(annotation: Any, value: Any) -> str | None:
+    """What is wrong with a number, string, bool or list of them for an annotated argument; None where that cannot be
+    said."""
+    if not isinstance(value, (bool, int, float, str, list)) or annotation is inspect.Parameter.empty:
+        return None
+    allowed = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    lists = [kind for kind in allowed if typing.get_origin(kind) in (list, tuple, Sequence)]
+    if isinstance(value, list):
+        inner = [_type_problem(typing.get_args(lists[0])[0], item) for item in value] if len(lists) == 1 else []
+        return next((problem for problem in inner if problem), None)
+    for kind, open_to in (("a list", lists), ("a mapping, {name: value}", [kind for kind in allowed if kind is dict])):
+        if open_to and set(allowed) <= {*open_to, _NOTHING}:
+            return f"expected {kind}, got {value!r}"
+    known = [kind for kind in allowed if kind in _PLAIN]
+    open_to_more = any(kind is Any or typing.get_origin(kind) is typing.Literal for kind in allowed)
+    if not known or open_to_more or (isinstance(value, str) and len(allowed) > len(known) and str in known):
+        return None
+    if any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind is bool) for kind in known):
+        return None
+    return f"expected {' or '.join(kind.__name__ for kind in known)}, got {value!r}"
+
+
+def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
+    """Door 2 of programs without a dataclass: the types of their own options.
+
+    Raises:
+        ConfigError: naming the option, the type expected and the value given.
+    """
+    for name, kind in types.items():
+        if options[name] is None and _NOTHING not in typing.get_args(kind):
+            raise ConfigError(f"{name}: expected {getattr(kind, '__name__', kind)}, got nothing (null)")
+        if options[name] == "":
+            raise ConfigError(f"{name}: expected a value, got nothing; leave it out, or give one")
+        if problem := _type_problem(kind, options[name]):
+            raise ConfigError(f"{name}: {problem}")
+
+
+def _load(target: str) -> Any:
+    """What a dotted ``_target_`` names.
+
+    Raises:
+        ConfigError: with the nearest name, if there is no such module or nothing of that name in it.
+    """
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot import {module_name!r}: {error}") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"{module_name} has no {name!r}.{nearest(name, dir(module))}")
+    return getattr(module, name)
+
+
+def _signature(target: Any) -> dict[str, inspect.Parameter]:
+    """Arguments by name, annotations evaluated where they can be."""
+    parameters = dict(inspect.signature(target).parameters)
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+    return {name: p.replace(annotation=hints.get(name, p.annotation)) for name, p in parameters.items()}
+
+
+def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> list[str]:
+    """Door 3: every ``_target_`` that is not there, every argument its signature does not have, lacks or mistypes.
+
+    Args:
+        node: plain configuration.
+        path: where it lies, for the messages.
+        given: arguments that the program itself passes to the outermost targets.
+    """
+    problems = []
+    for place, target in _targets(node, path):
+        try:
+            parameters = _signature(_load(target["_target_"]))
+        except ConfigError as error:
+            problems.append(f"{place}._target_: {error}")
+            continue
+        arguments = {key: value for key, value in target.items() if not key.startswith("_")}
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key, value in arguments.items():
+            if key not in parameters:
+                if not open_ended:
+                    hint = nearest(key, list(parameters))
+                    problems.append(f"{place}.{key}: {target['_target_']} has no such argument.{hint}")
+            elif problem := _type_problem(parameters[key].annotation, value):
+                problems.append(f"{place}.{key}: {problem}")
+        if not target.get("_partial_"):
+            problems += [
+                f"{place}.{name}: {target['_target_']} needs this argument"
+                for name, p in parameters.items()
+                if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                and name not in arguments and not (place == path and name in given)
+            ]  # fmt: skip
+    return problems
+
+
+def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
+    """The node's object, and of lists and dicts what they hold. ``given`` is passed to it, in place of what it has."""
+    if isinstance(node, list):
+        return [_make(value, f"{path}[{i}]", {}) for i, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {k: _make(v, f"{path}.{k}", {}) for k, v in node.items() if k not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return arguments
+    target, arguments = _load(node["_target_"]), {**arguments, **given}
+    if node.get("_partial_"):
+        return partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError) or type(error).__name__ == "MisconfigurationException":
+            raise ConfigError(f"{path}.{error}") from error  # the last is Lightning's
+        raise
+
+
+def build(node: dict[str, Any], path: str, **given: Any) -> Any:
+    """Makes the object a config node describes, ``given`` passed to it as well; values are checked by it (door 4).
+
+    Raises:
+        ConfigError: with the constructor's message and the node's place.
+    """
+    if problems := target_problems(node, path, tuple(given)):
+        raise ConfigError("\n       ".join(problems))
+    return _make(node, path, given)

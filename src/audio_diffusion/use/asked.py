@@ -1,0 +1,199 @@
+"""What a command line asks for -> samples, each with its seed, conditions and files, in batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, file_name
+from audio_diffusion.data.members import read_npy
+from audio_diffusion.data.recording import probe, read_file
+from audio_diffusion.diffusion.guidance import Guidance
+from audio_diffusion.seeding import seed_of
+from audio_diffusion.targets import ConfigError, nearest
+from audio_diffusion.use.generator import Generator
+
+
+@dataclass
+class Sample:
+    """One result that is asked for."""
+
+    index: int
+    seed: int
+    label: str | None = None
+    cond: dict[str, Any] = field(default_factory=dict)  # by name, files read
+    written_cond: dict[str, Any] = field(default_factory=dict)  # as written, for the record
+    files: tuple["Input", ...] = ()  # what it is made of
+
+    @property
+    def name(self) -> str:
+        """What its file is called: by its input, its label, or the first words it is given."""
+        words = next((value for value in self.cond.values() if isinstance(value, str)), "")
+        return file_name("_".join(file.path.stem for file in self.files) or self.label or words)
+
+
+@dataclass
+class Input:
+    """A file that is edited."""
+
+    path: Path
+    info: AudioInfo
+    clip: Tensor  # [C, T], at the model's rate
+    converted: str  # how it was made to fit, empty where it was not
+
+
+def _paths(given: str | Sequence[str]) -> list[Path]:
+    """The files that are named; of a folder, all audio in it."""
+    found: list[Path] = []
+    for name in [given] if isinstance(given, str) else given:
+        path = Path(name)
+        inside = sorted(p for p in path.glob("*") if p.suffix[1:].lower() in EXTENSIONS) if path.is_dir() else [path]
+        if not inside:
+            raise ConfigError(f"input: the folder {name!r} holds no audio ({', '.join(EXTENSIONS)})")
+        found += inside
+    if not found:
+        raise ConfigError("input: expected a file, a list of them, or a folder, got none")
+    return found
+
+
+def read_inputs(model: Generator, given: str | Sequence[str]) -> list[Input]:
+    """The files to edit, converted to the model's rate and channels.
+
+    Raises:
+        ConfigError: for a file that cannot be read or converted.
+    """
+    inputs = []
+    for path in _paths(given):
+        try:
+            info = probe(path)
+            clip = read_file(path, model.sample_rate, model.channels)
+        except (OSError, UnusableAudio) as error:
+            raise ConfigError(f"input: {str(path)!r} cannot be used: {error}") from error
+        changes = []
+        if info.sample_rate != model.sample_rate:
+            changes.append(f"resampled from {info.sample_rate} to {model.sample_rate} Hz")
+        if info.channels != model.channels:
+            changes.append(f"of {info.channels} channels made {model.channels}")
+        inputs.append(Input(path, info, clip, ", ".join(changes)))
+    return inputs
+
+
+def _labels(model: Generator, labels: list[str] | None, num: int, needed: bool) -> list[str | None]:
+    """The label of every sample, taken in turn; all of a model that needs one and is told nothing else."""
+    if labels and not model.classes:
+        raise ConfigError(f"labels: got {labels}, but this model takes none")
+    for label in labels or []:
+        if label not in model.classes:
+            raise ConfigError(f"label {label!r} is unknown to this model.{nearest(label, model.classes)}")
+    alone = needed and set(model.conditions.by_name) == {"label"}
+    names = labels or (model.classes if alone else None)
+    return [names[i % len(names)] if names else None for i in range(num)]
+
+
+def _value(model: Generator, name: str, value: Any, num_samples: int) -> Any:
+    """A condition's value as the command line has it: words or a number as they are, files of audio or .npy read."""
+    condition = model.conditions.by_name.get(name)
+    try:
+        if condition is not None and condition.field == "audio":
+            audio = read_file(str(value), model.sample_rate, model.channels)
+            out = torch.zeros(model.channels, num_samples)
+            out[:, : audio.shape[1]] = audio[:, :num_samples]
+            return out
+        return torch.from_numpy(read_npy(Path(value).read_bytes())) if str(value).endswith(".npy") else value
+    except (OSError, UnusableAudio) as error:
+        raise ConfigError(f"cond.{name}: {str(value)!r} cannot be read: {error}") from error
+
+
+def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
+    """The conditions of every sample, as they are written; each name's values are taken in turn."""
+    if cond and "label" in cond:
+        raise ConfigError("cond.label: labels are given by name: labels=[..]")
+    lists = {name: value if isinstance(value, list) else [value] for name, value in (cond or {}).items()}
+    for name, values in lists.items():
+        if not values:
+            raise ConfigError(f"cond.{name}: expected a value or a list of them, got none")
+    return [{name: values[i % len(values)] for name, values in lists.items()} for i in range(num)]
+
+
+def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
+    """All samples that the options of sample.py ask for.
+
+    Raises:
+        ConfigError: for labels, conditions or files that cannot be used.
+    """
+    inputs = read_inputs(model, options["input"]) if "input" in options else []
+    of_files: list[tuple[Input, ...]] = [(file,) for file in inputs]
+    if options["task"] == "interpolate":
+        if len(inputs) < 2:
+            raise ConfigError(f"input: expected two files or more to go between, got {len(inputs)}")
+        of_files = list(pairwise(inputs))
+    num = options["num_samples"] or len(of_files)
+    if num < 1:
+        raise ConfigError(f"num_samples: expected at least 1, got {num}")
+    # for files it is their own length that counts; what a mel is read from is not longer than needed
+    length = round((options.get("seconds") or 0) * model.sample_rate) if not inputs else 0
+    length = length or (inputs[0].clip.shape[1] if inputs else model.num_samples)
+    labels = _labels(model, options["labels"], num, needed=not inputs)
+    told = _conds(options["cond"], num)
+    read: dict[tuple[str, str], Any] = {}
+    result = []
+    for i, (label, written) in enumerate(zip(labels, told, strict=True)):
+        for name, value in written.items():
+            if (name, str(value)) not in read:
+                read[name, str(value)] = _value(model, name, value, length)
+        cond = {name: read[name, str(value)] for name, value in written.items()}
+        files = of_files[i % len(of_files)] if of_files else ()
+        result.append(Sample(i, seed_of(options["seed"], "sample", i), label, cond, written, files))
+    return result
+
+
+def batches(asked: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """Samples that can be made together, one after the other: clips of one batch are of one length."""
+    for _, alike in groupby(asked, lambda sample: [file.clip.shape for file in sample.files]):
+        group = list(alike)
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def together(conds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The conditions of a batch by name, those read from files as a tensor."""
+    columns = {name: [cond[name] for cond in conds] for name in conds[0]}
+    return {name: torch.stack(v) if isinstance(v[0], Tensor) else v for name, v in columns.items()}
+
+
+def guidance_of(model: Generator, options: dict[str, Any], weak: Generator | None) -> Guidance:
+    """What the options say about guidance.
+
+    Raises:
+        ConfigError: for a negative label that the model does not have, or a weak model of another kind.
+    """
+    if weak and (weak.classes, weak.config["diffusion"]) != (model.classes, model.config["diffusion"]):
+        raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
+    scale = options["guidance_scale"]
+    low, high = options["guidance_interval"]
+    return Guidance(
+        scale=model.guidance_scale if scale is None else scale,
+        interval=(low, high),
+        rescale=options["guidance_rescale"],
+        negative=None if options["negative"] is None else _negative(model, options["negative"]),
+        weak=weak.net if weak else None,
+        clip=options["clip"],
+        clip_quantile=options["clip_quantile"],
+    )
+
+
+def _negative(model: Generator, negative: str | dict[str, Any]) -> dict[str, Tensor]:
+    """What to move away from, a class name or other conditions by name, one for all samples."""
+    if isinstance(negative, dict):
+        written = _conds(negative, 1)[0]
+        cond = {name: _value(model, name, value, model.num_samples) for name, value in written.items()}
+        given = together([cond])
+    elif negative in model.classes:
+        given = {"label": [model.classes.index(negative)]}
+    else:
+        raise ConfigError(f"negative: {negative!r} is no label of this model.{nearest(negative, model.classes)}")
+    return {name: value for name, value in model.conditions.given(given, 1, model.device).items() if name in given}
