@@ -93,6 +93,13 @@ def test_a_frame_is_heard_in_the_middle_of_its_hop() -> None:
     torch.testing.assert_close(made[0, 1], made[0, 3])  # bands touch their neighbours alike
 
 
+def test_the_upsampler_starts_as_linear_interpolation() -> None:
+    frames = torch.rand(2, 5, 9)
+    made = Upsampler((4,))(frames)
+    expected = nn.functional.interpolate(frames, scale_factor=4, mode="linear")
+    torch.testing.assert_close(made[..., 2:-2], expected[..., 2:-2])  # beyond the ends there is nothing
+
+
 def test_every_part_learns() -> None:
     net = small({"mel": MEL, "label": Label(3)})
     for parameter in net.parameters():

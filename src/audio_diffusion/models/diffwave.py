@@ -42,7 +42,10 @@ class StepEmbedding(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """Frames ``[B, width, F]`` -> ``[B, width, F·Π factors]``: transposed 2-D convolutions over bands and time."""
+    """Frames ``[B, width, F]`` -> ``[B, width, F·Π factors]``: transposed 2-D convolutions over bands and time.
+
+    They start as linear interpolation of each band: random ones blur the frames so much that they long go unused.
+    """
 
     def __init__(self, factors: Sequence[int]):
         super().__init__()
@@ -50,7 +53,10 @@ class Upsampler(nn.Module):
         for factor in factors:
             size = {"kernel_size": (3, 2 * factor), "stride": (1, factor), "padding": (1, factor // 2)}
             conv = nn.ConvTranspose2d(1, 1, **size)  # type: ignore[arg-type]
-            nn.init.kaiming_normal_(conv.weight)
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            with torch.no_grad():
+                conv.weight[0, 0, 1] = 1 - ((torch.arange(2 * factor) + 0.5) / factor - 1).abs()
             layers += [weight_norm(conv), nn.LeakyReLU(_SLOPE)]
         self.layers = nn.Sequential(*layers)
 
