@@ -129,7 +129,7 @@ def test_a_run_that_is_all_nan_ends_and_saves_none_of_it(make_run, tmp_path) -> 
     run = make_run(max_steps=50, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=1), poison])
     with pytest.raises(ValueError, match="10 steps in a row were skipped"):
         run.fit()
-    for path in (tmp_path / "checkpoints").iterdir():
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(torch.as_tensor(value).isfinite().all() for value in state.values())
 

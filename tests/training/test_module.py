@@ -101,6 +101,13 @@ def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, sto
     assert [row for row in resumed.rows if row["step"] > 3] == [row for row in through.rows if row["step"] > 3]
 
 
+def test_a_learning_rate_given_for_a_resumed_run_is_the_one_it_takes(make_run, tmp_path):
+    make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path))], lr=1e-3).fit()
+    resumed = make_run(max_steps=4, callbacks=[Diagnostics(every_n_steps=1)], lr=2e-4)
+    resumed.fit(ckpt_path=tmp_path / "checkpoints" / "step_00000002.ckpt")
+    assert [row["train/lr"] for row in resumed.rows if "train/lr" in row] == pytest.approx([2e-4, 2e-4])
+
+
 def test_what_a_network_draws_itself_is_the_same_after_a_resume(make_run, tmp_path):
     def with_dropout(**options):
         run = make_run(

@@ -200,10 +200,21 @@ class DiffusionModule(L.LightningModule):
             optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay))
         except ValueError as error:
             raise ValueError(f"training.optimizer: {error}") from error
+        self._optimizer_options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_schedule(optimizer), "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """The optimizer's options are those given now: a checkpoint that was loaded has brought its own."""
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        for group, given in zip(optimizer.param_groups, self._optimizer_options, strict=True):
+            scheduled = group["lr"]
+            if given["lr"] != group["initial_lr"]:
+                scheduled *= given["lr"] / group["initial_lr"]
+            group.update(given, initial_lr=given["lr"], lr=scheduled)
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     def configure_gradient_clipping(
         self,
