@@ -164,7 +164,9 @@ def test_no_room_for_wandbs_folder_stops_nothing(small_disk: Path, monkeypatch) 
     logger = wandb_logger(str(small_disk), "full", timeout_s=20)
     (small_disk / "filler").write_bytes(bytes(256 * 1024 - 2 * 4096))
     logger.start()
-    for step in range(300):
+    with pytest.warns(UserWarning, match="what is logged from now on may be missing there"):
+        logger.log_metrics({"a": 0}, step=0)
+    for step in range(1, 300):  # which says so no more
         logger.log_metrics({"a": step, "long name " * 10: step}, step=step)
     logger.finalize("success")
     with pytest.raises(OSError, match="No space left"):  # it was really full

@@ -13,6 +13,7 @@ TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 FOREVER = ["max_steps=1000000", "callbacks.checkpoint.every_n_steps=1000000"]
 SLOW_SAMPLING = ["callbacks.sampling.every_n_steps=2", "sampler.num_steps=400"]
 SLOW_VALIDATION = ["val_every_steps=2", "callbacks=likelihood", "callbacks.likelihood.num_levels=100"]
+ALWAYS_SAVING = ["callbacks.checkpoint.every_n_steps=1"]  # each waits for the one before
 
 
 def rows(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
@@ -42,23 +43,24 @@ def begin(launch, tiny, drum_shards: Path, tmp_path: Path) -> Callable:
 def left_in_order(run, run_dir: Path) -> None:
     """All ranks left alike, with one checkpoint, of the step they stopped at, and asked for a requeue."""
     assert set(run.wait()) == {0}, run.text
-    (step,) = saved(run_dir)
+    step = saved(run_dir)[-1]
     assert f"stopping at step {step}" in run.text
     assert max(rows(run_dir)) == step
     assert (run_dir.parents[1] / "stop.done").exists()
     assert "Traceback" not in run.text, run.text
 
 
-@pytest.mark.parametrize("where", ["step", "sampling", "validation"])
 @pytest.mark.parametrize("to", ["all", "one"])
+@pytest.mark.parametrize("where", ["step", "sampling", "validation", "saving"])
 def test_two_ranks_save_and_leave_together(begin, where: str, to: str) -> None:
-    slow = {"step": [], "sampling": SLOW_SAMPLING, "validation": SLOW_VALIDATION}[where]
-    run, run_dir = begin(*slow, ranks=2)
+    busy = {"step": [], "sampling": SLOW_SAMPLING, "validation": SLOW_VALIDATION, "saving": ALWAYS_SAVING}[where]
+    run, run_dir = begin(*busy, ranks=2)
     time.sleep(0.3)
     signum = signal.SIGTERM if where == "step" else signal.SIGUSR1
     run.kill(signum, ranks=[0, 1] if to == "all" else [1])
     run.kill(signal.SIGTERM, ranks=[1])  # and twice in a row
     left_in_order(run, run_dir)
+    assert len(saved(run_dir)) == (2 if where == "saving" else 1)
     if where == "validation":
         assert not rows(run_dir, "val/loss")  # of a part of the clips it would be another number
     if where == "sampling":

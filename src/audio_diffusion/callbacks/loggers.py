@@ -5,6 +5,7 @@ import json
 import netrc
 import os
 import re
+import shutil
 import sys
 import uuid
 from collections import Counter
@@ -21,6 +22,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 
 from audio_diffusion.redaction import redacted_argument
+
+_ROOM_BYTES = 2**20  # that a logger should find free
 
 
 def has_wandb_credentials() -> bool:
@@ -189,6 +192,7 @@ class GuardedLogger(Logger):
                 self.attempt(_begin)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(_expect_room)
         self.attempt(lambda logger: logger.log_metrics(metrics, step))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -208,6 +212,14 @@ class GuardedLogger(Logger):
 def _begin(logger: Logger) -> None:
     """Makes what a logger makes when it is first used."""
     _ = getattr(logger, "experiment", None)
+
+
+@rank_zero_only
+def _expect_room(logger: Logger) -> None:
+    """W&B says nothing where its disk is full."""
+    folder = logger.save_dir
+    if folder is not None and Path(folder).is_dir() and shutil.disk_usage(folder).free < _ROOM_BYTES:
+        raise OSError(errno.ENOSPC, "what is logged from now on may be missing there", str(folder))
 
 
 @rank_zero_only

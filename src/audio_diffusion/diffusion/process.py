@@ -121,7 +121,7 @@ class Diffusion:
 
     def _at(self, t: float, x_t: Tensor) -> tuple[Tensor, float, float, Coefficients]:
         """Times ``[B]``, alpha_t, sigma_t and what follows from them; kept for the next sample, but not in a graph."""
-        key = (t, len(x_t), x_t.device)
+        key = (t, x_t.shape[0], x_t.device)  # len() of a tensor takes longer than all of this
         known = self._known.get(key)
         if known is None:
             alpha, sigma = self.schedule.at(t)

@@ -50,11 +50,12 @@ def advance(
             x.mul_(keep)
             for i, weight in enumerate(weights):
                 x.add_(known[i][1], alpha=weight * known[i][0])
+            del known[plan.memory :]
         else:
             prediction.step(x, keep, weights[0])
         if std > 0:
             x.add_(draw_noise(), alpha=std)
-        del prediction, known[plan.memory :]  # the next estimate may have their memory
+        del prediction  # the next estimate may have its memory
     return x
 
 
