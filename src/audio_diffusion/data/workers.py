@@ -22,7 +22,10 @@ class ShieldedLoader(DataLoader):
         atexit.register(_end_workers)  # runs before multiprocessing's own, which would wait for a worker that is stuck
         start = getattr(self.multiprocessing_context, "get_start_method", multiprocessing.get_start_method)()
         with signals.shielded(tracked=start != "fork"):
-            return super().__iter__()
+            batches = super().__iter__()
+        for worker in getattr(batches, "_workers", ()):
+            worker.terminate = worker.kill  # one that has not begun yet when all is over ignores SIGTERM already
+        return batches
 
 
 def begin_worker(worker_id: int) -> None:
