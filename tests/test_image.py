@@ -76,10 +76,10 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
-            pins.setdefault(pin.name, []).append(pin)
+            pins.setdefault(pin.name.lower().replace("_", "-"), []).append(pin)
     wanted = [Requirement(text) for group in project["optional-dependencies"].values() for text in group]
     for requirement in [*map(Requirement, project["dependencies"]), *wanted]:
-        found = pins.get(requirement.name.lower())
+        found = pins.get(requirement.name.lower().replace("_", "-"))
         assert found, f"constraints.txt has no {requirement.name}"
         for pin in found:
             version = next(iter(pin.specifier)).version

@@ -180,7 +180,7 @@ def test_ctrl_c_says_how_to_go_on(
         (["input=drums", "store.block_bytes=0"], "store.block_bytes: expected more than 0, got 0"),
         (["verify=nowhere"], "verify: expected a folder of shards, local or a URL, got 'nowhere'"),
         (["input=drums", "val_fracton=0.2"], "val_fracton: there is no such option. Did you mean 'val_fraction'?"),
-        ([], "Missing mandatory value: input"),
+        ([], "input: must be given: input=VALUE"),
     ],
 )
 def test_every_mistake_is_one_line(arguments: list[str], problem: str, tmp_path: Path, command: Command) -> None:
