@@ -138,6 +138,7 @@ def quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not have many workers.*",
         ".*sync_dist=True.*",  # what is logged was summed over the ranks already
+        ".*`srun` command is available.*",  # callbacks.cluster.slurm says so where it matters
         ".*dataloader is not resumable.*",  # the stream goes on from the position in the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
