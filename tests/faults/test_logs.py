@@ -157,6 +157,17 @@ def test_a_line_cut_off_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
     assert [json.loads(lines[0])["a"], json.loads(lines[2])["a"]] == [1, 3]
 
 
+def test_the_wandb_service_of_whoever_started_the_run_is_not_used(
+    launch, tiny, drum_shards: Path, tmp_path: Path
+) -> None:
+    """As where sbatch is called from a notebook that has a W&B run: its service may be on another machine."""
+    arguments = [f"data.train={drum_shards}", *tiny, "name=one", "max_steps=2", "logger=wandb"]
+    run = launch(tmp_path, "train.py", *arguments, env={"WANDB_SERVICE": "3-1-unix-/nonexistent/socket"})
+    assert run.wait() == [0], run.text
+    assert "WandbLogger" not in run.text
+    assert list((tmp_path / "runs/one/wandb").glob("offline-run-*/*.wandb"))
+
+
 def test_no_room_for_wandbs_folder_stops_nothing(small_disk: Path, monkeypatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
