@@ -18,10 +18,22 @@ Two contracts everything rests on:
 What is trained is used by ``load(ckpt).generate(..)``, and handed on by ``export`` and ``push``.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from audio_diffusion.exported import export, push
-from audio_diffusion.loading import load
-from audio_diffusion.use.generator import Generator
+if TYPE_CHECKING:
+    from audio_diffusion.exported import export, push
+    from audio_diffusion.loading import load
+    from audio_diffusion.use.generator import Generator
 
 __all__ = ["Generator", "export", "load", "push"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is named above, imported when it is asked for: train.py has things to do before torch is there."""
+    homes = {"Generator": "use.generator", "export": "exported", "push": "exported", "load": "loading"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)
