@@ -107,6 +107,39 @@ def write_tar() -> Callable[..., Path]:
     return written
 
 
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Any, Any], bool]:
+    """same(a, b) -> whether two nested structures of tensors and plain values are equal to the bit."""
+    return _same
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[[Path, str], None]]:
+    """mount(folder, options): a file system in memory over a folder, "size=1m" or "ro", until the test is over."""
+    mounted: list[Path] = []
+
+    def over(folder: Path, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"needs to mount a file system, which root alone can: {made.stderr.strip()}")
+        mounted.append(folder)
+
+    yield over
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 class Rows(Logger):
     """A logger that keeps what it is given: every row a dict, with its step."""
 

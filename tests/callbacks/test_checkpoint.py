@@ -114,7 +114,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_run, tmp_path, where):
     assert newest_verified(tmp_path / "checkpoints").path.name == "step_00000002.ckpt"
 
 
-def test_what_is_written_is_the_moment_of_the_save_however_long_writing_takes(make_run, tmp_path, monkeypatch):
+def test_what_is_written_is_the_moment_of_the_save_however_long_writing_takes(make_run, tmp_path, monkeypatch, same):
     """The writer is held until training has changed everything that the checkpoint holds."""
     may_write, original = threading.Event(), files.stage
 
@@ -144,17 +144,6 @@ def test_what_is_written_is_the_moment_of_the_save_however_long_writing_takes(ma
         for name in ("at_once", "later")
     )
     assert same(first, second)
-
-
-def same(a, b) -> bool:
-    """Whether two nested structures of tensors and plain values are equal to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 def test_loading_runs_no_code(tmp_path):

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,17 +100,12 @@ def test_a_run_that_begins_from_another_goes_on_from_its_own_when_it_is_started_
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, mount) -> Path:
     """A file system of 8 MB, where this user may make one."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small file system can be made here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    mount(folder, "size=8m")
+    return folder
 
 
 def test_a_run_goes_on_while_the_disk_is_full_and_later_resumes(train, tmp_path: Path, small_disk: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,7 +96,7 @@ def test_no_secret_is_left_in_the_runs_folder(launch, tiny, drum_shards: Path, t
 
 @pytest.mark.parametrize("place", ["a file", "a file below", "read-only", "full"])
 def test_a_run_folder_that_cannot_be_written_is_found_before_anything_is_begun(
-    launch, tiny, drum_shards: Path, tmp_path: Path, place: str
+    launch, tiny, drum_shards: Path, tmp_path: Path, mount, place: str
 ) -> None:
     run_dir = tmp_path / "disk" / "one"
     run_dir.parent.mkdir()
@@ -107,14 +106,10 @@ def test_a_run_folder_that_cannot_be_written_is_found_before_anything_is_begun(
     elif place == "a file below":
         run_dir.mkdir()
         (run_dir / "samples").write_text("")
-    elif subprocess.run(["mount", "-t", "tmpfs", "-o", options[place], "tmpfs", str(run_dir.parent)]).returncode:
-        pytest.skip("needs to mount a file system")
-    try:
-        run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny, "name=one", f"run_dir={run_dir}")
-        assert run.wait() == [2], run.text
-    finally:
-        if place in options:
-            subprocess.run(["umount", "-l", str(run_dir.parent)], check=True)
+    else:
+        mount(run_dir.parent, options[place])
+    run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny, "name=one", f"run_dir={run_dir}")
+    assert run.wait() == [2], run.text
     assert f"error: run_dir: {run_dir}" in run.text
     assert f"cannot be written to on {os.uname().nodename}" in run.text
     assert "run_dir=FOLDER" in run.text

@@ -23,18 +23,7 @@ class TouchAtStep(L.Callback):
             self.path.touch()
 
 
-def same(a, b) -> bool:
-    """Whether two nested structures of tensors and plain values are equal to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def test_ema_is_updated_once_per_optimizer_step_also_under_accumulation(make_run):
+def test_ema_is_updated_once_per_optimizer_step_also_under_accumulation(make_run, same):
     for accumulate in (1, 2):
         run = make_run(max_steps=3, accumulate=accumulate)
         run.fit()
@@ -75,7 +64,7 @@ def test_validation_does_not_depend_on_the_batch_size(make_run):
 
 
 @pytest.mark.parametrize("stopped_by", ["a kill after step 3", "the stop file at step 3", "the end at step 3"])
-def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, stopped_by, monkeypatch):
+def test_resuming_equals_never_having_stopped_to_the_bit(make_run, tmp_path, stopped_by, monkeypatch, same):
     monkeypatch.setattr(preemption, "_SECONDS_BETWEEN_LOOKS", 0.0)
     through = make_run(max_steps=8, val_every=2, callbacks=[Diagnostics(every_n_steps=1)])
     through.fit()
@@ -108,7 +97,7 @@ def test_a_learning_rate_given_for_a_resumed_run_is_the_one_it_takes(make_run, t
     assert [row["train/lr"] for row in resumed.rows if "train/lr" in row] == pytest.approx([2e-4, 2e-4])
 
 
-def test_what_a_network_draws_itself_is_the_same_after_a_resume(make_run, tmp_path):
+def test_what_a_network_draws_itself_is_the_same_after_a_resume(make_run, tmp_path, same):
     def with_dropout(**options):
         run = make_run(
             callbacks=[SaveCheckpoint(str(tmp_path / str(options["max_steps"])), every_n_steps=2)], **options

@@ -20,7 +20,7 @@ from audio_diffusion.callbacks.loggers import log_samples
 from audio_diffusion.data.audio import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
-from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.training.module import DiffusionModule
 
@@ -191,8 +191,8 @@ class SampleAudio(L.Callback):
 
     def _write(self, trainer: L.Trainer, module: DiffusionModule, made: "_Made", audio: Tensor) -> None:
         words, points, scale = made.words, made.points, made.scale
-        shown = torch.linspace(0, len(points) - 1, min(self.num_process_points, len(points))).round().long().tolist()
-        process = [(t, module.representation.decode(x)[0].cpu()) for t, x in (points[i] for i in shown)]
+        shown = evenly(points, self.num_process_points)
+        process = [(t, module.representation.decode(x)[0].cpu()) for t, x in shown]
         nfe = len(points) * (1 if scale == 1 else 2)
         folder = self.folder / f"step_{trainer.global_step:08d}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """From seeds and conditions to signals: the start noise, guidance and a sampler put together."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from audio_diffusion.diffusion.samplers import OnStep
 from audio_diffusion.seeding import SeededNoise
 
 Sampler = Callable[..., Tensor]
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -45,3 +47,8 @@ def generate(
     noise = SeededNoise(seeds, shape, device)
     denoise = (guidance or Guidance(guidance_scale)).denoiser(process, net, cond)
     return sampler(denoise, noise(), process.schedule, noise, on_step=on_step)
+
+
+def evenly(steps: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of a chain's steps, evenly spread, the first and the last among them."""
+    return [steps[i] for i in torch.linspace(0, len(steps) - 1, min(count, len(steps))).round().long().tolist()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, fil
 from audio_diffusion.data.members import read_npy
 from audio_diffusion.data.recording import probe, read_file
 from audio_diffusion.diffusion.guidance import Guidance
+from audio_diffusion.saving.files import record_of
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.targets import ConfigError, nearest
 from audio_diffusion.use.generator import Generator
@@ -44,6 +46,11 @@ class Input:
     info: AudioInfo
     clip: Tensor  # [C, T], at the model's rate
     converted: str  # how it was made to fit, empty where it was not
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file, read once however many samples are made of it."""
+        return record_of(self.path).sha256
 
 
 def _paths(given: str | Sequence[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from audio_diffusion.diffusion.editing.constraints import Constraint, Kept, LowB
 from audio_diffusion.diffusion.editing.inversion import Interpolation, interpolate
 from audio_diffusion.diffusion.editing.noise import estimated_noise_std, noise_std_at, remove_noise
 from audio_diffusion.diffusion.editing.vary import edit
-from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.models.mel import Mel
 from audio_diffusion.seeding import SeededNoise
@@ -103,8 +103,7 @@ class Generator(Model):
         self.generate(
             seeds, labels, cond=cond, seconds=seconds, on_step=lambda t, audio: points.append((t, audio.clone()))
         )
-        shown = torch.linspace(0, len(points) - 1, min(num_points, len(points))).round().long()
-        return [points[i] for i in shown.tolist()]
+        return evenly(points, num_points)
 
     def inpaint(
         self,

@@ -66,8 +66,7 @@ def write_files(
             over = int((clip.abs() > 1).sum()) if subtype != "FLOAT" else 0
             about = {"seed": sample.seed, "label": sample.label, "cond": sample.written_cond}
             made_of = [
-                {"file": str(f.path), "sha256": sha256_of(f.path), "converted": f.converted or None}
-                for f in sample.files
+                {"file": str(f.path), "sha256": f.sha256, "converted": f.converted or None} for f in sample.files
             ]
             rows.append(
                 {"file": file, **about, "input": made_of, "subtype": subtype, "samples_clipped": over, **result.figures}
