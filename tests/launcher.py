@@ -15,8 +15,11 @@ import runpy
 import select
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
+
+from wandb.sdk.data_types._private import MEDIA_TMP
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +34,7 @@ def child(request: dict) -> None:
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
+    MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")  # W&B makes it at import, and the first child to end removes it
     script, *arguments = request["argv"]
     sys.argv = [str(ROOT / script), *arguments]
     status = 1
