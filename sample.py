@@ -13,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,9 @@ def main(cfg: DictConfig) -> None:
     shown: list[tuple[Sample, Result]] = []  # in the picture
     work = list(batches(asked, options["batch_size"]))
     with tqdm(total=len(asked), desc=task, unit="sample") as bar:
+        if len(devices) == 1:  # a batch may take minutes: that it goes on is seen by these
+            calls = count(1)
+            model.net.register_forward_pre_hook(lambda *_: bar.set_postfix_str(f"{next(calls)} network calls"))
         for batch, results in zip(work, run(model, options, work, devices), strict=True):
             rows += write_files(batch, results, output, model.sample_rate, task, options["format"])
             shown += list(zip(batch, results, strict=True))[: COLUMNS - len(shown)]

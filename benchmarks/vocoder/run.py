@@ -3,9 +3,9 @@
     pip install -e '.[bench]'                 # pesq is compiled: it needs a C compiler
     python benchmarks/vocoder/run.py data/speech --model runs/vocoder [--model RUN ..] [--clips 16] [--output TABLE.md]
 
-Every clip is the first second (64 frames of the mel) of one that is at least as long, from the shards' test split: no
-training has seen it, and no validation. Griffin-Lim is torchaudio's, after its InverseMelScale. Its frames end half a
-hop inside the clip, so all are compared there. Model i's noise on clip j follows from j alone.
+Every clip is the first second (64 frames of the mel) of one that is at least as long, from the shards' test split, or
+val where there is none: no training has seen it. Griffin-Lim is torchaudio's, after its InverseMelScale. Its frames end
+half a hop inside the clip, so all are compared there. Model i's noise on clip j follows from j alone.
 """
 
 import argparse
@@ -50,11 +50,12 @@ def held_out(data: str, count: int) -> Tensor:
     Raises:
         ValueError: if there are not so many that are long enough.
     """
-    shards = Shards.open([f"{data}/test-*.tar"], RemoteStore(None))
+    split = "test" if any(Path(data).glob("test-*.tar")) else "val"
+    shards = Shards.open([f"{data}/{split}-*.tar"], RemoteStore(None))
     clips = read_in_order(shards, RATE, 1, LENGTH, [])
     chosen = list(islice((audio for clip, audio in clips if clip.num_valid == LENGTH), count))
     if len(chosen) < count:
-        raise ValueError(f"clips: {data} has {len(chosen)} test clips of {LENGTH} samples, fewer than {count}")
+        raise ValueError(f"clips: {data} has {len(chosen)} {split} clips of {LENGTH} samples, fewer than {count}")
     return torch.stack(chosen)
 
 
@@ -123,7 +124,7 @@ def row(name: str, found: tuple[Tensor, float]) -> str:
 def main() -> None:
     """Read, vocode, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of shards with test-*.tar")
+    parser.add_argument("data", help="folder of shards with test-*.tar or val-*.tar")
     parser.add_argument("--model", action="append", default=[], help="a run's folder or a checkpoint")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--nfe", type=int, nargs="+", default=NFE)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from audio_diffusion import config
 from audio_diffusion.models.conditions import Embedding, Label
-from audio_diffusion.models.diffwave import DiffWave, StepEmbedding, Upsampler
+from audio_diffusion.models.diffwave import DiffWave, StepEmbedding, Stretch, Upsampler
 from audio_diffusion.models.mel import Mel
 from audio_diffusion.training.ema import EmaWeights
 
@@ -91,6 +91,17 @@ def test_a_frame_is_heard_in_the_middle_of_its_hop() -> None:
     centre = (made[0, 2] * (torch.arange(9 * 32) + 0.5)).sum() / made[0, 2].sum()
     assert centre == pytest.approx(4.5 * 32, abs=0.01)
     torch.testing.assert_close(made[0, 1], made[0, 3])  # bands touch their neighbours alike
+
+
+@pytest.mark.parametrize("factor", [2, 4, 16])
+def test_stretching_is_a_transposed_convolution(factor: int) -> None:
+    torch.manual_seed(0)
+    stretch, bands = Stretch(factor).double(), torch.randn(2, 5, 7).double()
+    for parameter in stretch.parameters():
+        nn.init.normal_(parameter)
+    sizes = {"stride": (1, factor), "padding": (1, factor // 2)}
+    expected = nn.functional.conv_transpose2d(bands[:, None], stretch.weight, stretch.bias, **sizes)[:, 0]
+    torch.testing.assert_close(stretch(bands), expected, rtol=0, atol=1e-12)
 
 
 def test_the_upsampler_starts_as_linear_interpolation() -> None:

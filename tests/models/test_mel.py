@@ -80,6 +80,13 @@ def test_sizes_that_do_not_fit_are_refused(options: dict[str, int], message: str
         mel(**options)
 
 
+def test_a_spectrogram_is_told_as_the_audio_is() -> None:
+    audio = 0.1 * torch.randn(2, 1, 512)
+    assert torch.equal(mel().prepare(mel().spectrogram(audio), "cpu"), mel().prepare(audio, "cpu"))
+    digital_silence = torch.full((1, mel().num_rows, 8), -torch.inf)
+    assert torch.equal(mel().prepare(digital_silence, "cpu"), mel().prepare(torch.zeros(1, 1, 512), "cpu"))
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 500), (2, 2, 512), (1, 512), (1, 1, 128)])
 def test_audio_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"mel: expected audio \[B, 1, a multiple of 64 \(hop\), at least 256"):

@@ -78,14 +78,24 @@ def model(make_model: Callable[..., Generator]) -> Generator:
     return make_model()
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as a checkpoint. Not to be changed."""
-    path, config = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt", recipe(LABEL, 1)
+def _saved(folder: Path, told: dict[str, Any]) -> Path:
+    path, config = folder / "tiny.ckpt", recipe(told, 1)
     state = state_of(config)
     both = {f"{prefix}net.{name}": value for prefix in ("", "ema.") for name, value in state.items()}
     torch.save({"state_dict": both, "config": config, "global_step": 7}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as a checkpoint. Not to be changed."""
+    return _saved(tmp_path_factory.mktemp("checkpoint"), LABEL)
+
+
+@pytest.fixture(scope="session")
+def vocoder_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is told its mel, 8 bands, as a checkpoint. Not to be changed."""
+    return _saved(tmp_path_factory.mktemp("vocoder"), MEL)
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
+
+from audio_diffusion import load
 
 RATE = 8000
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, noise: Callable[..., NDArray]) -> Path:
-    """A folder with tiny.ckpt (8 kHz, mono, 1024 samples, classes hat and kick) and sounds of several kinds."""
+def user(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    vocoder_checkpoint: Path,
+    noise: Callable[..., NDArray],
+) -> Path:
+    """A folder with tiny.ckpt (8 kHz, mono, 1024 samples, classes hat and kick), vocoder.ckpt, and sounds of several
+    kinds."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "tiny.ckpt").write_bytes(tiny_checkpoint.read_bytes())
+    (folder / "vocoder.ckpt").write_bytes(vocoder_checkpoint.read_bytes())
     sound = noise(1024, seed=1)[:, 0]
     soundfile.write(folder / "pcm16.wav", sound, RATE, subtype="PCM_16")
     soundfile.write(folder / "pcm24.flac", noise(1024, seed=2)[:, 0], RATE, subtype="PCM_24")
@@ -33,7 +43,8 @@ def sample(user: Path, launch: Callable[..., Any]) -> Callable[..., str]:
     """sample("task=..", ..) -> what sample.py printed; it must succeed, or end with ``status``."""
 
     def run(*arguments: str, status: int = 0) -> str:
-        done = launch(user, "sample.py", "ckpt=tiny.ckpt", "device=cpu", *arguments)
+        ckpt = [] if any(a.startswith("ckpt=") for a in arguments) else ["ckpt=tiny.ckpt"]
+        done = launch(user, "sample.py", *ckpt, "device=cpu", *arguments)
         assert done.wait() == [status], done.text
         assert "Traceback" not in done.text
         return done.text
@@ -154,6 +165,23 @@ def test_the_ends_of_an_interpolation_are_the_files(user: Path, sample: Callable
     assert len(rows(user, "ends")[0]["round_trip_error_db"]) == 2
 
 
+def test_a_file_of_a_mel_spectrogram_is_vocoded_as_its_sound_is(user: Path, sample: Callable[..., str]) -> None:
+    mel = load(user / "vocoder.ckpt").mel[1]
+    clip = torch.from_numpy(read(user / "long.wav"))[None, None]
+    whole = torch.nn.functional.pad(clip, (0, 8))  # a whole number of hops of 64
+    np.save(user / "spectrum.npy", mel.spectrogram(whole)[0].numpy())
+    np.save(user / "other.npy", np.zeros((9, 20), np.float32))
+    sample("task=vocode", "ckpt=vocoder.ckpt", "input=long.wav", "output=of_sound")
+    sample("task=vocode", "ckpt=vocoder.ckpt", "input=spectrum.npy", "output=of_mel")
+    of_sound, of_mel = read(user / "of_sound/000_long.wav"), read(user / "of_mel/000_spectrum.wav")
+    assert (len(of_sound), len(of_mel)) == (3000, 3008)
+    assert np.abs(of_sound).max() > 0.01
+    assert np.array_equal(of_sound[:2800], of_mel[:2800])  # the last frames see what is after the end
+    assert rows(user, "of_mel")[0]["input"][0]["sha256"]
+    said = sample("task=vocode", "ckpt=vocoder.ckpt", "input=other.npy", status=2)
+    assert "error: input: 'other.npy' cannot be used: expected ln magnitudes [8, frames], got [9, 20]" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,6 +192,7 @@ def test_the_ends_of_an_interpolation_are_the_files(user: Path, sample: Callable
         (["task=vary", "input=nowhere.wav"], "input: 'nowhere.wav' cannot be used"),
         (["task=vary", "input=no.wav"], "input: 'no.wav' cannot be used: cannot be decoded"),
         (["task=interpolate", "input=pcm16.wav"], "input: expected two files or more to go between, got 1"),
+        (["task=vary", "input=spectrum.npy"], "input: 'spectrum.npy' cannot be used"),
         (["task=vocode", "input=pcm16.wav"], "vocode: expected a model that is told its mel spectrogram"),
         (["task=vary", "input=pcm16.wav", "labels=[kik]"], "label 'kik' is unknown to this model. Did you mean"),
         (["strength=1"], "strength: there is no such option."),

@@ -1,5 +1,7 @@
 """The log-mel spectrogram of audio, as a network is told it."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,12 +58,22 @@ class Mel(Condition):
         self.window = torch.hann_window(n_fft)
 
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """Audio ``[B, C, T]`` -> float32 ``[B, C·n_mels, T/hop]``.
+        """Audio ``[B, C, T]``, or ln magnitudes ``[B, C·n_mels, F]`` as ``spectrogram`` makes them -> what a network is
+        told, float32 ``[B, C·n_mels, F]``.
+
+        Raises:
+            ValueError: what ``spectrogram`` refuses.
+        """
+        values = numbers(values, "mel", device)
+        known = values.ndim == 3 and values.shape[1] == self.num_rows != self.channels
+        return ((values.float().clamp(min=math.log(FLOOR)) if known else self.spectrogram(values)) + 5) / 3
+
+    def spectrogram(self, audio: Tensor) -> Tensor:
+        """Audio ``[B, C, T]`` -> ln of the mel magnitudes, at least ln 1e-5, float32 ``[B, C·n_mels, T/hop]``.
 
         Raises:
             ValueError: for another C, or a T that is no multiple of the hop or shorter than a window.
         """
-        audio = numbers(values, "mel", device)
         if (
             audio.ndim != 3
             or audio.shape[1] != self.channels
@@ -70,7 +82,7 @@ class Mel(Condition):
         ):
             raise ValueError(
                 f"mel: expected audio [B, {self.channels}, a multiple of {self.hop} (hop), at least {self.n_fft} "
-                f"(n_fft)], got {list(audio.shape)}"
+                f"(n_fft)], or ln magnitudes [B, {self.num_rows}, frames], got {list(audio.shape)}"
             )
         self.bank, self.window = self.bank.to(audio.device), self.window.to(audio.device)
         with torch.autocast(audio.device.type, enabled=False):
@@ -78,7 +90,7 @@ class Mel(Condition):
             padded = F.pad(audio.float(), (beside, beside), mode="reflect").flatten(0, 1)
             spectrum = torch.stft(padded, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
             mel = self.bank.T @ spectrum.abs()
-        return ((mel.clamp(min=FLOOR).log() + 5) / 3).reshape(len(audio), self.num_rows, -1)
+        return mel.clamp(min=FLOOR).log().reshape(len(audio), self.num_rows, -1)
 
     def nothing(self, num: int) -> Tensor:
         return torch.full((num, self.num_rows, 1), torch.nan)

@@ -14,6 +14,7 @@ from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, fil
 from audio_diffusion.data.members import read_npy
 from audio_diffusion.data.recording import probe, read_file
 from audio_diffusion.diffusion.guidance import Guidance
+from audio_diffusion.models.mel import Mel
 from audio_diffusion.saving.files import record_of
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.targets import ConfigError, nearest
@@ -43,9 +44,9 @@ class Input:
     """A file that is edited."""
 
     path: Path
-    info: AudioInfo
-    clip: Tensor  # [C, T], at the model's rate
-    converted: str  # how it was made to fit, empty where it was not
+    info: AudioInfo | None  # None: a mel spectrogram
+    clip: Tensor  # [C, T], at the model's rate; of a mel [C·n_mels, F]
+    converted: str = ""  # how it was made to fit, empty where it was not
 
     @cached_property
     def sha256(self) -> str:
@@ -53,32 +54,48 @@ class Input:
         return record_of(self.path).sha256
 
 
-def _paths(given: str | Sequence[str]) -> list[Path]:
-    """The files that are named; of a folder, all audio in it."""
+def _paths(given: str | Sequence[str], extensions: Sequence[str]) -> list[Path]:
+    """The files that are named; of a folder, all in it that have one of these endings."""
     found: list[Path] = []
     for name in [given] if isinstance(given, str) else given:
         path = Path(name)
-        inside = sorted(p for p in path.glob("*") if p.suffix[1:].lower() in EXTENSIONS) if path.is_dir() else [path]
+        inside = sorted(p for p in path.glob("*") if p.suffix[1:].lower() in extensions) if path.is_dir() else [path]
         if not inside:
-            raise ConfigError(f"input: the folder {name!r} holds no audio ({', '.join(EXTENSIONS)})")
+            raise ConfigError(f"input: the folder {name!r} holds none of {', '.join(extensions)}")
         found += inside
     if not found:
         raise ConfigError("input: expected a file, a list of them, or a folder, got none")
     return found
 
 
-def read_inputs(model: Generator, given: str | Sequence[str]) -> list[Input]:
-    """The files to edit, converted to the model's rate and channels.
+def _read_mel(path: Path, mel: Mel) -> Tensor:
+    """A mel spectrogram from a .npy file, ``[C·n_mels, F]``.
+
+    Raises:
+        ValueError: if the file holds anything else.
+    """
+    frames = torch.from_numpy(read_npy(path.read_bytes()))
+    if frames.ndim != 2 or frames.shape[0] != mel.num_rows or not frames.numel():
+        raise ValueError(f"expected ln magnitudes [{mel.num_rows}, frames], got {list(frames.shape)}")
+    return frames
+
+
+def read_inputs(model: Generator, given: str | Sequence[str], mel: Mel | None = None) -> list[Input]:
+    """The files to edit, converted to the model's rate and channels; for a vocoder, whose ``mel`` is given, also
+    spectrograms (.npy).
 
     Raises:
         ConfigError: for a file that cannot be read or converted.
     """
     inputs = []
-    for path in _paths(given):
+    for path in _paths(given, (*EXTENSIONS, "npy") if mel else EXTENSIONS):
         try:
+            if mel and path.suffix == ".npy":
+                inputs.append(Input(path, None, _read_mel(path, mel)))
+                continue
             info = probe(path)
             clip = read_file(path, model.sample_rate, model.channels)
-        except (OSError, UnusableAudio) as error:
+        except (OSError, ValueError, UnusableAudio) as error:
             raise ConfigError(f"input: {str(path)!r} cannot be used: {error}") from error
         changes = []
         if info.sample_rate != model.sample_rate:
@@ -132,7 +149,8 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
     Raises:
         ConfigError: for labels, conditions or files that cannot be used.
     """
-    inputs = read_inputs(model, options["input"]) if "input" in options else []
+    mel = model.mel[1] if options["task"] == "vocode" else None
+    inputs = read_inputs(model, options["input"], mel) if "input" in options else []
     of_files: list[tuple[Input, ...]] = [(file,) for file in inputs]
     if options["task"] == "interpolate":
         if len(inputs) < 2:

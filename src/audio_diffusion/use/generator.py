@@ -1,5 +1,6 @@
 """What can be made with a trained model."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from audio_diffusion.diffusion.editing.noise import estimated_noise_std, noise_s
 from audio_diffusion.diffusion.editing.vary import edit
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.models.mel import Mel
+from audio_diffusion.models.mel import FLOOR
 from audio_diffusion.seeding import SeededNoise
 from audio_diffusion.use.model import Given, Labels, Model, Seeds
 
@@ -299,22 +300,31 @@ class Generator(Model):
             cleaned.append(x0[..., : length.wanted])
         return self.representation.decode(torch.cat(cleaned)).to(audio.device)
 
-    def vocode(self, audio: Tensor, seeds: Seeds, labels: Labels = None, *, cond: Given = None) -> Tensor:
-        """Waveforms for the mel spectrograms of clips, by a model that is told its mel.
+    def vocode(self, sound: Tensor, seeds: Seeds, labels: Labels = None, *, cond: Given = None) -> Tensor:
+        """Waveforms for mel spectrograms, by a model that is told its mel.
+
+        Args:
+            sound: the spectrograms, ln of the magnitudes ``[B, C·n_mels, F]`` as ``models.mel.Mel.spectrogram`` makes
+                them (hop·F samples come out), or clips ``[B, C, T]`` of which they are taken.
+            seeds: one a clip.
+            labels: class names, one a clip.
+            cond: other conditions by name.
 
         Raises:
-            ValueError: for a model that is not.
+            ValueError: for a model that is told none, or what is neither spectrograms nor clips.
         """
-        self._check(audio)
-        mel = next((name for name, c in self.conditions.by_name.items() if isinstance(c, Mel)), None)
-        if mel is None:
-            raise ValueError(
-                f"vocode: expected a model that is told its mel spectrogram (trained with condition=mel), this one is "
-                f"told {', '.join(self.conditions.by_name) or 'nothing'}"
-            )
-        length = self._length(audio.shape[-1])
-        whole = {**(cond or {}), mel: length.pad(audio.to(self.device))}
-        return self.generate(seeds, labels, cond=whole, seconds=length.made / self.sample_rate)[..., : length.wanted]
+        name, mel = self.mel
+        frames = sound.ndim == 3 and sound.shape[1] == mel.num_rows != self.channels
+        if not frames:
+            self._check(sound)
+        length = self._length(sound.shape[-1] * (mel.hop if frames else 1))
+        sound = sound.to(self.device)
+        if frames:
+            whole = F.pad(sound, (0, length.made // mel.hop - sound.shape[-1]), value=math.log(FLOOR))
+        else:
+            whole = length.pad(sound)
+        told = {**(cond or {}), name: whole}
+        return self.generate(seeds, labels, cond=told, seconds=length.made / self.sample_rate)[..., : length.wanted]
 
     def _fill(self, audio: Tensor, keep: Tensor, seeds: Seeds, labels: Labels, cond: Given) -> Tensor:
         """The clip where ``keep`` (bool ``[T]``) is True; the network looks no further from the rest than a window."""

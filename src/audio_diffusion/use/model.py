@@ -76,6 +76,21 @@ class Model(ABC):
         return self.net.conditions
 
     @property
+    def mel(self) -> tuple[str, Mel]:
+        """The mel spectrogram that the model is told, and its name.
+
+        Raises:
+            ValueError: for a model that is told none.
+        """
+        for name, condition in self.conditions.by_name.items():
+            if isinstance(condition, Mel):
+                return name, condition
+        raise ValueError(
+            f"vocode: expected a model that is told its mel spectrogram (trained with condition=mel), this one is "
+            f"told {', '.join(self.conditions.by_name) or 'nothing'}"
+        )
+
+    @property
     def classes(self) -> list[str]:
         """Class names; empty for a model that takes no label."""
         return self.config["classes"] if "label" in self.conditions.by_name else []

@@ -34,9 +34,10 @@ def subtype_of(sample: Sample, task: str, format: str) -> str:
     Generated audio has 16 bits; an edited file as many as it came with, or floats where it was converted, has more bits
     than 24, or peaks over full scale may come of it (declip). FLAC has no floats: 24 bits then.
     """
-    if not sample.files:
+    files = [(f.info.format.split("/")[-1], f.converted) for f in sample.files if f.info]
+    if not files:
         return "PCM_16"
-    kinds = {_EXACT.get(f.info.format.split("/")[-1]) if not f.converted else None for f in sample.files}
+    kinds = {None if converted else _EXACT.get(kind) for kind, converted in files}
     if task == "declip" or None in kinds:
         return "PCM_24" if format == "flac" else "FLOAT"
     return max(str(kind) for kind in kinds)  # PCM_24 of the two
@@ -89,7 +90,7 @@ def draw(shown: Sequence[tuple[Sample, Result]], real: list[Tensor], sample_rate
         ]
     else:
         rows = [("result" if of_files else "generated", [result.clips[0] for _, result in shown], names)]
-        if of_files:
+        if of_files and all(sample.files[0].info for sample, _ in shown):
             rows.insert(0, ("input", [sample.files[0].clip for sample, _ in shown], names))
         elif real:
             rows.insert(0, ("real", real, names[: len(real)]))

@@ -35,6 +35,35 @@ def test_errors_are_those_of_theory(
     assert least < std**2
 
 
+def gated(noisy: Tensor, std: float, threshold: float) -> Tensor:
+    """Spectral gating: what is less than ``threshold`` times the noise, whose level is known, is taken away."""
+    window = torch.hann_window(64)
+    spectrum = torch.stft(noisy[:, 0], 64, 16, window=window, return_complex=True)
+    kept = spectrum.abs() > threshold * std * window.square().sum().sqrt()
+    return torch.istft(spectrum * kept, 64, 16, window=window, length=noisy.shape[-1])[:, None]
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 10.0, 20.0])
+def test_it_is_nearer_than_spectral_gating(snr_db: float, process: Diffusion, net_of: NetOf, draw: Callable) -> None:
+    """Of hits: two damped tones that decay, where the gate has the threshold that is best for them."""
+    lag = torch.arange(384, dtype=torch.float64)
+    tones = 0.6 * 0.97**lag * torch.cos(0.35 * lag) + 0.39 * 0.95**lag * torch.cos(1.7 * lag)
+    tones[0] += 0.01
+    envelope = torch.exp(-lag / 80)
+    cov = tones[(lag[:, None] - lag).abs().long()] * envelope * envelope[:, None]
+    clean = draw(cov, 200)
+    std = (clean.square().mean() * 10 ** (-snr_db / 10)).sqrt().item()
+    noisy = clean + std * torch.randn(clean.shape, generator=torch.Generator().manual_seed(9))
+
+    def error(made: Tensor) -> float:
+        return (made - clean).square().mean().item() / std**2
+
+    gate = min(error(gated(noisy, std, threshold / 4)) for threshold in range(4, 17))
+    for sampler in (None, partial(unipc, num_steps=25)):
+        assert error(remove_noise(net_of(process, cov), process, sampler, noisy, std, range(200), {})) < 0.9 * gate
+    assert gate < 0.7  # of the noise
+
+
 @pytest.mark.parametrize("std", [0.003, 0.03, 0.3])
 def test_the_level_is_estimated(std: float) -> None:
     """Under a decaying tone and a burst, in stereo, with digital silence at the end."""

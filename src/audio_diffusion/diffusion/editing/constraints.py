@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Constraint(ABC):
-    """Something known of x0: P x0 = P y, with an orthogonal projection P that may depend on the estimate.
+    """Something known of x0: P x0 = P y, with an orthogonal projection P, and a y, that may depend on the estimate.
 
     All tensors are ``[B, C, T]``; a sample's result depends on that sample alone.
     """
 
     @abstractmethod
     def onto(self, x0: Tensor) -> Tensor:
-        """The signal nearest to x0 of which the known is true: x0 + P(y - x0)."""
+        """What is nearest to x0, or likeliest, of which the known is true: x0 + P(y - x0)."""
 
     @abstractmethod
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
@@ -86,6 +86,10 @@ class LowBand(Constraint):
 class Unclipped(Constraint):
     """Samples at the clip level lie at it or beyond, on their side; all others stay: declipping.
 
+    An estimate is the mean of what a sample may be, and of what may be only that beyond the level counts: the mean of a
+    Gaussian that is cut off there. Its width is how far the estimate is off where the clip is known. (To set the
+    samples at the level itself would make it a ceiling: of Gaussian signals half of those clipped then stay at it.)
+
     Args:
         clip: ``[B, C, T]``.
         level: samples of this magnitude and more were clipped; one for all, or each clip's own ``[B, 1, 1]``.
@@ -97,14 +101,18 @@ class Unclipped(Constraint):
     def __init__(self, clip: Tensor, level: float | Tensor):
         if not torch.as_tensor(level).min() > 0:
             raise ValueError(f"level: expected a positive magnitude, got {level}")
-        self.clip, self.over, self.under = clip, clip >= level, clip <= -level
+        self.clip, self.side = clip, (clip >= level).to(clip.dtype) - (clip <= -level).to(clip.dtype)
 
     def onto(self, x0: Tensor) -> Tensor:
-        """x0 where the clip was clipped and x0 goes beyond it, else the clip, bit by bit."""
-        beyond = torch.where(self.under, torch.minimum(x0, self.clip), self.clip)
-        return torch.where(self.over, torch.maximum(x0, self.clip), beyond)
+        """The clip bit by bit; where it was clipped, the mean of what may be beyond the level."""
+        known = self.side == 0
+        off = (self.clip - x0).square() * known
+        width = (off.sum((1, 2), keepdim=True) / known.sum((1, 2), keepdim=True).clamp(min=1)).sqrt().clamp(min=1e-9)
+        short = (self.clip - x0) * self.side / width  # of the level, in widths
+        # mean of a unit Gaussian beyond a: sqrt(2/π)/erfcx(a/√2)
+        mean = x0 + self.side * width * (2 / torch.pi) ** 0.5 / torch.special.erfcx((short / 2**0.5).clamp(min=-8))
+        return torch.where(known, self.clip, self.side * torch.maximum(self.side * mean, self.side * self.clip))
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
         """v but where x0 is free: clipped, and beyond the level already."""
-        free = (self.over & (x0 >= self.clip)) | (self.under & (x0 <= self.clip))
-        return v * ~free
+        return v * ((x0 - self.clip) * self.side <= 0)
