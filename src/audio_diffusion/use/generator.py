@@ -300,12 +300,24 @@ class Generator(Model):
             cleaned.append(x0[..., : length.wanted])
         return self.representation.decode(torch.cat(cleaned)).to(audio.device)
 
+    def spectrogram(self, audio: Tensor) -> Tensor:
+        """The mel spectrogram that the model is told of clips: ln of the magnitudes, ``[B, C·n_mels, F]``; F·hop is at
+        least T.
+
+        Raises:
+            ValueError: for a model that is told none.
+        """
+        self._check(audio)
+        mel, length = self.mel[1], audio.shape[-1]
+        whole = max(-(-length // mel.hop), -(-mel.n_fft // mel.hop)) * mel.hop
+        return mel.spectrogram(F.pad(audio.to(self.device), (0, whole - length)))
+
     def vocode(self, sound: Tensor, seeds: Seeds, labels: Labels = None, *, cond: Given = None) -> Tensor:
         """Waveforms for mel spectrograms, by a model that is told its mel.
 
         Args:
-            sound: the spectrograms, ln of the magnitudes ``[B, C·n_mels, F]`` as ``models.mel.Mel.spectrogram`` makes
-                them (hop·F samples come out), or clips ``[B, C, T]`` of which they are taken.
+            sound: the spectrograms, as ``spectrogram`` makes them (F·hop samples come out), or clips ``[B, C, T]`` of
+                which they are taken.
             seeds: one a clip.
             labels: class names, one a clip.
             cond: other conditions by name.
@@ -314,16 +326,11 @@ class Generator(Model):
             ValueError: for a model that is told none, or what is neither spectrograms nor clips.
         """
         name, mel = self.mel
-        frames = sound.ndim == 3 and sound.shape[1] == mel.num_rows != self.channels
-        if not frames:
-            self._check(sound)
-        length = self._length(sound.shape[-1] * (mel.hop if frames else 1))
-        sound = sound.to(self.device)
-        if frames:
-            whole = F.pad(sound, (0, length.made // mel.hop - sound.shape[-1]), value=math.log(FLOOR))
-        else:
-            whole = length.pad(sound)
-        told = {**(cond or {}), name: whole}
+        is_clip = sound.ndim != 3 or sound.shape[1] != mel.num_rows or sound.shape[1] == self.channels
+        length = self._length(sound.shape[-1] * (1 if is_clip else mel.hop))
+        frames = (self.spectrogram(sound) if is_clip else sound.to(self.device))[..., : length.made // mel.hop]
+        frames = F.pad(frames, (0, length.made // mel.hop - frames.shape[-1]), value=math.log(FLOOR))
+        told = {**(cond or {}), name: frames}
         return self.generate(seeds, labels, cond=told, seconds=length.made / self.sample_rate)[..., : length.wanted]
 
     def _fill(self, audio: Tensor, keep: Tensor, seeds: Seeds, labels: Labels, cond: Given) -> Tensor:
