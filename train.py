@@ -173,6 +173,9 @@ def main(cfg: DictConfig) -> None:
         representation=build(plain["representation"], "representation"),
         recipe=redacted(plain),
     )
+    crop, multiple = plain["audio"]["num_samples"], getattr(module.net, "multiple", 1)
+    if crop % multiple:
+        raise ConfigError(f"audio.num_samples: expected a multiple of {multiple}, as the network takes, got {crop}")
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines

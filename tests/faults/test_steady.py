@@ -114,3 +114,13 @@ def test_a_run_folder_that_cannot_be_written_is_found_before_anything_is_begun(
     assert f"cannot be written to on {os.uname().nodename}" in run.text
     assert "run_dir=FOLDER" in run.text
     assert "Epoch" not in run.text
+
+
+def test_a_crop_that_the_network_cannot_take_is_found_before_anything_is_begun(
+    launch, tiny, drum_shards: Path, tmp_path: Path
+) -> None:
+    run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny, "name=one", "audio.num_samples=2050")
+    assert run.wait() == [2], run.text
+    assert "error: audio.num_samples: expected a multiple of " in run.text
+    assert "got 2050" in run.text
+    assert "Epoch" not in run.text
