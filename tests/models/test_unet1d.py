@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_diffusion.models.conditions import Label
-from audio_diffusion.models.unet1d import UNet1d
+from audio_diffusion.models.unet1d import FineBands, UNet1d
 
 SMALL: dict[str, Any] = {"patch_size": 4, "widths": (16, 64), "factors": (2,), "num_blocks": 1, "cond_width": 32}
 
@@ -45,6 +45,7 @@ def inputs(batch: int = 3, channels: int = 1, length: int = 32) -> tuple[Tensor,
         ({"widths": (16,), "factors": (), "attention": False}, 4),
         ({"widths": [8, 24, 64], "factors": [4, 2]}, 32),
         ({"widths": (64, 32), "attention": False, "patch_size": 16}, 32),
+        ({"fine_bands": True}, 8),
     ],
 )
 def test_output_has_the_shape_of_the_input(
@@ -69,6 +70,26 @@ def test_a_fresh_network_returns_x_t() -> None:
     stereo = small(channels=2, widths=(32, 64))
     x_t, t, cond = inputs(channels=2, length=64)
     torch.testing.assert_close(stereo(x_t, t, cond), x_t, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_fine_bands_keep_a_signal_whose_gates_are_open(channels: int) -> None:
+    bank, x = FineBands(channels, 16, 8), torch.randn(3, channels, 80)
+    assert torch.equal(bank(x, torch.randn(3, 8, 5)), torch.zeros_like(x))
+    nn.init.ones_(bank.gate.bias)
+    torch.testing.assert_close(bank(x, torch.randn(3, 8, 5)), x, rtol=0, atol=1e-4)
+
+
+def test_fine_bands_tell_a_tone_from_the_noise_around_it() -> None:
+    """Gates on one band: of white noise little is left, of a tone in its middle all."""
+    bank, time = FineBands(1, 64, 8), torch.arange(64 * 20)
+    with torch.no_grad():
+        bank.gate.bias[2 * 9 : 2 * 12] = 1.0  # cosines and sines of the bands 9, 10, 11
+    tone, noise = torch.sin(torch.pi / 64 * 10.5 * time)[None, None], torch.randn(1, 1, 64 * 20)
+    h = torch.randn(1, 8, 20)
+    inside = slice(128, -128)
+    assert (bank(tone, h) - tone)[..., inside].square().mean() < 0.01 * tone.square().mean()
+    assert bank(noise, h)[..., inside].square().mean() < 0.07 * noise.square().mean()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 33), (2, 1, 36), (2, 2, 32), (2, 1, 7)])
@@ -154,7 +175,7 @@ def test_every_output_sample_sees_the_whole_signal() -> None:
 @pytest.mark.parametrize("attention", [False, True])
 def test_gradient_reaches_every_parameter_after_a_few_steps(num_classes: int, attention: bool) -> None:
     """At first the parts behind a zero get none: the gates' weights, and before them those of each block's end."""
-    net = small(2, num_classes, attention=attention)
+    net = small(2, num_classes, attention=attention, fine_bands=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     x_t, t, cond = inputs(4, 2, 64)
     for _ in range(4):
@@ -167,7 +188,7 @@ def test_gradient_reaches_every_parameter_after_a_few_steps(num_classes: int, at
 
 def test_gradient_is_the_slope() -> None:
     """Each parameter's gradient against the difference of the loss along a random direction: none is cut on its way."""
-    net, (x_t, t, cond) = wake(small()).double(), inputs()
+    net, (x_t, t, cond) = wake(small(fine_bands=True)).double(), inputs()
     loss = lambda: net(x_t.double(), t, cond).square().mean()  # noqa: E731
     loss().backward()
     for name, parameter in net.named_parameters():

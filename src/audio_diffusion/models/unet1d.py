@@ -12,6 +12,62 @@ from audio_diffusion.models.conditions import Condition, Conditions, along_time
 from audio_diffusion.models.layers import Attention, CrossAttention, ResBlock, TimeEmbedding
 
 
+class FineBands(nn.Module):
+    """Half-overlapping windows of 2·``hop`` samples, gated band by band: the filter of ``UNet1d`` where it is coarse.
+
+    The bank starts as a modulated lapped transform with its sines beside the cosines (Malvar 1999), which keeps every
+    signal as it is where all gates are 1; they start at 0, so that at first it adds nothing.
+
+    Args:
+        channels: C of the audio.
+        hop: samples per position.
+        width: features that the gates are made of.
+    """
+
+    def __init__(self, channels: int, hop: int, width: int):
+        super().__init__()
+        window, num_bands = 2 * hop, 2 * hop * channels
+        self.norm = nn.GroupNorm(8, width)
+        self.gate = nn.Conv1d(width, num_bands, 1)
+        self.analysis = nn.Conv1d(channels, num_bands, window, stride=hop, bias=False)
+        self.synthesis = nn.ConvTranspose1d(num_bands, channels, window, stride=hop, bias=False)
+        n, k = torch.arange(window) + 0.5, torch.arange(hop)[:, None] + 0.5
+        angle = math.pi / hop * k * (n + hop / 2)
+        bank = torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1) * torch.sin(math.pi * n / window) / hop**0.5
+        weight = torch.zeros(num_bands, channels, window)
+        for channel in range(channels):
+            weight[channel::channels, channel] = bank
+        with torch.no_grad():
+            self.analysis.weight.copy_(weight)
+            self.synthesis.weight.copy_(weight)
+            self.gate.weight.zero_()
+            self.gate.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """``[B, C, T], [B, width, T/hop] -> [B, C, T]``."""
+        gate = self.gate(F.silu(self.norm(h)))
+        return _synthesised(self.synthesis, _pad(gate) * _bands(self.analysis, x), x.shape[2])
+
+
+def _bands(analysis: nn.Conv1d, x: Tensor) -> Tensor:
+    """``[B, C, T]`` -> half-overlapping windows, one more than there are positions at either end, so that every sample
+    lies in two."""
+    (hop,) = analysis.stride
+    return analysis(F.pad(x, (hop + hop // 2, hop + hop // 2)))
+
+
+def _pad(features: Tensor) -> Tensor:
+    """One window more at either end."""
+    return F.pad(features, (1, 1), mode="replicate")
+
+
+def _synthesised(synthesis: nn.ConvTranspose1d, bands: Tensor, num_samples: int) -> Tensor:
+    """The signal of ``_bands``."""
+    (hop,) = synthesis.stride
+    start = hop + hop // 2
+    return synthesis(bands)[:, :, start : start + num_samples]
+
+
 class UNet1d(nn.Module):
     """Waveform U-Net: patches of samples, residual levels, attention at the coarsest (after DDPM appendix B).
 
@@ -32,6 +88,8 @@ class UNet1d(nn.Module):
         num_blocks: residual blocks per level on the way down, and again on the way up.
         cond_width: width of the embeddings of t and of the conditions.
         attention: self-attention at the coarsest level; its width must then be a multiple of 64.
+        fine_bands: gates x_t at the coarsest level as well, in windows of 2·``multiple`` samples: for tones, which
+            windows of 2·``patch_size`` cannot tell from the noise beside them.
 
     Raises:
         ValueError: for sizes that do not fit together, or tokens without attention.
@@ -47,6 +105,7 @@ class UNet1d(nn.Module):
         num_blocks: int = 2,
         cond_width: int = 256,
         attention: bool = True,
+        fine_bands: bool = False,
     ):
         super().__init__()
         if len(factors) != len(widths) - 1:
@@ -75,6 +134,7 @@ class UNet1d(nn.Module):
         self.gate = nn.Conv1d(widths[0], 2 * widths[0], 1)
         self.synthesis = nn.ConvTranspose1d(widths[0], channels, 2 * patch_size, stride=patch_size, bias=False)
         self._start_as_identity()
+        self.fine = FineBands(channels, self.multiple, widths[-1]) if fine_bands else None
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
@@ -137,15 +197,11 @@ class UNet1d(nn.Module):
         for level in reversed(range(len(self.up))):
             for block in self.up[level]:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            if self.fine is not None and level == len(self.up) - 1:
+                fine = self.fine(amplified, h)
             if level:
                 h = self.grow[level - 1](h)
-        return self._filter(amplified, self.gate(F.silu(self.norm(h))))
-
-    def _filter(self, amplified: Tensor, gate_and_features: Tensor) -> Tensor:
-        """Synthesis of features + gate · analysis in half-overlapping windows; one window more at either end, so that
-        every sample lies in two."""
-        start = self.patch_size + self.patch_size // 2
-        bands = self.analysis(F.pad(amplified, (start, start)))
-        gate, features = gate_and_features.chunk(2, dim=1)
-        gate, features = F.pad(gate, (1, 1), mode="replicate"), F.pad(features, (1, 1), mode="replicate")
-        return self.synthesis(torch.addcmul(features, gate, bands))[:, :, start : start + amplified.shape[2]]
+        gate, features = _pad(self.gate(F.silu(self.norm(h)))).chunk(2, dim=1)
+        bands = torch.addcmul(features, gate, _bands(self.analysis, amplified))
+        x = _synthesised(self.synthesis, bands, x_t.shape[2])
+        return x if self.fine is None else x + fine
