@@ -107,18 +107,20 @@ class Bench:
         self.shown = {"recorded": audio}
 
     def mel(self, made: Tensor) -> str:
-        """Mel distance from the recordings, dB, with windows of 32 ms."""
-        return spread(log_mel_distance(made, self.audio, self.model.sample_rate, n_fft=512, hop=64))
+        """Mel distance from the recordings, dB: windows of 512, floor 80 dB below the loudest magnitude."""
+        mel = Mel(self.model.sample_rate, self.model.channels, n_fft=512, hop=128)
+        floor = mel.spectrogram(self.audio).exp().max().item() * 1e-4
+        return spread(log_mel_distance(made, self.audio, self.model.sample_rate, n_fft=512, hop=128, floor=floor))
 
     def one(self, i: int) -> dict:
         """What is told of clip i."""
         return {name: value and value[i : i + 1] for name, value in self.told.items()}
 
     def inpaint(self) -> Iterator[Row]:
-        """A gap where each clip is loudest, as long as a 16th of it."""
+        """A gap right after where each clip is loudest, as long as a 16th of it."""
         rate, length = self.model.sample_rate, self.audio.shape[-1] // 16
         energy = self.audio.square().mean(1).unfold(1, length, 1).mean(2)
-        starts = (energy[:, length:-length].argmax(1) + length).tolist()
+        starts = (energy[:, : -2 * length].argmax(1) + length).tolist()
         made, repeated, levels = self.audio.clone(), self.audio.clone(), []
         for i, start in enumerate(starts):
             at = slice(start, start + length)

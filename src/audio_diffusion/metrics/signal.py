@@ -26,9 +26,16 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 
 
 def log_mel_distance(
-    estimate: Tensor, reference: Tensor, sample_rate: int, n_mels: int = 80, n_fft: int = 1024, hop: int = 256
+    estimate: Tensor,
+    reference: Tensor,
+    sample_rate: int,
+    n_mels: int = 80,
+    n_fft: int = 1024,
+    hop: int = 256,
+    floor: float = FLOOR,
 ) -> Tensor:
-    """Mean absolute difference in dB of mel magnitudes, of 80 Slaney bands up to half the rate; floor -100 dB.
+    """Mean absolute difference in dB of mel magnitudes, of 80 Slaney bands up to half the rate; below ``floor``, -100
+    dB, all are alike.
 
     Raises:
         ValueError: unless both have one shape ``[B, C, T]``.
@@ -38,7 +45,7 @@ def log_mel_distance(
     bank = bank.to(estimate)
 
     def decibels(audio: Tensor) -> Tensor:
-        return 20 * (bank.T @ _magnitude(audio, n_fft, hop, n_fft)).clamp(min=FLOOR).log10()
+        return 20 * (bank.T @ _magnitude(audio, n_fft, hop, n_fft)).clamp(min=floor).log10()
 
     return (decibels(estimate) - decibels(reference)).abs().flatten(1).mean(1)
 
