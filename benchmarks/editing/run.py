@@ -1,4 +1,4 @@
-"""Inpainting, long signals and inversion against what is known of Gaussian signals: writes RESULTS.md.
+"""Inpainting, declipping, long signals and inversion against what is known of Gaussian signals: writes RESULTS.md.
 
     python benchmarks/editing/run.py
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from audio_diffusion.diffusion import grids, plans
 from audio_diffusion.diffusion.editing.consistency import consistent
-from audio_diffusion.diffusion.editing.constraints import Kept
+from audio_diffusion.diffusion.editing.constraints import Kept, Unclipped
 from audio_diffusion.diffusion.editing.inversion import invert
 from audio_diffusion.diffusion.editing.windows import Windowed
 from audio_diffusion.diffusion.parameterization import Epsilon
@@ -99,7 +99,7 @@ KINDS = [covariance(LENGTH, low, high) for low, high in ((0.2, 1.2), (0.5, 1.7),
 def run(method: Method, denoise: Denoise, clip: Tensor, keep: Tensor, nfe: int) -> Tensor:
     """What the method makes of the clips, ``[B, T]``."""
     generator = torch.Generator().manual_seed(2)
-    noise = lambda: torch.randn(clip.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    noise = lambda: torch.randn(clean.shape, generator=generator, dtype=torch.float64)  # noqa: E731
     with torch.no_grad():
         return method(denoise, Kept(clip, keep.expand(len(clip), 1, -1)), noise, nfe)[:, 0]
 
@@ -133,6 +133,42 @@ def table(
     for name, method in methods.items():
         lines.append(f"| {name} | " + " | ".join(cell(method, keep, nfe) for nfe in NFE) + " |")
         print(lines[-1], flush=True)
+    return lines
+
+
+def gibbs(clip: Tensor, level: float, cov: Tensor, sweeps: int) -> Tensor:
+    """Draws from the posterior itself: each clipped sample in turn, given all others and cut off at the level."""
+    precision, generator = torch.linalg.inv(cov), torch.Generator().manual_seed(0)
+    x, side, stds = clip[:, 0].clone(), clip[:, 0].sign(), precision.diagonal().rsqrt()
+    for i in list(range(LENGTH)) * sweeps:
+        mean = side[:, i] * (x[:, i] - (x @ precision[:, i]) * stds[i] ** 2)
+        beyond = torch.special.ndtr((mean - level) / stds[i])
+        part = torch.rand(len(x), generator=generator, dtype=x.dtype)
+        drawn = mean - stds[i] * torch.special.ndtri((part * beyond).clamp(min=1e-300))
+        x[:, i] = torch.where(clip[:, 0, i].abs() >= level, side[:, i] * drawn, x[:, i])
+    return x[:, None]
+
+
+def declipping() -> list[str]:
+    """SDR, and how far beyond the level what was clipped lies, in mean and standard deviation."""
+    cov = covariance(LENGTH)
+    denoise, clean = denoiser(PROCESS.schedule, cov), draws(cov, COUNT, 1)
+    lines = ["", "| clipped at | | SDR, dB | beyond the level |", "|---|---|---|---|"]
+    for level in (1.0, 1.5):
+        clip = clean.clamp(-level, level)
+        made = {"clipped": clip, "the clean signals": clean, "Gibbs' sampler, 100 turns": gibbs(clip, level, cov, 100)}
+        for iterations in (0, 2):
+            generator = torch.Generator().manual_seed(2)
+            noise = lambda g=generator: torch.randn(clean.shape, generator=g, dtype=torch.float64)  # noqa: E731
+            held_to = consistent(denoise, PROCESS, Unclipped(clip, level), iterations)
+            with torch.no_grad():
+                x0 = unipc(held_to, noise(), PROCESS.schedule, noise, num_steps=25)
+            made[f"ours, {iterations} backward passes a step, 25 steps"] = Unclipped(clip, level).onto(x0)
+        for name, x0 in made.items():
+            sdr = 10 * torch.log10(clean.square().mean() / (x0 - clean).square().mean()).item()
+            beyond = (x0.abs() - level)[clip.abs() >= level]
+            lines.append(f"| {level:g} | {name} | {sdr:.1f} | {beyond.mean():.2f} ± {beyond.std():.2f} |")
+            print(lines[-1], flush=True)
     return lines
 
 
@@ -194,5 +230,5 @@ if __name__ == "__main__":
     for task, kept in TASKS.items():
         page += table(f"{task}: mean / covariance", gaussian_cell, kept, {"exact draws": exact, **METHODS})
     page += table("inpaint, mixture of three kinds: nats", mixture_cell, TASKS["inpaint"], METHODS)
-    page += ["", "## Long signals", *windows(), "", "## Inversion", *inversion()]
+    page += ["", "## Declipping", *declipping(), "", "## Long signals", *windows(), "", "## Inversion", *inversion()]
     (here / "RESULTS.md").write_text("\n".join(page) + "\n")
