@@ -99,7 +99,7 @@ KINDS = [covariance(LENGTH, low, high) for low, high in ((0.2, 1.2), (0.5, 1.7),
 def run(method: Method, denoise: Denoise, clip: Tensor, keep: Tensor, nfe: int) -> Tensor:
     """What the method makes of the clips, ``[B, T]``."""
     generator = torch.Generator().manual_seed(2)
-    noise = lambda: torch.randn(clean.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    noise = lambda: torch.randn(clip.shape, generator=generator, dtype=torch.float64)  # noqa: E731
     with torch.no_grad():
         return method(denoise, Kept(clip, keep.expand(len(clip), 1, -1)), noise, nfe)[:, 0]
 
