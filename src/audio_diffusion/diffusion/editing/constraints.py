@@ -3,7 +3,10 @@
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_NEAR = 128  # samples to either side
 
 
 class Constraint(ABC):
@@ -87,8 +90,8 @@ class Unclipped(Constraint):
     """Samples at the clip level lie at it or beyond, on their side; all others stay: declipping.
 
     An estimate is the mean of what a sample may be, and of what may be only that beyond the level counts: the mean of a
-    Gaussian that is cut off there. Its width is how far the estimate is off where the clip is known. (To set the
-    samples at the level itself would make it a ceiling: of Gaussian signals half of those clipped then stay at it.)
+    Gaussian that is cut off there. Its width is how far the estimate is off where the clip is known near by. (To set
+    the samples at the level itself would make it a ceiling: of Gaussian signals half of those clipped then stay at it.)
 
     Args:
         clip: ``[B, C, T]``.
@@ -106,12 +109,19 @@ class Unclipped(Constraint):
     def onto(self, x0: Tensor) -> Tensor:
         """The clip bit by bit; where it was clipped, the mean of what may be beyond the level."""
         known = self.side == 0
-        off = (self.clip - x0).square() * known
-        width = (off.sum((1, 2), keepdim=True) / known.sum((1, 2), keepdim=True).clamp(min=1)).sqrt().clamp(min=1e-9)
+        width = self._width((self.clip - x0).square() * known, known)
         short = (self.clip - x0) * self.side / width  # of the level, in widths
         # mean of a unit Gaussian beyond a: sqrt(2/π)/erfcx(a/√2)
         mean = x0 + self.side * width * (2 / torch.pi) ** 0.5 / torch.special.erfcx((short / 2**0.5).clamp(min=-8))
         return torch.where(known, self.clip, self.side * torch.maximum(self.side * mean, self.side * self.clip))
+
+    @staticmethod
+    def _width(off: Tensor, known: Tensor) -> Tensor:
+        """Root of the mean of ``off`` over what is known near by, ``[B, 1, T]``; the mean of all counts as one more."""
+        off, count = off.sum(1, keepdim=True), known.sum(1, keepdim=True).to(off.dtype)
+        everywhere = off.sum(2, keepdim=True) / count.sum(2, keepdim=True).clamp(min=1)
+        off, count = (F.avg_pool1d(v, 2 * _NEAR + 1, 1, _NEAR) * (2 * _NEAR + 1) for v in (off, count))
+        return ((off + everywhere) / (count + 1)).sqrt().clamp(min=1e-9)
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
         """v but where x0 is free: clipped, and beyond the level already."""
