@@ -39,6 +39,7 @@ TYPES = {
     "clip_quantile": float, "weak_ckpt": str | None, "weights": str, "batch_size": int, "device": str, "devices": int,
     "format": str, "output": str | None, "real": str | None,
 }  # fmt: skip
+FAILED_DB = -10.0  # of an inversion: what is lost is then heard beside the clip
 TASK_TYPES = {
     "input": str | list[str], "seconds": float | None, "num_points": int, "regions": list[list[float]], "before": float,
     "after": float, "strength": float, "at": list[float], "num_steps": int, "cutoff": float, "level": float | None,
@@ -104,10 +105,16 @@ def main(cfg: DictConfig) -> None:
     rows: list[dict[str, Any]] = []
     shown: list[tuple[Sample, Result]] = []  # in the picture
     work = list(batches(asked, options["batch_size"]))
-    with tqdm(total=len(asked), desc=task, unit="sample") as bar:
+    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file wants few lines
+    with tqdm(total=len(asked), desc=task, unit="sample", mininterval=seconds, miniters=0) as bar:
         if len(devices) == 1:  # a batch may take minutes: that it goes on is seen by these
             calls = count(1)
-            model.net.register_forward_pre_hook(lambda *_: bar.set_postfix_str(f"{next(calls)} network calls"))
+
+            def called(*_: object) -> None:
+                bar.set_postfix_str(f"{next(calls)} network calls", refresh=False)
+                bar.update(0)
+
+            model.net.register_forward_pre_hook(called)
         for batch, results in zip(work, run(model, options, work, devices), strict=True):
             rows += write_files(batch, results, output, model.sample_rate, task, options["format"])
             shown += list(zip(batch, results, strict=True))[: COLUMNS - len(shown)]
@@ -142,6 +149,8 @@ def tell(rows: list[dict[str, Any]], task: str, format: str, home: Path) -> None
     if task == "interpolate":
         worst = max(max(row["round_trip_error_db"]) for row in rows)
         print(f"to noise and back: {worst:.1f} dB at worst (0 dB would be the clip's own level)")
+        if worst > FAILED_DB:
+            print("the network does not know such sounds well enough to come back to them: doubt what is between")
     if (home / "wandb").is_dir():
         print(f"the training run in W&B: wandb login && wandb sync {home}/wandb/offline-run-*   (if it ran offline)")
     kinds = ", ".join(sorted({row["subtype"] for row in rows}))
