@@ -84,6 +84,8 @@ class Journal:
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise ValueError(f"{begun}, and {shard['name']} was finished, but it is gone or changed. Start anew")
         write_atomic(self._folder / _JOURNAL, whole)
+        for part in self._output.glob(".*.part"):  # of a process that was killed while it wrote an index
+            part.unlink()
 
     def begin(self, plan: Plan) -> None:
         """Writes down what is going to be done."""
