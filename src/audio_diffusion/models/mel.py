@@ -65,8 +65,12 @@ class Mel(Condition):
             ValueError: what ``spectrogram`` refuses.
         """
         values = numbers(values, "mel", device)
-        known = values.ndim == 3 and values.shape[1] == self.num_rows != self.channels
+        known = self.is_spectrogram(values)
         return ((values.float().clamp(min=math.log(FLOOR)) if known else self.spectrogram(values)) + 5) / 3
+
+    def is_spectrogram(self, values: Tensor) -> bool:
+        """Whether these have the shape of ``spectrogram``'s, and not of audio."""
+        return values.ndim == 3 and values.shape[1] == self.num_rows != self.channels
 
     def spectrogram(self, audio: Tensor) -> Tensor:
         """Audio ``[B, C, T]`` -> ln of the mel magnitudes, at least ln 1e-5, float32 ``[B, C·n_mels, T/hop]``.

@@ -326,9 +326,9 @@ class Generator(Model):
             ValueError: for a model that is told none, or what is neither spectrograms nor clips.
         """
         name, mel = self.mel
-        is_clip = sound.ndim != 3 or sound.shape[1] != mel.num_rows or sound.shape[1] == self.channels
-        length = self._length(sound.shape[-1] * (1 if is_clip else mel.hop))
-        frames = (self.spectrogram(sound) if is_clip else sound.to(self.device))[..., : length.made // mel.hop]
+        known = mel.is_spectrogram(sound)
+        length = self._length(sound.shape[-1] * (mel.hop if known else 1))
+        frames = sound.to(self.device) if known else self.spectrogram(sound)
         frames = F.pad(frames, (0, length.made // mel.hop - frames.shape[-1]), value=math.log(FLOOR))
         told = {**(cond or {}), name: frames}
         return self.generate(seeds, labels, cond=told, seconds=length.made / self.sample_rate)[..., : length.wanted]
