@@ -87,6 +87,31 @@ def test_a_full_disk_is_a_warning_and_is_tried_again(make_run, tmp_path, monkeyp
     assert len([row for row in run.rows if row.get("checkpoint/pause_ms", 0) > 0]) == 3
 
 
+def test_a_write_that_fails_while_the_next_save_waits_for_it_is_counted(make_run, tmp_path, monkeypatch):
+    run = make_run(max_steps=2, callbacks=[SaveCheckpoint(str(tmp_path), every_n_steps=1)])
+    disk, original, waits, said = FullDisk(monkeypatch), files.stage, threading.Event(), []
+
+    def held(path, fill):
+        assert waits.wait(60)
+        try:
+            return original(path, fill)
+        finally:
+            disk.full = False
+
+    def warn(text):
+        said.append(text)
+        if "the one before is still being written" in text:
+            waits.set()
+
+    monkeypatch.setattr("audio_diffusion.saving.folder.stage", held)
+    monkeypatch.setattr("audio_diffusion.callbacks.checkpoint.rank_zero_warn", warn)
+    run.fit()
+    assert len(said) == 2
+    assert "step 1 was not written" in said[1]
+    assert names(tmp_path) == both(2)
+    assert {row["checkpoint/failed"] for row in run.rows if "checkpoint/failed" in row} == {1}
+
+
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error_and_the_older_one_stays(make_run, tmp_path, monkeypatch):
     save = SaveCheckpoint(str(tmp_path), every_n_steps=2)
     make_run(max_steps=2, callbacks=[save]).fit()

@@ -42,7 +42,7 @@ class Job:
     def until(self, condition: Callable[[], Any], timeout: float = 120.0) -> None:
         end = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < end, f"not within {timeout:g} s; {self.state}:\n{self.text[-4000:]}"
+            assert time.monotonic() < end, f"not within {timeout:g} s; {self.state}:\n{self.text[-30000:]}"
             time.sleep(0.1)
 
     def until_state(self, *states: str, timeout: float = 120.0) -> str:
@@ -59,7 +59,9 @@ def slurm(*command: str) -> str:
 
 
 def cluster(*command: str) -> str:
-    return subprocess.run([str(CLUSTER), *command], check=True, capture_output=True, text=True, timeout=120).stdout
+    ended = subprocess.run([str(CLUSTER), *command], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ from pathlib import Path
 from audio_diffusion.saving.folder import newest_verified, step_of
 
 TWO_NODES = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2"]
-ENDLESS = ["max_steps=1000000", "data.num_workers=1", "callbacks.checkpoint.every_n_steps=50"]
+ENDLESS = [
+    "max_steps=1000000", "data.num_workers=1", "callbacks.checkpoint.every_n_steps=50",
+    "callbacks.heartbeat.minutes=1",  # should a rank hang, the log says where
+]  # fmt: skip
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -45,7 +48,7 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     def live(life: int, steps: int = 10) -> None:
         job.until(lambda: f"life {life}," in job.text)
         before = max(losses(run_dir), default=0)
-        job.until(lambda: max(losses(run_dir), default=0) > before + steps)
+        job.until(lambda: max(losses(run_dir), default=0) > before + steps, timeout=180)
 
     def queued_again() -> int:
         """Waits for it, and lets the next life begin; the step of the newest checkpoint."""

@@ -35,12 +35,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._said_slow = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if self._writer.busy and not self._said_slow:
-            self._said_slow = True
-            rank_zero_warn(
-                "checkpoint: the one before is still being written, and training waits for it. Save less often "
-                "(callbacks.checkpoint.every_n_steps), or to a faster disk"
-            )
         self._writer.wait()
         self._writer.take_outcome()
         job = self._write if storage_options is None else partial(self._write_shards, storage_options)
@@ -81,6 +75,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def wait(self) -> None:
         """Until nothing is being written."""
         self._writer.wait()
+
+    def wait_for_the_next(self) -> None:
+        """The same, where training has to wait, which is said once."""
+        if self._writer.busy and not self._said_slow:
+            self._said_slow = True
+            rank_zero_warn(
+                "checkpoint: the one before is still being written, and training waits for it. Save less often "
+                "(callbacks.checkpoint.every_n_steps), or to a faster disk"
+            )
+        self.wait()
 
     def take_outcome(self) -> Outcome | None:
         """Of the last save, once; None while it is being written."""
@@ -165,8 +169,9 @@ class SaveCheckpoint(L.Callback):
         return io
 
     def _save(self, trainer: L.Trainer) -> None:
-        self._report(trainer)
         start = time.perf_counter()
+        self._io(trainer).wait_for_the_next()
+        self._report(trainer)
         self._saved_at, self._retry = trainer.global_step, False
         trainer.save_checkpoint(path_of(self.folder, trainer.global_step), weights_only=False)
         log_metrics(trainer, {"checkpoint/pause_ms": 1000 * (time.perf_counter() - start)})
