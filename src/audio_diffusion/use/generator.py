@@ -177,7 +177,7 @@ class Generator(Model):
         labels: Labels = None,
         *,
         cond: Given = None,
-        num_steps: int = 100,
+        num_steps: int = 50,
     ) -> Interpolation:
         """Clips ``[B, len(at), C, T]`` between two, which are themselves ``at`` 0 and 1; see
         ``diffusion.editing.inversion.interpolate``.
@@ -188,7 +188,7 @@ class Generator(Model):
             at: places inside [0, 1].
             labels: of all clips; better left out where the two are of unlike kinds.
             cond: likewise.
-            num_steps: network calls for each way, from a clip to noise or back.
+            num_steps: of DDIM: network calls from noise to a clip; the way to noise takes some six times as many.
 
         Raises:
             ValueError: for clips of unlike shape, or places outside [0, 1].

@@ -1,7 +1,6 @@
 """From a clip back to the noise it comes of, and between two clips by way of theirs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,47 +10,81 @@ from audio_diffusion.diffusion import plans
 from audio_diffusion.diffusion.grids import Grid, balanced
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
-from audio_diffusion.diffusion.samplers import advance, unipc
+from audio_diffusion.diffusion.samplers import ddim
 from audio_diffusion.diffusion.schedules import Schedule
+
+_LOUDEST = 1e4  # variance of the loudest part of a signal, of a mean variance of about one
+_MOST, _SAME = 20, 1e-6  # calls for a step; relative change of x_t at which it is found
+_DEPTH = 3  # of Anderson's acceleration
 
 
 def _no_noise() -> Tensor:
     raise AssertionError("the probability flow draws no noise")
 
 
-@dataclass(frozen=True)
-class _Rising:
-    """A grid from its cleanest time to its noisiest."""
-
-    grid: Grid
-
-    def __call__(self, schedule: Schedule, num_steps: int | None) -> list[float]:
-        return self.grid(schedule, num_steps)[::-1]
-
-
 @torch.no_grad()
 def invert(
-    denoise: Denoise,
-    clip: Tensor,
-    schedule: Schedule,
-    *,
-    num_steps: int | None = 100,
-    order: int = 2,
-    grid: Grid = balanced,
+    denoise: Denoise, clip: Tensor, schedule: Schedule, *, num_steps: int | None = 50, grid: Grid = balanced
 ) -> Tensor:
-    """The standard normal noise ``[B, C, T]`` of which ``samplers.unipc`` with the same options makes the clip.
+    """The standard normal noise ``[B, C, T]`` of which ``samplers.ddim`` on the same grid makes the clip.
 
-    The probability flow backwards (DDIM, Song et al. 2020, arXiv:2010.02502, section 4.3), by UniPC's steps instead of
-    Euler's. Order 3 comes back closer where the denoiser is exact, order 2 where it has learnt little: see
-    benchmarks/editing. With guidance in ``denoise`` the way back is unstable (Mokady et al. 2022, arXiv:2211.09794).
+    Each of DDIM's steps (Song et al. 2020, arXiv:2010.02502, eq. 12) is undone by solving it for the x_t it came from.
+    To ask the network at x_s instead of x_t, as in the paper's section 4.3, is an Euler step the other way: what it is
+    off by grows on the way back, and trained networks do not return, least of all when guided (Mokady et al. 2022,
+    arXiv:2211.09794). The equation is solved as a fixed point with Anderson's acceleration (Pan et al. 2023,
+    arXiv:2309.04907): some 5 calls of the network a step, more where it is hard. See benchmarks/editing.
 
     Raises:
         ValueError: if the schedule has not so many steps.
     """
-    plan = plans.unipc(schedule, _Rising(grid), num_steps, order)
     levels = plans.levels_of(schedule, grid, num_steps)
-    x = advance(plan, denoise, clip * levels[-1].alpha, _no_noise)
+    t = levels[-1]
+    x, noise = clip * t.alpha, denoise(clip * t.alpha, t.t).noise
+    for t, s in zip(levels[-2::-1], levels[:0:-1], strict=True):
+        x, noise = _undone(denoise, x, noise, t, s)
     return x / plans.start_std(levels)
+
+
+def _undone(denoise: Denoise, x_s: Tensor, noise: Tensor, t: plans.Level, s: plans.Level) -> tuple[Tensor, Tensor]:
+    """The x_t that DDIM's step takes to ``x_s``, and the network's noise there; ``noise`` is that at ``x_s``.
+
+    Solved is keep·x + weight·x0(x) = x_s, each sample for itself. Corrections are divided by the slope for the loudest
+    part of a signal, which is alpha_s/alpha_t unless nothing of it is left at t: networks are steep there.
+    """
+    keep = s.sigma / t.sigma
+    weight = s.alpha - keep * t.alpha
+    slope = keep + weight * t.alpha * _LOUDEST / (t.alpha**2 * _LOUDEST + t.sigma**2)
+    x = t.alpha / s.alpha * x_s + (t.sigma - t.alpha / s.alpha * s.sigma) * noise
+    found = torch.zeros(len(x), 1, 1, dtype=torch.bool, device=x.device)
+    before: list[tuple[Tensor, Tensor]] = []  # corrections, and where they led, newest first
+    for _ in range(_MOST):
+        estimate = denoise(x.clone(), t.t)
+        noise = estimate.noise
+        correction = (x_s - keep * x - weight * estimate.x0) / slope
+        better = x + correction
+        found = found | (_norm(correction) <= _SAME * _norm(better))
+        x = torch.where(found, x, _accelerated(correction, better, before))
+        before = [(correction, better), *before[: _DEPTH - 1]]
+        if found.all():
+            break
+    return x, noise
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)[:, None, None]
+
+
+def _accelerated(correction: Tensor, better: Tensor, before: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Anderson's: the mixture of the last places whose corrections would have cancelled best, in least squares."""
+    if not before:
+        return better
+    change = torch.stack([(correction - old).flatten(1) for old, _ in before], dim=2)
+    moved = torch.stack([(better - old).flatten(1) for _, old in before], dim=2)
+    gram = change.mT @ change
+    least = gram.diagonal(dim1=1, dim2=2).sum(1).mul(1e-6).clamp(min=1e-20)  # keeps it solvable, also when all is found
+    gram = gram + least[:, None, None] * torch.eye(len(before), device=gram.device)
+    mixture = torch.linalg.solve(gram, change.mT @ correction.flatten(1)[:, :, None])
+    return better - (moved @ mixture).reshape(better.shape)
 
 
 def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
@@ -84,7 +117,7 @@ def interpolate(
     weights: Sequence[float],
     cond: Cond,
     *,
-    num_steps: int | None = 100,
+    num_steps: int | None = 50,
     grid: Grid = balanced,
     guidance: Guidance | None = None,
     progress: Callable[[], None] | None = None,
@@ -92,7 +125,7 @@ def interpolate(
     """Clips between two: both inverted, their noises mixed on the sphere (DDIM, section 5.3), and made sound again.
 
     What the round trip loses of the two clips is added back in proportion, so that the ends *are* the clips, bit by
-    bit. It is next to nothing unless ``error_db`` says otherwise.
+    bit. It is next to nothing unless ``error_db`` says otherwise: both ways ask the same network, guided or not.
 
     Args:
         net: the network, in eval mode.
@@ -101,9 +134,9 @@ def interpolate(
         second: ``[B, C, T]``, at weight 1.
         weights: inside [0, 1].
         cond: conditions of all, each ``[B, ..]``; for clips of unlike conditions "not given".
-        num_steps: network calls for each way; a clip costs as many, and the two ends twice as many.
+        num_steps: of DDIM. A clip costs as many network calls, and each of the two ends some six times as many.
         grid: when the network is asked.
-        guidance: on the way to sound; backwards there is none.
+        guidance: on both ways.
         progress: called after each of the 4 + len(weights) ways.
 
     Raises:
@@ -114,16 +147,16 @@ def interpolate(
     if not all(0 <= weight <= 1 for weight in weights):
         raise ValueError(f"weights: expected numbers from 0 (first clip) to 1 (second), got {list(weights)}")
     tell = progress or (lambda: None)
-    schedule, plain = process.schedule, process.denoiser(net, cond)
-    guided = plain if guidance is None else guidance.denoiser(process, net, cond)
+    schedule = process.schedule
+    denoise = process.denoiser(net, cond) if guidance is None else guidance.denoiser(process, net, cond)
 
     def back(clip: Tensor) -> Tensor:
-        noise = invert(plain, clip, schedule, num_steps=num_steps, grid=grid)
+        noise = invert(denoise, clip, schedule, num_steps=num_steps, grid=grid)
         tell()
         return noise
 
     def forth(noise: Tensor) -> Tensor:
-        clip = unipc(guided, noise, schedule, _no_noise, num_steps=num_steps, order=2, grid=grid)
+        clip = ddim(denoise, noise, schedule, _no_noise, num_steps=num_steps, grid=grid)
         tell()
         return clip
 
