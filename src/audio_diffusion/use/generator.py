@@ -177,6 +177,7 @@ class Generator(Model):
         labels: Labels = None,
         *,
         cond: Given = None,
+        strength: float = 0.9,
         num_steps: int = 50,
     ) -> Interpolation:
         """Clips ``[B, len(at), C, T]`` between two, which are themselves ``at`` 0 and 1; see
@@ -188,10 +189,11 @@ class Generator(Model):
             at: places inside [0, 1].
             labels: of all clips; better left out where the two are of unlike kinds.
             cond: likewise.
+            strength: how far back to noise both go, 1 is all the way.
             num_steps: of DDIM: network calls from noise to a clip; the way to noise takes some six times as many.
 
         Raises:
-            ValueError: for clips of unlike shape, or places outside [0, 1].
+            ValueError: for clips of unlike shape, places outside [0, 1], or a strength outside (0, 1].
         """
         self._check(first)
         self._check(second)
@@ -206,6 +208,7 @@ class Generator(Model):
             self._encode(second, length),
             at,
             given,
+            strength=strength,
             num_steps=num_steps,
             guidance=self._guided(length, bool(labels or cond)),
         )

@@ -42,7 +42,8 @@ def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list
         return [Result(list(clips), names) for clips in zip(*(to_cpu(audio) for _, audio in points), strict=True)]
     audio = [torch.stack([sample.files[i].clip for sample in batch]) for i in range(len(batch[0].files))]
     if task == "interpolate":
-        made = model.interpolate(audio[0], audio[1], options["at"], num_steps=options["num_steps"], **told)
+        how = {name: options[name] for name in ("strength", "num_steps")}
+        made = model.interpolate(audio[0], audio[1], options["at"], **how, **told)
         names = [f"_{place:.3f}" for place in options["at"]]
         return [
             Result(to_cpu(clips), names, {"round_trip_error_db": [round(db, 1) for db in error.tolist()]})

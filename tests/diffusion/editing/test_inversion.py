@@ -71,13 +71,15 @@ def test_slerp_keeps_the_level_and_the_ends() -> None:
     torch.testing.assert_close(slerp(a, a, 0.5), a)
 
 
+@pytest.mark.parametrize("strength", [0.5, 0.9, 1.0])
 def test_ends_are_the_clips_and_the_middle_is_like_the_data(
-    process: Diffusion, covariance: Cov, net_of: NetOf, draw: Callable
+    strength: float, process: Diffusion, covariance: Cov, net_of: NetOf, draw: Callable
 ) -> None:
     """The mean of two clips would be 3 dB too quiet."""
     first, second = draw(covariance(LENGTH), 1000).chunk(2)
     net, calls = net_of(process, covariance(LENGTH)), []
-    made = interpolate(net, process, first, second, [0, 0.5, 1], {}, progress=lambda: calls.append(1))
+    options = {"strength": strength, "num_steps": 25, "progress": lambda: calls.append(1)}
+    made = interpolate(net, process, first, second, [0, 0.5, 1], {}, **options)
     assert made.clips.shape == (500, 3, 1, LENGTH)
     assert torch.equal(made.clips[:, 0], first)
     assert torch.equal(made.clips[:, 2], second)
@@ -105,7 +107,7 @@ def test_near_the_ends_it_is_near_the_clips_even_if_inversion_fails(
     """Said, and made up for: there is no way back from the one time at which all is noise."""
     first, second = draw(covariance(LENGTH), 40).chunk(2)
     net = net_of(process, covariance(LENGTH))
-    made = interpolate(net, process, first, second, [0, 0.001, 1], {}, num_steps=1)
+    made = interpolate(net, process, first, second, [0, 0.001, 1], {}, strength=1, num_steps=1)
     assert made.error_db.mean().item() > -40
     assert torch.equal(made.clips[:, 0], first)
     assert (made.clips[:, 1] - first).square().mean().item() < 1e-4
@@ -125,5 +127,7 @@ def test_bad_values_are_refused(process: Diffusion) -> None:
     clip, net = torch.zeros(2, 1, 8), lambda x_t, t, cond: x_t
     with pytest.raises(ValueError, match="second: expected the first clip's shape"):
         interpolate(net, process, clip, clip[:1], [0.5], {})
+    with pytest.raises(ValueError, match="strength: expected more than 0, up to 1"):
+        interpolate(net, process, clip, clip, [0.5], {}, strength=0)
     with pytest.raises(ValueError, match="weights: expected numbers from 0"):
         interpolate(net, process, clip, clip, [0.5, 2], {})

@@ -1,5 +1,6 @@
 """From a clip back to the noise it comes of, and between two clips by way of theirs."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion import plans
+from audio_diffusion.diffusion.editing.vary import From, time_of_noise
 from audio_diffusion.diffusion.grids import Grid, balanced
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
@@ -117,6 +119,7 @@ def interpolate(
     weights: Sequence[float],
     cond: Cond,
     *,
+    strength: float = 0.9,
     num_steps: int | None = 50,
     grid: Grid = balanced,
     guidance: Guidance | None = None,
@@ -134,20 +137,27 @@ def interpolate(
         second: ``[B, C, T]``, at weight 1.
         weights: inside [0, 1].
         cond: conditions of all, each ``[B, ..]``; for clips of unlike conditions "not given".
+        strength: how far back: to where sigma_t/√(alpha_t² + sigma_t²) is ``strength``, 1 being noise alone. What an
+            imperfect network takes for the noise of a clip is none of those it has learnt from, the less so the
+            further back: mixtures came out 24 dB too loud at 1, right at 0.9 (benchmarks/editing/NETWORK.md).
         num_steps: of DDIM. A clip costs as many network calls, and each of the two ends some six times as many.
         grid: when the network is asked.
         guidance: on both ways.
         progress: called after each of the 4 + len(weights) ways.
 
     Raises:
-        ValueError: for clips of unlike shape, or weights outside [0, 1].
+        ValueError: for clips of unlike shape, weights outside [0, 1], or a strength outside (0, 1].
     """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength: expected more than 0, up to 1 (all the way to noise), got {strength:g}")
     if first.shape != second.shape:
         raise ValueError(f"second: expected the first clip's shape {list(first.shape)}, got {list(second.shape)}")
     if not all(0 <= weight <= 1 for weight in weights):
         raise ValueError(f"weights: expected numbers from 0 (first clip) to 1 (second), got {list(weights)}")
     tell = progress or (lambda: None)
     schedule = process.schedule
+    if strength < 1:
+        grid = From(time_of_noise(schedule, strength / math.sqrt(1 - strength**2)), grid)
     denoise = process.denoiser(net, cond) if guidance is None else guidance.denoiser(process, net, cond)
 
     def back(clip: Tensor) -> Tensor:
