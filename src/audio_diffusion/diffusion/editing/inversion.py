@@ -139,7 +139,7 @@ def interpolate(
         cond: conditions of all, each ``[B, ..]``; for clips of unlike conditions "not given".
         strength: how far back: to where sigma_t/√(alpha_t² + sigma_t²) is ``strength``, 1 being noise alone. What an
             imperfect network takes for the noise of a clip is none of those it has learnt from, the less so the
-            further back: mixtures came out 24 dB too loud at 1, right at 0.9 (benchmarks/editing/NETWORK.md).
+            further back: drums came out 24 dB too loud at 1, 3 dB at 0.9 (benchmarks/editing/NETWORK.md).
         num_steps: of DDIM. A clip costs as many network calls, and each of the two ends some six times as many.
         grid: when the network is asked.
         guidance: on both ways.
