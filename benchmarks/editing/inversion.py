@@ -18,7 +18,7 @@ from torch import Tensor
 
 import audio_diffusion
 from audio_diffusion.diffusion import plans
-from audio_diffusion.diffusion.editing.inversion import invert
+from audio_diffusion.diffusion.editing.inversion import error_db, invert
 from audio_diffusion.diffusion.grids import Grid, balanced
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Denoise
@@ -33,7 +33,7 @@ def euler(denoise: Denoise, clip: Tensor, schedule: Schedule, *, num_steps: int 
     x = clip * levels[-1].alpha
     for s, t in pairwise(reversed(levels)):
         ratio = t.alpha / s.alpha
-        x = ratio * x + (t.sigma - ratio * s.sigma) * denoise(x.clone(), s.t).noise
+        x = ratio * x + (t.sigma - ratio * s.sigma) * denoise(x, s.t).noise
     return x / plans.start_std(levels)
 
 
@@ -51,8 +51,7 @@ def there_and_back(
 
     noise = way_back(counted, clip, schedule, num_steps=num_steps, grid=grid)
     again = ddim(counted, noise, schedule, torch.Tensor, num_steps=num_steps, grid=grid)
-    ratio = (again - clip).square().flatten(1).sum(1) / clip.square().flatten(1).sum(1)
-    return 10 * ratio.log10(), calls
+    return error_db(again, clip), calls
 
 
 def main() -> None:
@@ -69,13 +68,11 @@ def main() -> None:
     clip, process = model.representation.encode(audio), model.process
 
     def measure(name: str, told: list[str] | None, guidance: float, steps: int) -> None:
-        cond = model._told(len(clip), told, None)
-        guided = Guidance(guidance).denoiser(process, model.net, cond)
-        denoise = process.denoiser(model.net, cond) if guidance == 1 else guided
+        denoise = Guidance(guidance).denoiser(process, model.net, model._told(len(clip), told, None))
         cells = []
         for way_back in (euler, invert):
-            error_db, calls = there_and_back(way_back, denoise, clip, process.schedule, steps)
-            cells.append(f"{error_db.median().item():.0f} ({error_db.max().item():.0f}); {calls}")
+            errors, calls = there_and_back(way_back, denoise, clip, process.schedule, steps)
+            cells.append(f"{errors.median().item():.0f} ({errors.max().item():.0f}); {calls}")
         print(f"| {name}, {steps} steps | " + " | ".join(cells) + " |", flush=True)
 
     print("| median (worst), dB; calls | Euler's steps | ours |\n|---|---|---|")

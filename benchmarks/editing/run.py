@@ -213,8 +213,8 @@ def inversion() -> list[str]:
     ):
         cells = []
         for steps in (25, 50, 100):
-            error_db, calls = there_and_back(invert, denoise, clip, PROCESS.schedule, steps, grid)
-            cells.append(f"{error_db.mean().item():.0f} ({calls})")
+            errors, calls = there_and_back(invert, denoise, clip, PROCESS.schedule, steps, grid)
+            cells.append(f"{errors.mean().item():.0f} ({calls})")
         lines.append(f"| grid {name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     return lines

@@ -32,7 +32,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().__init__()
         self.world_size, self.keep = 1, Keep()
         self._copies, self._writer = HostCopy(), BackgroundWriter()
-        self._said_slow = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self._writer.wait()
@@ -72,19 +71,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return sharded.read(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._writer.busy
+
     def wait(self) -> None:
         """Until nothing is being written."""
         self._writer.wait()
-
-    def wait_for_the_next(self) -> None:
-        """The same, where training has to wait, which is said once."""
-        if self._writer.busy and not self._said_slow:
-            self._said_slow = True
-            rank_zero_warn(
-                "checkpoint: the one before is still being written, and training waits for it. Save less often "
-                "(callbacks.checkpoint.every_n_steps), or to a faster disk"
-            )
-        self.wait()
 
     def take_outcome(self) -> Outcome | None:
         """Of the last save, once; None while it is being written."""
@@ -124,6 +118,7 @@ class SaveCheckpoint(L.Callback):
         self.keep = Keep(keep, keep_every_n_steps)
         self._retry_every_n_steps = max(1, every_n_steps // 10)
         self._failures, self._retry = 0, False
+        self._said_slow = False
         self._saved_at = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -170,8 +165,13 @@ class SaveCheckpoint(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         start = time.perf_counter()
-        self._io(trainer).wait_for_the_next()
-        self._report(trainer)
+        if self._io(trainer).busy and not self._said_slow:
+            self._said_slow = True
+            rank_zero_warn(
+                "checkpoint: the one before is still being written, and training waits for it. Save less often "
+                "(callbacks.checkpoint.every_n_steps), or to a faster disk"
+            )
+        self._finish(trainer)
         self._saved_at, self._retry = trainer.global_step, False
         trainer.save_checkpoint(path_of(self.folder, trainer.global_step), weights_only=False)
         log_metrics(trainer, {"checkpoint/pause_ms": 1000 * (time.perf_counter() - start)})

@@ -42,8 +42,9 @@ def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list
         return [Result(list(clips), names) for clips in zip(*(to_cpu(audio) for _, audio in points), strict=True)]
     audio = [torch.stack([sample.files[i].clip for sample in batch]) for i in range(len(batch[0].files))]
     if task == "interpolate":
-        how = {name: options[name] for name in ("strength", "num_steps")}
-        made = model.interpolate(audio[0], audio[1], options["at"], **how, **told)
+        made = model.interpolate(
+            audio[0], audio[1], options["at"], strength=options["strength"], num_steps=options["num_steps"], **told
+        )
         names = [f"_{place:.3f}" for place in options["at"]]
         return [
             Result(to_cpu(clips), names, {"round_trip_error_db": [round(db, 1) for db in error.tolist()]})

@@ -1,14 +1,14 @@
 """From a clip back to the noise it comes of, and between two clips by way of theirs."""
 
-import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion import plans
-from audio_diffusion.diffusion.editing.vary import From, time_of_noise
+from audio_diffusion.diffusion.editing.vary import From, time_of_strength
 from audio_diffusion.diffusion.grids import Grid, balanced
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
@@ -39,36 +39,38 @@ def invert(
     Raises:
         ValueError: if the schedule has not so many steps.
     """
-    levels = plans.levels_of(schedule, grid, num_steps)
-    t = levels[-1]
-    x, noise = clip * t.alpha, denoise(clip * t.alpha, t.t).noise
-    for t, s in zip(levels[-2::-1], levels[:0:-1], strict=True):
-        x, noise = _undone(denoise, x, noise, t, s)
-    return x / plans.start_std(levels)
+    plan, levels = plans.ddim(schedule, grid, num_steps, 0.0), plans.levels_of(schedule, grid, num_steps)
+    x = clip * levels[-1].alpha
+    noise = denoise(x, plan.last).noise
+    for step, (s, t) in zip(reversed(plan.steps), pairwise(reversed(levels)), strict=True):
+        x, noise = _undone(denoise, x, noise, step, s, t)
+    return x / plan.start_std
 
 
-def _undone(denoise: Denoise, x_s: Tensor, noise: Tensor, t: plans.Level, s: plans.Level) -> tuple[Tensor, Tensor]:
+def _undone(
+    denoise: Denoise, x_s: Tensor, noise: Tensor, step: plans.Step, s: plans.Level, t: plans.Level
+) -> tuple[Tensor, Tensor]:
     """The x_t that DDIM's step takes to ``x_s``, and the network's noise there; ``noise`` is that at ``x_s``.
 
     Solved is keep·x + weight·x0(x) = x_s, each sample for itself. Corrections are divided by the slope for the loudest
     part of a signal, which is alpha_s/alpha_t unless nothing of it is left at t: networks are steep there.
     """
-    keep = s.sigma / t.sigma
-    weight = s.alpha - keep * t.alpha
+    keep, (weight,) = step.keep, step.weights
     slope = keep + weight * t.alpha * _LOUDEST / (t.alpha**2 * _LOUDEST + t.sigma**2)
-    x = t.alpha / s.alpha * x_s + (t.sigma - t.alpha / s.alpha * s.sigma) * noise
+    ratio = t.alpha / s.alpha
+    x = ratio * x_s + (t.sigma - ratio * s.sigma) * noise
     found = torch.zeros(len(x), 1, 1, dtype=torch.bool, device=x.device)
     before: list[tuple[Tensor, Tensor]] = []  # corrections, and where they led, newest first
     for _ in range(_MOST):
-        estimate = denoise(x.clone(), t.t)
+        estimate = denoise(x, t.t)
         noise = estimate.noise
         correction = (x_s - keep * x - weight * estimate.x0) / slope
         better = x + correction
         found = found | (_norm(correction) <= _SAME * _norm(better))
-        x = torch.where(found, x, _accelerated(correction, better, before))
-        before = [(correction, better), *before[: _DEPTH - 1]]
         if found.all():
             break
+        x = torch.where(found, x, _accelerated(correction, better, before))
+        before = [(correction, better), *before[: _DEPTH - 1]]
     return x, noise
 
 
@@ -83,7 +85,7 @@ def _accelerated(correction: Tensor, better: Tensor, before: Sequence[tuple[Tens
     change = torch.stack([(correction - old).flatten(1) for old, _ in before], dim=2)
     moved = torch.stack([(better - old).flatten(1) for _, old in before], dim=2)
     gram = change.mT @ change
-    least = gram.diagonal(dim1=1, dim2=2).sum(1).mul(1e-6).clamp(min=1e-20)  # keeps it solvable, also when all is found
+    least = gram.diagonal(dim1=1, dim2=2).sum(1).mul(1e-6).clamp(min=1e-20)  # solvable, also for those found
     gram = gram + least[:, None, None] * torch.eye(len(before), device=gram.device)
     mixture = torch.linalg.solve(gram, change.mT @ correction.flatten(1)[:, :, None])
     return better - (moved @ mixture).reshape(better.shape)
@@ -105,7 +107,8 @@ class Interpolation(NamedTuple):
     error_db: Tensor
 
 
-def _error_db(estimate: Tensor, clip: Tensor) -> Tensor:
+def error_db(estimate: Tensor, clip: Tensor) -> Tensor:
+    """How far estimates ``[B, C, T]`` are off, in dB of the clips' levels ``[B]``."""
     ratio = (estimate - clip).square().flatten(1).sum(1) / clip.square().flatten(1).sum(1).clamp(min=1e-20)
     return 10 * torch.log10(ratio.clamp(min=1e-20))
 
@@ -157,8 +160,8 @@ def interpolate(
     tell = progress or (lambda: None)
     schedule = process.schedule
     if strength < 1:
-        grid = From(time_of_noise(schedule, strength / math.sqrt(1 - strength**2)), grid)
-    denoise = process.denoiser(net, cond) if guidance is None else guidance.denoiser(process, net, cond)
+        grid = From(time_of_strength(schedule, strength), grid)
+    denoise = (guidance or Guidance()).denoiser(process, net, cond)
 
     def back(clip: Tensor) -> Tensor:
         noise = invert(denoise, clip, schedule, num_steps=num_steps, grid=grid)
@@ -178,6 +181,6 @@ def interpolate(
             return second if weight else first
         return forth(slerp(start, end, weight)) + torch.lerp(first - first_again, second - second_again, weight)
 
-    errors = [_error_db(first_again, first), _error_db(second_again, second)]
+    errors = [error_db(first_again, first), error_db(second_again, second)]
     clips = [between(weight) for weight in weights]
     return Interpolation(torch.stack(clips, dim=1), torch.stack(errors, dim=1))

@@ -31,6 +31,11 @@ def time_of_noise(schedule: Schedule, ratio: float) -> float:
     return t if schedule.num_steps is None else max(round(t * schedule.num_steps), 1) / schedule.num_steps
 
 
+def time_of_strength(schedule: Schedule, strength: float) -> float:
+    """The time at which ``strength``, below 1, is sigma_t/√(alpha_t² + sigma_t²), the amplitude of the noise in x_t."""
+    return time_of_noise(schedule, strength / math.sqrt(1 - strength**2))
+
+
 @dataclass(frozen=True)
 class From:
     """A grid from a time on, as many times as of the whole: a solver's first steps are its worst, and here they matter.
@@ -118,7 +123,7 @@ def edit(
     if strength == 1:
         x0 = sampler(denoise, noise(), schedule, noise, on_step=on_step)
     else:
-        start = time_of_noise(schedule, strength / math.sqrt(1 - strength**2))
+        start = time_of_strength(schedule, strength)
         alpha, sigma = schedule.at(start)
         x_t = (alpha * clip + sigma * noise()) / math.hypot(alpha, sigma)
         x0 = sampler(denoise, x_t, schedule, noise, grid=From(start, grid_of(sampler)), on_step=on_step)
