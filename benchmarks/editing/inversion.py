@@ -1,5 +1,6 @@
 """To noise and back with a trained network: error, and network calls, of DDIM undone exactly and by Euler's steps.
 
+    pip install -e '.[bench]'
     python benchmarks/editing/inversion.py data/drums runs/oneshots [--clips 9]
 
 prints a table of held-out clips (those of network.py). ``run.py`` measures the same where the denoiser is exact.
