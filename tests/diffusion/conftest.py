@@ -47,6 +47,21 @@ def mixture_denoise(
     return denoise
 
 
+def loud_or_quiet_denoise(schedule: Schedule, weights: list[float], stds: list[float]) -> Denoise:
+    """The same of clips ``[B, C, T]`` of white noise, each at a level of its own: N(0, std²) throughout."""
+    weight, std = (torch.tensor(v, dtype=torch.float64) for v in (weights, stds))
+
+    def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+        alpha, sigma = levels(schedule, t, x_t.double())
+        variance = (alpha * std) ** 2 + sigma**2  # [B, 1, modes]
+        power = x_t.double().square().sum((1, 2))[:, None, None]
+        share = (weight.log() - power / (2 * variance) - 0.5 * x_t[0].numel() * variance.log()).softmax(-1)
+        x0 = (share * alpha * std**2 / variance).sum(-1, keepdim=True) * x_t
+        return Prediction(x0.to(x_t.dtype), ((x_t - alpha * x0) / sigma).to(x_t.dtype))
+
+    return denoise
+
+
 def gaussian_net(schedule: Schedule, means: list[float], std: float) -> Net:
     """The exact noise predictor of x0 ~ N(means[label], std²); of mean 0 where there is no label, or it is -1."""
 
@@ -65,6 +80,11 @@ def exact_denoise() -> Callable[..., Denoise]:
 @pytest.fixture(scope="session")
 def exact_mixture() -> Callable[..., Denoise]:
     return mixture_denoise
+
+
+@pytest.fixture(scope="session")
+def exact_loud_or_quiet() -> Callable[..., Denoise]:
+    return loud_or_quiet_denoise
 
 
 @pytest.fixture(scope="session")

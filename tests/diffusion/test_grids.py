@@ -17,6 +17,7 @@ from audio_diffusion.diffusion.schedules import (
     Steps,
     cosine,
     explicit,
+    input_scaled,
     linear,
     lowered,
     zero_terminal_snr,
@@ -171,6 +172,7 @@ def test_the_levels_of_given_betas_are_those_of_their_own_chain() -> None:
         assert decibels(schedule, times) == pytest.approx(expected, abs=0.3 if isinstance(schedule, Steps) else 1e-3)
     coarse = of_betas(linear(50, 1e-4, 0.05), 6, betas)
     assert [round(50 * t) for t in coarse] == [44, 24, 11, 5, 2, 1]
+    assert of_betas(input_scaled(linear(50, 1e-4, 0.05), 0.1), 6, betas) == coarse
 
 
 @pytest.mark.parametrize(

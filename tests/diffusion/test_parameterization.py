@@ -19,11 +19,12 @@ from audio_diffusion.diffusion.parameterization import (
 )
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import Flow, Schedule, cosine, linear, lowered, zero_terminal_snr
+from audio_diffusion.diffusion.schedules import Flow, Schedule, cosine, input_scaled, linear, lowered, zero_terminal_snr
 
 SCHEDULES: dict[str, Schedule] = {
     "vp": lowered(cosine()),
     "zero": zero_terminal_snr(linear()),
+    "scaled": input_scaled(linear(50, 1e-4, 0.05), 0.1),
     "edm": EdmSchedule(),
     "flow": Flow(),
 }
@@ -37,7 +38,7 @@ PARTS: dict[str, Parameterization] = {
 }
 ALLOWED = {
     ("epsilon", "vp"), ("x0", "vp"), ("x0", "zero"), ("x0", "flow"), ("v", "vp"), ("v", "zero"),
-    ("velocity", "flow"), ("edm", "edm"), ("edm-0.5", "edm"),
+    ("epsilon", "scaled"), ("x0", "scaled"), ("velocity", "flow"), ("edm", "edm"), ("edm-0.5", "edm"),
 }  # fmt: skip
 PAIRS = pytest.mark.parametrize(("name", "kind"), sorted(ALLOWED))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from audio_diffusion.diffusion.parameterization import Edm, Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion, full_times, per_sample
 from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import cosine, explicit, linear
+from audio_diffusion.diffusion.schedules import cosine, explicit, input_scaled, linear
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -117,6 +117,14 @@ def test_loss_is_the_plain_squared_error(process: Diffusion) -> None:
     torch.testing.assert_close(x_t, process.add_noise(x0, noise, t))
     assert asked_t is t
     assert asked_cond is cond
+
+
+def test_scaling_the_input_is_training_on_fainter_data() -> None:
+    """What a network learns of x0 at a scale, it learns of x0 made fainter: DiffWave's waveform "as it is"."""
+    chain, x0, noise, t = linear(50, 1e-4, 0.05), normal(3, 2, 8), normal(3, 2, 8, seed=1), torch.tensor([0.1, 0.5, 1])
+    net = lambda x_t, t, cond: torch.tanh(3 * x_t) + t[:, None, None]  # noqa: E731
+    scaled = Diffusion(input_scaled(chain, 0.1), Epsilon()).loss(net, x0, noise, t, {})
+    torch.testing.assert_close(scaled, Diffusion(chain, Epsilon()).loss(net, 0.1 * x0, noise, t, {}))
 
 
 def test_the_exact_noise_has_no_loss(process: Diffusion) -> None:

@@ -7,7 +7,7 @@ from audio_diffusion.diffusion.parameterization import Edm, Epsilon, V, Velocity
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.diffusion.report import describe
 from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import Flow, cosine, linear, lowered
+from audio_diffusion.diffusion.schedules import Flow, cosine, input_scaled, linear, lowered
 
 
 @pytest.mark.parametrize(("num_steps", "beta_end", "left"), [(50, 0.05, "0.5"), (200, 0.02, "0.36")])
@@ -19,6 +19,9 @@ def test_diffwave_schedules_do_not_end_in_noise(num_steps: int, beta_end: float,
     assert warning.startswith("warning: ")
     assert "only noise comes out" in warning
     assert "diffusion=zero_snr" in warning
+
+    faint = describe(Diffusion(input_scaled(linear(num_steps, 1e-4, beta_end), 0.1), Epsilon()))
+    assert not [line for line in faint if "does not end in noise" in line]  # it does, for waveforms
 
 
 def test_the_floor_is_told_in_db_and_warned_of() -> None:

@@ -13,7 +13,17 @@ from audio_diffusion.diffusion import grids
 from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
 from audio_diffusion.diffusion.process import Denoise, Diffusion
 from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
-from audio_diffusion.diffusion.schedules import Edm, Flow, Schedule, Steps, cosine, explicit, linear, lowered
+from audio_diffusion.diffusion.schedules import (
+    Edm,
+    Flow,
+    Schedule,
+    Steps,
+    cosine,
+    explicit,
+    input_scaled,
+    linear,
+    lowered,
+)
 from audio_diffusion.diffusion.schedules import zero_terminal_snr as zero
 
 Sampler = Callable[..., Tensor]
@@ -443,6 +453,22 @@ def test_noise_that_ends_abruptly_is_still_sampled_right(exact_denoise: Exact) -
     mean, variance = mean_and_variance(ddpm, exact_denoise(schedule, 2.0, 1.0), schedule, width=1)
     assert mean.item() == pytest.approx(2, abs=0.01)
     assert variance.item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("sampler", [unipc, partial(ddim, num_steps=20), partial(dpmpp, order=3)])
+def test_pauses_stay_quiet_where_the_schedule_leaves_signal(sampler: Sampler, exact_loud_or_quiet: Exact) -> None:
+    """DiffWave's T = 50: x_T of a waveform is quieter than noise, and a chain that starts louder never gets quiet."""
+
+    def quiet(schedule: Schedule, std: float) -> float:
+        """Part of the clips that come out quiet; it is half of the data."""
+        draws = Draws(400, 1, 64)
+        denoise = exact_loud_or_quiet(schedule, [0.5, 0.5], [0.01 * std, 2**0.5 * std])
+        x0 = sampler(denoise, draws(), schedule, draws) / std
+        return (x0.square().mean((1, 2)) < 0.1).double().mean().item()
+
+    chain = linear(50, 1e-4, 0.05)
+    assert quiet(input_scaled(chain, 0.1), 1.0) == pytest.approx(0.5, abs=0.15)
+    assert quiet(chain, 0.1) < 0.2  # the same process, of which nobody has said how loud x0 is
 
 
 @ALL

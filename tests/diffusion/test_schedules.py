@@ -14,6 +14,7 @@ from audio_diffusion.diffusion.schedules import (
     Steps,
     cosine,
     explicit,
+    input_scaled,
     linear,
     lowered,
     scaled_linear,
@@ -256,3 +257,38 @@ def test_zero_terminal_snr_is_algorithm_1() -> None:
     assert base.final_alpha == pytest.approx(0.006353, abs=1e-6)
     assert schedule.alpha_sigma(torch.ones(1))[1].item() == 1
     assert torch.isfinite(schedule.log_snr(grid(schedule)[1:])).all()
+
+
+@pytest.mark.parametrize("base", [linear(50, 1e-4, 0.05), lowered(cosine())], ids=["DiffWave's", "lowered cosine"])
+def test_input_scaled_changes_the_signal_alone(base: Steps) -> None:
+    schedule, t = input_scaled(base, 0.1), torch.linspace(0, 1, 333, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    torch.testing.assert_close(alpha, 0.1 * base.alpha_sigma(t)[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(sigma, base.alpha_sigma(t)[1], rtol=1e-9, atol=0)
+    log_snr = schedule.log_snr(t)
+    torch.testing.assert_close(log_snr[1:], (alpha[1:] ** 2 / sigma[1:] ** 2).log(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(schedule.time_of_log_snr(log_snr), t, rtol=0, atol=1e-9)
+    torch.testing.assert_close(schedule.alpha_bar(t), alpha**2)
+    assert (schedule.kind, schedule.num_steps) == ("input scaled", base.num_steps)
+
+
+def test_input_scaled_twice_multiplies_and_by_one_is_the_schedule() -> None:
+    assert input_scaled(input_scaled(linear(), 0.5), 0.4).input_scale == pytest.approx(0.2)
+    assert input_scaled(linear(), 1).kind == "variance preserving"
+
+
+def test_a_scaled_schedule_is_lowered_in_db_of_its_data_and_ended_without_signal() -> None:
+    faint = input_scaled(linear(), 0.1)  # starts at -20 dB of noise
+    schedule = lowered(faint, -60.0)
+    assert schedule.log_snr(torch.tensor(schedule.first_time)).item() == pytest.approx(6 * math.log(10), rel=1e-4)
+    torch.testing.assert_close(schedule.alpha_sigma(grid(schedule)[-900:])[0], faint.alpha_sigma(grid(faint)[-900:])[0])
+    with pytest.raises(ValueError, match=r"floor_db: expected less than the -20\.0 dB it starts at, got -15"):
+        lowered(faint, -15.0)
+    ended = zero_terminal_snr(faint)
+    assert (ended.final_alpha, ended.input_scale) == (0, 0.1)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_input_scale_is_positive(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"input_scale: expected a positive number, got {scale}"):
+        input_scaled(linear(), scale)

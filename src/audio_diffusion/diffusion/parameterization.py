@@ -136,13 +136,17 @@ def _expect_kind(name: str, schedule: Schedule, kinds: tuple[str, ...], instead:
         )
 
 
+#: kinds of which the network can be shown x_t as it is: it is of unit variance or less
+_TAKES_X_T = ("variance preserving", "input scaled", "flow")
+
+
 class Epsilon:
     """The network predicts the noise that was added (DDPM eq. 11)."""
 
     def check(self, schedule: Schedule) -> None:
         """Refuses schedules that end without signal."""
         instead = "its noise is of any size, and the network is to be shown it scaled; use parameterization=edm"
-        _expect_kind("Epsilon", schedule, ("variance preserving", "flow"), instead)
+        _expect_kind("Epsilon", schedule, _TAKES_X_T, instead)
         if schedule.final_alpha == 0:
             raise ValueError(
                 "parameterization: Epsilon cannot start from pure noise, and this schedule ends at alpha_T = 0: there "
@@ -172,7 +176,7 @@ class X0:
     def check(self, schedule: Schedule) -> None:
         """Refuses variance-exploding schedules."""
         instead = "its noise is of any size, and the network is to be shown it scaled; use parameterization=edm"
-        _expect_kind("X0", schedule, ("variance preserving", "flow"), instead)
+        _expect_kind("X0", schedule, _TAKES_X_T, instead)
 
     def network_input(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """x_t."""
@@ -199,7 +203,7 @@ class V:
 
     def check(self, schedule: Schedule) -> None:
         """Refuses all but variance-preserving schedules."""
-        instead = "use parameterization=edm on edm, which is v there, and parameterization=velocity on flow"
+        instead = "use parameterization=edm on edm, which is v there, velocity on flow, and epsilon where it is scaled"
         _expect_kind("V", schedule, ("variance preserving",), instead)
 
     def network_input(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:

@@ -26,14 +26,15 @@ def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None
     floor = _db(first_sigma / first_alpha)
     steps = "continuous time" if schedule.num_steps is None else f"T = {schedule.num_steps}"
     lines = [
-        f"schedule: {schedule.kind}, {steps}; of x_T {left:.4f} is signal (√ᾱ_T); "
+        f"schedule: {schedule.kind}, {steps}; of x_T {left:.4f} is signal; "
         f"the least noise is {floor:.0f} dB of data of unit variance"
     ]
     if left > 0.1:
         lines.append(
             f"warning: the schedule does not end in noise: {left:.2f} of x_T is signal, but sampling starts from noise "
             "alone, so training looks fine and only noise comes out. Take more steps or larger β "
-            "(diffusion.schedule.num_steps, beta_end), or diffusion=zero_snr"
+            "(diffusion.schedule.num_steps, beta_end), or diffusion=zero_snr; DiffWave's has its input scaled for it, "
+            "diffusion=diffwave"
         )
     if floor > -50:
         lines.append(

@@ -1,9 +1,9 @@
 """Noise schedules: how much of the clean signal and how much noise is in x_t = alpha_t·x0 + sigma_t·noise.
 
-Time t runs from 0 (clean) to 1 (noise). There are three kinds. Variance preserving, alpha_t² + sigma_t² = 1: the chain
-of T steps of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Variance exploding,
-alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A solver needs to know
-none of this: it is given alpha_t, sigma_t and the time of a log-SNR.
+Time t runs from 0 (clean) to 1 (noise). Variance preserving, alpha_t² + sigma_t² = 1: the chain of T steps of DDPM (Ho
+et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Input scaled: the same with a fainter signal.
+Variance exploding, alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A
+solver needs to know none of this: it is given alpha_t, sigma_t and the time of a log-SNR.
 """
 
 import math
@@ -21,7 +21,7 @@ _NO_SIGNAL = 100.0
 class Schedule(ABC):
     """alpha_t and sigma_t over t in [0, 1]."""
 
-    kind: Literal["variance preserving", "variance exploding", "flow"]
+    kind: Literal["variance preserving", "input scaled", "variance exploding", "flow"]
     #: T of a chain of steps, which is trained at t = 1/T, 2/T .. 1 only; None: every t
     num_steps: int | None = None
     #: the cleanest time that is trained
@@ -61,21 +61,20 @@ class Schedule(ABC):
 
 
 class Steps(Schedule):
-    """A variance-preserving chain of T steps, given by the noise each step adds.
+    """A chain of T steps, given by the noise each step adds; variance preserving, unless its input is scaled.
 
     Between the T grid points the β of the step is spread evenly, i.e. -log ᾱ is linear in t: the piecewise
     constant form of the VP-SDE (Song et al. 2021, arXiv:2011.13456, eq. 11) that passes through every ᾱ_i.
 
     Args:
         betas: β_1 .. β_T, each inside (0, 1), the last up to 1 (no signal left at t = 1); float64 ``[T]``.
+        input_scale: alpha_t is so many times √(Π (1 - β)), see ``input_scaled``.
 
     Raises:
-        ValueError: if there is no step, or a β lies outside.
+        ValueError: if there is no step, a β lies outside, or the scale is not positive.
     """
 
-    kind = "variance preserving"
-
-    def __init__(self, betas: Tensor):
+    def __init__(self, betas: Tensor, input_scale: float = 1.0):
         betas = torch.as_tensor(betas, dtype=torch.float64).flatten()
         if len(betas) == 0:
             raise ValueError("betas: expected at least one step, got none")
@@ -83,6 +82,10 @@ class Steps(Schedule):
             raise ValueError(
                 f"betas: expected every β inside (0, 1), the last at most 1, got {betas.min():.6g} to {betas.max():.6g}"
             )
+        if not input_scale > 0:
+            raise ValueError(f"input_scale: expected a positive number, got {input_scale}")
+        self.kind = "variance preserving" if input_scale == 1 else "input scaled"
+        self.input_scale = input_scale
         self.num_steps: int = len(betas)
         self.first_time = 1 / len(betas)
         #: -log ᾱ at t = 0, 1/T, .. 1
@@ -102,24 +105,21 @@ class Steps(Schedule):
         left = position.floor().clamp(max=self.num_steps - 1).long()
         return torch.lerp(table[left], table[left + 1], position - left)
 
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """ᾱ_t = alpha_t², of t's shape and dtype."""
-        return torch.exp(-self._interpolate(t))
-
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, of t's shape and dtype; (1, 0) at t = 0."""
+        """alpha_t and sigma_t, of t's shape and dtype; (input_scale, 0) at t = 0."""
         neg_log = self._interpolate(t)
-        return torch.exp(-0.5 * neg_log), torch.sqrt(-torch.expm1(-neg_log))
+        return self.input_scale * torch.exp(-0.5 * neg_log), torch.sqrt(-torch.expm1(-neg_log))
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha_t² / sigma_t²), of t's shape and dtype; inf at t = 0."""
         neg_log = self._interpolate(t)
-        return -neg_log - torch.log(-torch.expm1(-neg_log))
+        return 2 * math.log(self.input_scale) - neg_log - torch.log(-torch.expm1(-neg_log))
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of ``log_snr``: -log ᾱ = log(1 + 1/SNR), looked up among the grid points."""
+        """The inverse of ``log_snr``: -log Π (1 - β) = log(1 + input_scale²/SNR), looked up among the grid points."""
         table = self.neg_log_alpha_bar.to(log_snr.device)
-        neg_log = torch.nn.functional.softplus(-log_snr.double()).clamp(max=table[-1])
+        unscaled = log_snr.double() - 2 * math.log(self.input_scale)
+        neg_log = torch.nn.functional.softplus(-unscaled).clamp(max=table[-1])
         right = torch.searchsorted(table, neg_log).clamp(1, self.num_steps)
         left_value, right_value = table[right - 1], table[right]
         position = right - 1 + (neg_log - left_value) / (right_value - left_value)
@@ -257,17 +257,17 @@ def lowered(schedule: Steps, floor_db: float = -90.0, num_steps: int = 30) -> St
         ValueError: if there is no step, or ``schedule`` starts below the floor already.
     """
     own = -schedule.neg_log_alpha_bar[1:] - torch.log(-torch.expm1(-schedule.neg_log_alpha_bar[1:]))
-    floor = -floor_db / 10 * math.log(10)
+    floor = -floor_db / 10 * math.log(10) - 2 * math.log(schedule.input_scale)
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     if floor <= own[0]:
-        starts_at = -10 * own[0].item() / math.log(10)
+        starts_at = floor_db + 10 * (floor - own[0].item()) / math.log(10)
         raise ValueError(f"floor_db: expected less than the {starts_at:.1f} dB it starts at, got {floor_db}")
     finer = own[:-1] - own[1:] <= (floor - own[:-1]) / num_steps
     join = int(finer.nonzero()[0]) if bool(finer.any()) else 0
     low = torch.nn.functional.softplus(-torch.linspace(floor, own[join].item(), num_steps + 1, dtype=torch.float64))
     neg_log = torch.cat([torch.zeros(1, dtype=torch.float64), low, schedule.neg_log_alpha_bar[join + 2 :]])
-    return Steps(-torch.expm1(-neg_log.diff()))
+    return Steps(-torch.expm1(-neg_log.diff()), schedule.input_scale)
 
 
 def zero_terminal_snr(schedule: Steps) -> Steps:
@@ -276,4 +276,22 @@ def zero_terminal_snr(schedule: Steps) -> Steps:
     alpha = torch.exp(-0.5 * schedule.neg_log_alpha_bar)
     rescaled = (alpha - alpha[-1]) * alpha[1] / (alpha[1] - alpha[-1])
     bars = torch.cat([torch.ones(1, dtype=torch.float64), rescaled[1:].square()])
-    return Steps(1 - bars[1:] / bars[:-1])
+    return Steps(1 - bars[1:] / bars[:-1], schedule.input_scale)
+
+
+def input_scaled(schedule: Steps, scale: float) -> Steps:
+    """x_t = scale·√ᾱ_t·x0 + √(1 - ᾱ_t)·noise, ᾱ that of ``schedule`` (Chen 2023, arXiv:2301.10972, section 2.2).
+
+    A schedule of few small β leaves signal in x_T, and still ends in noise if the data is faint beside it, as waveforms
+    are that nobody has normalised: DiffWave's. Said here, instead of by an x0 of small variance, samplers know how loud
+    x_T is and where their steps are needed; told that x0 has unit variance, they start too loud, and where the data
+    is quiet only the stochastic ones get rid of it. It takes Epsilon or X0.
+
+    Args:
+        schedule: √ᾱ_t and √(1 - ᾱ_t).
+        scale: standard deviation that data of unit variance is shown with.
+
+    Raises:
+        ValueError: if the scale is not positive.
+    """
+    return Steps(-torch.expm1(-schedule.neg_log_alpha_bar.diff()), schedule.input_scale * scale)
