@@ -28,7 +28,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,6 +36,7 @@ from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
+from audio_diffusion.callbacks.throughput import ProgressBar
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
@@ -178,7 +178,7 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError(f"audio.num_samples: expected a multiple of {multiple}, as the network takes, got {crop}")
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
-        callbacks.append(TQDMProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
+        callbacks.append(ProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
     loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
     loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
     options = plain["trainer"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -137,6 +138,8 @@ def test_resuming_goes_on_in_the_same_run(trained: Path, drum_shards: Path) -> N
     done = train(trained, drum_shards, "name=again", "max_steps=6", "trainer=cpu", "logger=tensorboard", "ckpt=last")
     assert "starting anew" in through.stdout + through.stderr
     assert "resuming from runs/again/checkpoints/step_00000004.ckpt" in done.stdout + done.stderr
+    counted = [int(n) for n in re.findall(r"(\d+)/6 \[", done.stdout)]
+    assert (counted[0], counted[-1]) == (4, 6)  # the bar goes on where it was
     for name in ("train/loss", "val/loss_ema"):
         assert metrics(trained / "runs" / "again", name) == metrics(trained / "runs" / "through", name)
     last = [

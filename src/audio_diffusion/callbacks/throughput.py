@@ -5,11 +5,28 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
 
 _WARN_PERCENT = 50.0
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar over all batches of the run; a resumed run goes on where it was, at the rate since then.
+
+    Lightning's own begins at 0 of those left when a run is resumed, or of an unknown number, and its rate is of all.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_start()
+        bar, done = self.train_progress_bar, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        bar.total, bar.initial, bar.n = trainer.num_training_batches, done, done
+        bar.refresh()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Nothing: the stream has no end, and an epoch of Lightning's is the run."""
 
 
 class Throughput(L.Callback):
