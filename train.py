@@ -178,7 +178,7 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError(f"audio.num_samples: expected a multiple of {multiple}, as the network takes, got {crop}")
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
-        callbacks.append(ProgressBar(refresh_rate=5 if sys.stderr.isatty() else 100))  # a log file wants few lines
+        callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # a log file wants few lines
     loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
     loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
     options = plain["trainer"]

@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
+from audio_diffusion.callbacks.throughput import ProgressBar
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
@@ -218,7 +219,7 @@ def make_run(drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             logger=logger,
             plugins=[AtomicCheckpointIO(), make_precision(precision, "cpu")],
             default_root_dir=str(tmp_path_factory.mktemp("run")),
-            enable_progress_bar=False,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             enable_checkpointing=False,
             use_distributed_sampler=False,

@@ -1,6 +1,7 @@
 """Diagnostics, throughput, checkpoints, preemption: what they log and leave."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 from warnings import catch_warnings as recorded_warnings
@@ -13,7 +14,7 @@ from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.loggers import JsonlLogger, has_wandb_credentials, wandb_logger
-from audio_diffusion.callbacks.throughput import Throughput
+from audio_diffusion.callbacks.throughput import ProgressBar, Throughput
 
 
 def test_loss_by_noise_level_is_consistent_with_the_whole(make_run):
@@ -46,6 +47,12 @@ def test_throughput_counts_audio_and_waiting(make_run):
     last = rows[-1]  # audio-seconds per step are known: the two speeds must agree
     per_step = run.data.batch_size * 2048 / 16000
     assert last["speed/audio_seconds_per_second"] == pytest.approx(per_step * last["speed/steps_per_second"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("every_s", "shown"), [(0, {0, 1, 2, 3, 4}), (1e9, {0, 1, 4})])
+def test_the_progress_bar_is_shown_by_the_clock_at_the_start_and_at_the_end(make_run, capfd, every_s, shown):
+    make_run(max_steps=4, callbacks=[ProgressBar(every_s)]).fit()
+    assert {int(n) for n in re.findall(r"(\d)/4 \[", capfd.readouterr().out)} == shown
 
 
 @pytest.mark.parametrize(("data_s", "step_s", "warnings"), [(10, 1, 1), (1, 10, 0)])

@@ -1,5 +1,6 @@
 """How fast: audio-seconds trained per second, and how much of the time went into waiting for data."""
 
+import math
 import time
 from typing import Any
 
@@ -17,7 +18,16 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's bar over all batches of the run; a resumed run goes on where it was, at the rate since then.
 
     Lightning's own begins at 0 of those left when a run is resumed, or of an unknown number, and its rate is of all.
+
+    Args:
+        every_s: seconds between two looks at it; 0 is after each batch.
+        refresh_rate: batches between those of validation.
     """
+
+    def __init__(self, every_s: float, refresh_rate: int = 100):
+        super().__init__(refresh_rate)
+        self.every_s = every_s
+        self._shown = -math.inf
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_start()
@@ -27,6 +37,14 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Nothing: the stream has no end, and an epoch of Lightning's is the run."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar, now = self.train_progress_bar, time.perf_counter()
+        if now - self._shown >= self.every_s or batch_idx + 1 == bar.total:
+            self._shown, bar.n = now, batch_idx + 1
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
 
 
 class Throughput(L.Callback):
