@@ -35,7 +35,7 @@ class ProgressBar(TQDMProgressBar):
         bar.total, bar.initial, bar.n = trainer.num_training_batches, done, done
         bar.refresh()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         """Nothing: the stream has no end, and an epoch of Lightning's is the run."""
 
     def on_train_batch_end(

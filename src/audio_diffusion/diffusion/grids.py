@@ -43,7 +43,7 @@ def _first_step(schedule: Steps) -> int:
     x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network more than 200 times larger. Where that one is not
     noise yet (alpha_t above 0.1, which takes few and coarse steps), and where the end is pure noise, it is T.
     """
-    alpha = schedule.input_scale * torch.exp(-0.5 * schedule.neg_log_alpha_bar)
+    alpha, _ = schedule.alpha_sigma(schedule.times)
     first = int((alpha >= _MIN_ALPHA).sum()) - 1
     assert schedule.num_steps is not None
     return schedule.num_steps if alpha[first] > 0.1 or schedule.final_alpha == 0 else first
@@ -198,8 +198,6 @@ def of_betas(schedule: Schedule, num_steps: int | None, betas: Sequence[float]) 
         raise ValueError(f"betas: expected numbers inside (0, 1), got {list(betas)}")
     if num_steps not in (None, len(betas)):
         raise ValueError(f"num_steps: expected {len(betas)}, one for each of betas, or null, got {num_steps}")
-    neg_log = -torch.log1p(-torch.tensor(betas, dtype=torch.float64)).cumsum(0)
-    levels = 0.5 * torch.log(torch.expm1(neg_log)).flip(0)  # log(sigma/alpha), sigma² = 1 - ᾱ
-    if isinstance(schedule, Steps):
-        levels -= math.log(schedule.input_scale)
+    chain = Steps(torch.tensor(betas, dtype=torch.float64), schedule.input_scale)
+    levels = -0.5 * chain.log_snr(chain.times[1:]).flip(0)  # log(sigma/alpha)
     return _levels(schedule, len(betas), lambda n: levels[-n:])

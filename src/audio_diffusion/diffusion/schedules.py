@@ -26,6 +26,8 @@ class Schedule(ABC):
     num_steps: int | None = None
     #: the cleanest time that is trained
     first_time: float
+    #: alpha_t is so many times what it is without, see ``input_scaled``
+    input_scale: float = 1.0
     _at: dict[float, tuple[float, float]] | None = None
 
     @abstractmethod
@@ -94,6 +96,15 @@ class Steps(Schedule):
         )
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
+    @property
+    def times(self) -> Tensor:
+        """0, 1/T .. 1, float64 ``[T + 1]``."""
+        return torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps
+
+    def neg_log_of(self, log_snr: Tensor) -> Tensor:
+        """-log Π (1 - β) = log(1 + input_scale²/SNR) where the log-SNR is ``log_snr``, of its shape; float64."""
+        return torch.nn.functional.softplus(2 * math.log(self.input_scale) - log_snr.double())
+
     def _interpolate(self, t: Tensor) -> Tensor:
         """-log ᾱ_t, of t's shape and dtype."""
         table = self._tables.get((t.device, t.dtype))
@@ -116,10 +127,9 @@ class Steps(Schedule):
         return 2 * math.log(self.input_scale) - neg_log - torch.log(-torch.expm1(-neg_log))
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of ``log_snr``: -log Π (1 - β) = log(1 + input_scale²/SNR), looked up among the grid points."""
+        """The inverse of ``log_snr``: ``neg_log_of``, looked up among the grid points."""
         table = self.neg_log_alpha_bar.to(log_snr.device)
-        unscaled = log_snr.double() - 2 * math.log(self.input_scale)
-        neg_log = torch.nn.functional.softplus(-unscaled).clamp(max=table[-1])
+        neg_log = self.neg_log_of(log_snr).clamp(max=table[-1])
         right = torch.searchsorted(table, neg_log).clamp(1, self.num_steps)
         left_value, right_value = table[right - 1], table[right]
         position = right - 1 + (neg_log - left_value) / (right_value - left_value)
@@ -256,16 +266,16 @@ def lowered(schedule: Steps, floor_db: float = -90.0, num_steps: int = 30) -> St
     Raises:
         ValueError: if there is no step, or ``schedule`` starts below the floor already.
     """
-    own = -schedule.neg_log_alpha_bar[1:] - torch.log(-torch.expm1(-schedule.neg_log_alpha_bar[1:]))
-    floor = -floor_db / 10 * math.log(10) - 2 * math.log(schedule.input_scale)
+    own = schedule.log_snr(schedule.times[1:])
+    floor = -floor_db / 10 * math.log(10)
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     if floor <= own[0]:
-        starts_at = floor_db + 10 * (floor - own[0].item()) / math.log(10)
+        starts_at = -10 * own[0].item() / math.log(10)
         raise ValueError(f"floor_db: expected less than the {starts_at:.1f} dB it starts at, got {floor_db}")
     finer = own[:-1] - own[1:] <= (floor - own[:-1]) / num_steps
     join = int(finer.nonzero()[0]) if bool(finer.any()) else 0
-    low = torch.nn.functional.softplus(-torch.linspace(floor, own[join].item(), num_steps + 1, dtype=torch.float64))
+    low = schedule.neg_log_of(torch.linspace(floor, own[join].item(), num_steps + 1, dtype=torch.float64))
     neg_log = torch.cat([torch.zeros(1, dtype=torch.float64), low, schedule.neg_log_alpha_bar[join + 2 :]])
     return Steps(-torch.expm1(-neg_log.diff()), schedule.input_scale)
 
