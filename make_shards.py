@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 from audio_diffusion import config
 from audio_diffusion.config import ConfigError
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
+from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack
 from audio_diffusion.packing.parallel import Progress
 from audio_diffusion.packing.prepare import Form
-from audio_diffusion.packing.sources import Source, scan_folder, scan_manifest, scan_url
+from audio_diffusion.packing.sources import Source, scan_folder, scan_url
 from audio_diffusion.packing.verify import verify
 
 NUMBERS: dict[str, tuple[type, ...]] = {

@@ -7,7 +7,7 @@ import pytest
 
 from audio_diffusion.packing import sc09
 from audio_diffusion.packing.pack import pack
-from audio_diffusion.packing.sources import scan_manifest
+from audio_diffusion.packing.manifests import scan_manifest
 
 
 @pytest.fixture

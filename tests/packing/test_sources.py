@@ -1,6 +1,8 @@
 """What is found below a folder, in a bucket, on a web server, or named by a manifest, and what is known of it."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import pytest
 
 from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import pack
 from audio_diffusion.packing.prepare import Form
-from audio_diffusion.packing.sources import Source, scan_folder, scan_manifest, scan_url, split_of
+from audio_diffusion.packing.sources import Source, scan_folder, scan_url, split_of
 
 Encode = Callable[..., bytes]
 ClipsOf = Callable[[Path], dict[str, tuple[str, bytes, dict[str, Any]]]]
@@ -129,11 +132,21 @@ def test_manifests_with_mistakes_are_refused(folder: Path, lines: list[str], pro
         scan_manifest(folder, write_manifest(folder, *lines))
 
 
-def test_a_link_that_leads_outside_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret.wav").touch()
-    (folder / "link.wav").symlink_to(tmp_path / "secret.wav")
-    with pytest.raises(ValueError, match=r"names .*secret.wav, which is outside"):
-        scan_manifest(folder, write_manifest(folder, "file", "link.wav"))
+def test_a_file_may_be_a_link_that_leads_out_of_the_folder(folder: Path, tmp_path: Path, clips_of: ClipsOf) -> None:
+    """As in snapshots of the Hugging Face hub, git-annex and DVC: names stay inside, contents lie elsewhere."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_bytes((folder / "a" / "1.wav").read_bytes())
+    (folder / "link.wav").symlink_to(tmp_path / "blobs" / "0a1b")
+    (tmp_path / "snapshot").symlink_to(folder)
+    for place in (folder, tmp_path / "snapshot"):
+        rows = ["file,split", "link.wav,train", f"{folder}/a/3.wav,val"]
+        sources = scan_manifest(place, write_manifest(tmp_path, *rows))
+        assert [(source.name, source.path) for source in sources] == [
+            ("link.wav", place / "link.wav"), ("a/3.wav", place / "a" / "3.wav")
+        ]  # fmt: skip
+    pack(sources, tmp_path / "out")
+    clips = clips_of(tmp_path / "out")
+    assert clips["link.wav"][1] == (tmp_path / "blobs" / "0a1b").read_bytes()
 
 
 def test_a_split_of_another_name_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -206,6 +219,123 @@ def test_a_sidecar_tells_more_than_the_folder_and_a_broken_one_refuses_its_file(
     assert report.classes == ["a", "b", "kick"]
     without = {source.name: source.fields for source in scan_folder(folder, False)}
     assert (without["a/3.wav"], without["b/2.wav"]) == ({}, {"caption": "wet"})
+
+
+# --- manifests as people and programs write them
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["file, label , split", "a/1.wav, x , train"],
+        ["File,LABEL,Split", "a/1.wav,x,Train"],
+        ["file;label;split", "a/1.wav;x;train"],
+        ["file\tlabel\tsplit", "a/1.wav\tx\ttrain"],
+        ["split,file,label", "train,a/1.wav,x", ",,"],
+    ],
+)
+def test_padding_case_and_separators_of_a_csv_do_not_matter(folder: Path, lines: list[str]) -> None:
+    (source,) = scan_manifest(folder, write_manifest(folder, *lines))
+    assert (source.name, source.fields["label"], split_of(source, 0.5)) == ("a/1.wav", "x", "train")
+
+
+@pytest.mark.parametrize(
+    ("header", "near"),
+    [("file,spilt", "split"), ("file,lable", "label"), ("file, Labels", "label"), ("fiel,label", "file"),
+     ("file,captoin", "caption"), ("path,captions", "caption")],
+)  # fmt: skip
+def test_misspelt_columns_are_refused_with_the_nearest_name(folder: Path, header: str, near: str) -> None:
+    name = next(name.strip() for name in header.split(",") if name.strip() not in ("file", "path", "label"))
+    with pytest.raises(ValueError, match=f"manifest: line 1 of .*: column '{name}': did you mean '{near}'"):
+        scan_manifest(folder, write_manifest(folder, header, "a/1.wav,x"))
+    (folder / "list.jsonl").write_text('{"file": "a/1.wav", "lable": "x"}')
+    with pytest.raises(ValueError, match="manifest: line 1 of .*: column 'lable': did you mean 'label'"):
+        scan_manifest(folder, folder / "list.jsonl")
+
+
+def test_columns_that_mean_nothing_here_are_kept(folder: Path) -> None:
+    manifest = write_manifest(folder, "file,label,labels,patch,title,caption_en", "a/1.wav,x,y,z,t,c")
+    (source,) = scan_manifest(folder, manifest)
+    assert source.fields == {"label": "x", "labels": "y", "patch": "z", "title": "t", "caption_en": "c"}
+
+
+def test_rows_that_are_too_long_are_refused_and_short_ones_leave_columns_empty(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 3 of .*: expected 2 values \(file, caption\), got 3; a value with a ','"):
+        scan_manifest(folder, write_manifest(folder, "file,caption", "a/1.wav,dry", "a/3.wav,wet, loud"))
+    sources = scan_manifest(folder, write_manifest(folder, "file,label,caption", "a/1.wav", "a/3.wav,x"))
+    assert [source.fields for source in sources] == [{}, {"label": "x"}]
+
+
+def test_columns_that_come_twice_and_quotes_without_end_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="line 1 of .*: expected each column once, found 'label' twice"):
+        scan_manifest(folder, write_manifest(folder, "file,label,Label", "a/1.wav,x,y"))
+    (folder / "nul.csv").write_bytes(b"file,label\na/1.wav,x\x00y\n")
+    try:
+        sources = scan_manifest(folder, folder / "nul.csv")  # newer versions of Python take it
+    except ValueError as error:
+        assert "line 2 of" in str(error)
+    else:
+        assert sources[0].name == "a/1.wav"
+
+
+def test_long_captions_are_kept_up_to_what_a_json_may_hold(folder: Path) -> None:
+    manifest = write_manifest(folder, "file,caption", f"a/1.wav,{'x' * 200_000}")
+    assert scan_manifest(folder, manifest)[0].fields == {"caption": "x" * 200_000}
+    with pytest.raises(ValueError, match=r"line 2 of .*: expected at most 990000 bytes for one file, .*'caption'"):
+        scan_manifest(folder, write_manifest(folder, "file,caption", f"a/1.wav,{'x' * 1_000_000}"))
+
+
+def test_the_encoding_of_a_manifest_is_utf8_or_utf16_with_its_mark(folder: Path) -> None:
+    lines = ["file,label", "a/1.wav,é"]
+    (source,) = scan_manifest(folder, write_manifest(folder, *lines, encoding="utf-16"))
+    assert source.fields == {"label": "é"}
+    manifest = write_manifest(folder, *lines, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"line 2 of .*manifest.csv: expected text in UTF-8, got the byte 0xe9. .*iconv"):
+        scan_manifest(folder, manifest)
+
+
+@pytest.mark.parametrize("split", [["train"], 1, True, {"a": 1}])
+def test_a_split_that_is_no_text_is_refused_with_its_line(folder: Path, split: Any) -> None:
+    (folder / "list.jsonl").write_text(json.dumps({"file": "a/1.wav", "split": split}))
+    with pytest.raises(ValueError, match="line 1 of .*: split: expected one of train, val, "):
+        scan_manifest(folder, folder / "list.jsonl")
+
+
+# --- folders as they are found
+
+
+def test_what_cannot_be_read_is_refused_by_name_and_the_rest_is_packed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "loop").symlink_to("loop")
+    (folder / "annex.flac").symlink_to("../.git/annex/objects/x.flac")
+    (folder / "notes.txt").symlink_to("nowhere")
+    (folder / "a" / "closed").mkdir()
+    real = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    report = pack(scan_folder(folder, True), tmp_path / "out", val_fraction=0.3)
+    assert dict(report.refused) == {
+        "loop": "cannot be read: Too many levels of symbolic links",
+        "annex.flac": "is a link to a file that is not there: ../.git/annex/objects/x.flac",
+        "a/closed": "is a folder that cannot be read: Permission denied",
+    }
+    assert sum(report.clips.values()) == 12
+    monkeypatch.setattr(os, "scandir", lambda path: closed("closed"))
+    with pytest.raises(ValueError, match="input: .* is a folder that cannot be read: Permission denied"):
+        scan_folder(folder, True)
+
+
+def test_a_label_folder_whose_name_is_not_utf8_has_a_label_that_is(folder: Path, tmp_path: Path) -> None:
+    (folder / "a").rename(folder / os.fsdecode(b"caf\xe9"))
+    report = pack(scan_folder(folder, True), tmp_path / "out", val_fraction=0.3, picture=True)
+    assert report.classes == ["b", "café"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] == ["b", "café"]
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from audio_diffusion.data.shards import MANIFEST
 from audio_diffusion.packing.journal import Journal, Plan
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.prepare import Clip, Drop, Form, Task, cut_of, look, prepare, tasks
-from audio_diffusion.packing.sources import Source, scan_folder, scan_manifest, split_of
+from audio_diffusion.packing.manifests import scan_manifest
+from audio_diffusion.packing.sources import Source, scan_folder, split_of
 from audio_diffusion.packing.statistics import Tally
 from audio_diffusion.packing.writer import ShardWriter
 

@@ -1,12 +1,10 @@
-"""What is there to pack: the files below a folder or that a manifest names, and what is known of each."""
+"""What is there to pack: the files below a folder or a URL, and what is known of each."""
 
-import csv
 import hashlib
-import io
+import json
 import os
-import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +12,12 @@ from typing import Any
 from urllib.parse import unquote
 
 from audio_diffusion.data.audio import EXTENSIONS
-from audio_diffusion.data.members import read_json
+from audio_diffusion.data.members import MAX_JSON_BYTES, read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _READING = 16  # threads that read sidecars
+_RESERVED = 10_000  # bytes of a clip's json that are kept for what the packer adds
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,15 @@ def split_of(source: Source, val_fraction: float) -> str:
     named = source.fields.get("split")
     if named is None:
         return "val" if int(source.digest[:8], 16) < val_fraction * 2**32 else "train"
-    if named not in SPLITS:
+    split = SPLITS.get(named.strip().lower()) if isinstance(named, str) else None
+    if split is None:
         raise ValueError(f"manifest: split of {source.name}: expected {', '.join(SPLITS)}, got {named!r}")
-    return SPLITS[named]
+    return split
 
 
 def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
     """All audio files below a folder. Links to folders are followed; hidden folders are not entered, and a source that
-    is refused stands for those with audio in them.
+    is refused stands for those with audio in them. So does one for each folder that cannot be read and each broken link.
 
     The label is the sub-folder directly below the folder. Beside ``x.wav`` a ``x.json`` may tell more, or better.
 
@@ -73,7 +73,11 @@ def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
     """
     if not folder.is_dir():
         raise ValueError(f"input: expected a folder of audio, got {str(folder)!r}")
-    names = sorted(_walk(str(folder), "", ()))
+    problems = dict(sorted(_walk(str(folder), "", ())))
+    if "" in problems:
+        raise ValueError(f"input: {str(folder)!r} {problems['']}")
+    names = [name for name, problem in problems.items() if not problem]
+    broken = [Source(folder / name, name, {}, problem) for name, problem in problems.items() if problem]
     hidden = {_hidden_folder(name) for name in names if _ending(name) in EXTENSIONS} - {""}
     known = set(names)
 
@@ -84,8 +88,10 @@ def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
 
     sources = [described(name) for name in names if _ending(name) in EXTENSIONS and not _hidden_folder(name)]
     if not sources:
-        raise ValueError(f"input: no audio ({', '.join(EXTENSIONS)}) below {str(folder)!r}")
-    return sources + [Source(folder / name, name, {}, "a hidden folder: not searched") for name in sorted(hidden)]
+        such = f"; {broken[0].name!r} {broken[0].problem}" if broken else ""
+        raise ValueError(f"input: no audio ({', '.join(EXTENSIONS)}) below {str(folder)!r}{such}")
+    skipped = [Source(folder / name, name, {}, "a hidden folder: not searched") for name in sorted(hidden)]
+    return sources + broken + skipped
 
 
 def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Source]:
@@ -96,7 +102,7 @@ def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Sour
     """
     url = url.rstrip("/")
     try:
-        listed = {_below(url, address): address for address in store.list(url, recursive=True)}
+        listed = {below(url, address): address for address in store.list(url, recursive=True)}
     except RemoteError as error:
         raise ValueError(f"input: {error}") from error
 
@@ -114,126 +120,77 @@ def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Sour
     return sources + [Source(f"{url}/{name}", name, {}, "a hidden folder: not searched") for name in sorted(hidden)]
 
 
-def scan_manifest(folder: Path | str, manifest: Path | str, store: RemoteStore | None = None) -> list[Source]:
-    """The files that a csv or jsonl names as ``file`` or ``path``, relative to the folder; all else it says is kept.
-
-    Values of a jsonl keep their types. Without a line of its own no file is packed; sidecars are not read.
-
-    Args:
-        folder: the input, local or a URL; rows may name URLs below it.
-        manifest: local or a URL.
-        store: for URLs.
-
-    Raises:
-        ValueError: if the manifest cannot be read, or a line names no file, one twice, or one outside the folder.
-    """
-    if isinstance(manifest, str) and is_remote(manifest):
-        try:
-            text = (store or RemoteStore(None)).read(manifest, cache=False).decode("utf-8-sig")
-        except RemoteError as error:
-            raise ValueError(f"manifest: {error}") from error
-    else:
-        text = Path(manifest).read_text(encoding="utf-8-sig")  # spreadsheets write the signature
-    shown, sources, seen = redact(str(manifest)), [], set()
-    rows = _jsonl_rows(text, shown) if str(manifest).endswith((".jsonl", ".ndjson")) else _csv_rows(text, shown)
-    for number, row in rows:
-        column = "file" if "file" in row else "path"
-        name = row.pop(column, None)
-        where = f"manifest: line {number} of {shown}"
-        if not name or not isinstance(name, str):
-            raise ValueError(f"{where} names no file")
-        source = _named(folder, name, where)
-        if source.name in seen:
-            raise ValueError(f"{where} names {source.path} a second time")
-        seen.add(source.name)
-        sources.append(Source(source.path, source.name, _fields(row, where)))
-    if not sources:
-        raise ValueError(f"manifest: {shown} names no files")
-    return sources
-
-
-def _csv_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a csv; empty values are left out."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not {"file", "path"} & set(reader.fieldnames or []):
-        raise ValueError(f"manifest: expected a column file or path in {shown}, got {reader.fieldnames}")
-    for row in reader:
-        yield reader.line_num, {key: value for key, value in row.items() if key and value}
-
-
-def _jsonl_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a jsonl; nulls are left out."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = read_json(line.encode())
-            except ValueError as error:
-                raise ValueError(f"manifest: line {number} of {shown}: {error}") from error
-            yield number, {key: value for key, value in row.items() if value is not None}
-
-
-def _named(folder: Path | str, name: str, where: str) -> Source:
-    """The file that a manifest's row names.
-
-    Raises:
-        ValueError: if it lies outside the folder.
-    """
-    if isinstance(folder, str) and is_remote(folder):
-        root = folder.rstrip("/")
-        inner = name[len(root) + 1 :] if name.startswith(root + "/") else name
-        inner = posixpath.normpath(inner)
-        if (
-            ("://" in name and not name.startswith(root + "/"))
-            or inner.startswith(("../", "/"))
-            or inner in ("..", ".")
-        ):
-            raise ValueError(f"{where} names {redact(name)}, which is outside {redact(root)}")
-        return Source(f"{root}/{inner}", _below(root, f"{root}/{inner}"))
-    local = Path(folder).resolve()
-    if "://" in name:
-        raise ValueError(f"{where} names {redact(name)}, which is outside {local}")
-    path = (local / name).resolve()
-    if not path.is_relative_to(local):
-        raise ValueError(f"{where} names {path}, which is outside {local}")
-    return Source(path, path.relative_to(local).as_posix())
-
-
 def _described(path: Path | str, name: str, label_from_folder: bool, sidecar: str, data: Any) -> Source:
     """A file of a folder with its label and what its sidecar, read by ``data``, says of it."""
     labelled = label_from_folder and "/" in name
-    fields = {"label": name.partition("/")[0]} if labelled else {}
+    fields = {"label": readable(name.partition("/")[0])} if labelled else {}
     if data is None:
         return Source(path, name, fields)
     try:
         told = {key: value for key, value in read_json(data()).items() if value is not None}
-        return Source(path, name, fields | _fields(told, sidecar))
+        return Source(path, name, fields | fields_of(told, sidecar))
     except (ValueError, OSError, RemoteError) as error:
         return Source(path, name, fields, f"its sidecar {sidecar} cannot be used: {error}")
 
 
-def _fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """What is kept of a row. Labels are text: numbers become it.
+def fields_of(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """What is kept of a manifest's row or a sidecar. Labels are text: numbers become text, an empty one is none.
 
     Raises:
-        ValueError: for a label that is neither.
+        ValueError: for a label or a split of another type, or for more than a clip's json may hold.
     """
-    label = row.get("label", "")
+    row = {key: value for key, value in row.items() if key not in ("label", "split") or value != ""}
+    label, split = row.get("label", ""), row.get("split", "")
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         raise ValueError(f"{where}: label: expected text or a number, got {label!r}")
-    return {**row, "label": str(label)} if "label" in row else row
+    if not isinstance(split, str):
+        raise ValueError(f"{where}: split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if len(json.dumps(row)) > MAX_JSON_BYTES - _RESERVED:
+        longest = max(row, key=lambda key: len(json.dumps(row[key])))
+        raise ValueError(
+            f"{where}: expected at most {MAX_JSON_BYTES - _RESERVED} bytes for one file, got "
+            f"{len(json.dumps(row))}; the longest field is {longest!r}"
+        )
+    return {**row, "label": readable(str(label))} if "label" in row else row
 
 
-def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterable[str]:
-    """Names of the files below a folder; a link to a folder that it lies in is not followed."""
+def readable(name: str) -> str:
+    """A name from the file system as text. The bytes of one that is not UTF-8 are read as Latin-1."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("latin-1") if os.name == "posix" else name.encode("utf-8", "replace").decode()
+    return name
+
+
+def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(name, "") of each file below a folder, and (name, problem) of what cannot be read. A link to a folder that it
+    lies in is not followed."""
     real = os.path.realpath(folder)
     if real in above:
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
-            elif entry.is_file():
-                yield prefix + entry.name
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield from _entry(entry, prefix, (*above, real))
+    except OSError as error:
+        yield prefix.rstrip("/"), f"is a folder that cannot be read: {error.strerror}"
+
+
+def _entry(entry: "os.DirEntry[str]", prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """What one entry of a folder adds to the walk."""
+    name = prefix + entry.name
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError as error:  # such as a link to itself
+        yield name, f"cannot be read: {error.strerror}"
+        return
+    if is_folder:
+        yield from _walk(entry.path, f"{name}/", above)
+    elif is_file:
+        yield name, ""
+    elif entry.is_symlink() and _ending(name) in EXTENSIONS:
+        yield name, f"is a link to a file that is not there: {os.readlink(entry.path)}"
 
 
 def _hidden_folder(name: str) -> str:
@@ -247,7 +204,7 @@ def _ending(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
 
 
-def _below(root: str, address: str) -> str:
+def below(root: str, address: str) -> str:
     """The name of an object below a folder; the web writes it with percent signs."""
     name = address[len(root) + 1 :]
     return unquote(name) if address.startswith(("http://", "https://")) else name

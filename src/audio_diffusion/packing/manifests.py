@@ -1,0 +1,171 @@
+"""What a manifest, a csv or a jsonl, says: which files there are to pack, and their labels, splits and captions."""
+
+import codecs
+import csv
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from audio_diffusion.data.members import read_json
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
+from audio_diffusion.packing.sources import Source, below, fields_of
+
+NAMES = ("file", "path")  # columns that name the file
+KNOWN = (*NAMES, "label", "split", "caption")  # columns that mean something; all others are kept as they are
+_NEAR = 0.75  # how alike a column's name and a known one are, from 0 to 1, for it to be taken as misspelt
+_LONGEST_FIELD = 2**31 - 1  # characters; what is too long for a clip's json is refused with its line
+
+
+def scan_manifest(folder: Path | str, manifest: Path | str, store: RemoteStore | None = None) -> list[Source]:
+    """The files that a csv or jsonl names as ``file`` or ``path``, relative to the folder; all else it says is kept.
+
+    A csv may be separated by commas, semicolons or tabs. Values of a jsonl keep their types. Without a line of its own
+    no file is packed; sidecars are not read. A file may be a link that leads out of the folder; its name may not.
+
+    Args:
+        folder: the input, local or a URL; rows may name URLs below it.
+        manifest: local or a URL.
+        store: for URLs.
+
+    Raises:
+        ValueError: if the manifest cannot be read, or a line names no file, one twice, or one outside the folder, or a
+            column's name is nearly one that is known.
+    """
+    if isinstance(manifest, str) and is_remote(manifest):
+        try:
+            data = (store or RemoteStore(None)).read(manifest, cache=False)
+        except RemoteError as error:
+            raise ValueError(f"manifest: {error}") from error
+    else:
+        data = Path(manifest).read_bytes()
+    shown, sources, seen = redact(str(manifest)), [], set()
+    text = _text(data, shown)
+    rows = _jsonl_rows(text, shown) if str(manifest).endswith((".jsonl", ".ndjson")) else _csv_rows(text, shown)
+    for number, row in rows:
+        column = "file" if "file" in row else "path"
+        name = row.pop(column, None)
+        where = f"manifest: line {number} of {shown}"
+        if not name or not isinstance(name, str):
+            raise ValueError(f"{where} names no file")
+        source = _named(folder, name, where)
+        if source.name in seen:
+            raise ValueError(f"{where} names {source.path} a second time")
+        seen.add(source.name)
+        sources.append(Source(source.path, source.name, fields_of(row, where)))
+    if not sources:
+        raise ValueError(f"manifest: {shown} names no files")
+    return sources
+
+
+def _text(data: bytes, shown: str) -> str:
+    """The text of a manifest, in UTF-8 or, with the signature that spreadsheets write, in UTF-16.
+
+    Raises:
+        ValueError: if it is in another encoding, naming the line.
+    """
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"manifest: line {number} of {shown}: expected text in UTF-8, got the byte 0x{data[error.start]:02x}. Save "
+            f"it as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {shown} > new.csv"
+        ) from error
+
+
+def _columns(names: Iterable[str], where: str) -> list[str]:
+    """What the columns are called without padding; known names are taken in any case (``File``).
+
+    Raises:
+        ValueError: for a name that comes twice, or that is nearly the name of a known column that is not there.
+    """
+    plain = [name.strip() for name in names]
+    found = [name.lower() if name.lower() in KNOWN else name for name in plain]
+    if twice := next((name for name in found if name and found.count(name) > 1), None):
+        raise ValueError(f"{where}: expected each column once, found {twice!r} twice")
+    missing = [name for name in KNOWN if name not in found and (name not in NAMES or not set(NAMES) & set(found))]
+    for name in found:
+        candidates = [known for known in missing if not re.match(rf"{known}[_\W\d]", name.lower())]  # caption_en is fine
+        if name not in KNOWN and (near := get_close_matches(name.lower(), candidates, 1, _NEAR)):
+            raise ValueError(
+                f"{where}: column {name!r}: did you mean {near[0]!r}? Correct its name, or, if it means something "
+                "else, give it one that is less alike"
+            )
+    return found
+
+
+def _csv_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) of a csv; empty values and empty rows are left out.
+
+    Raises:
+        ValueError: for a header without a column of files, or a row with more values than the header has columns.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)  # a comma, where there is none of them
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        header = next(reader, [])
+        columns = _columns(header, f"manifest: line 1 of {shown}")
+        if not set(NAMES) & set(columns):
+            raise ValueError(f"manifest: expected a column file or path in {shown}, got {header}")
+        for values in reader:
+            if len(values) > len(columns):
+                raise ValueError(
+                    f"manifest: line {reader.line_num} of {shown}: expected {len(columns)} values ({', '.join(columns)}), "
+                    f"got {len(values)}; a value with a {'tab' if separator == chr(9) else separator!r} in it must be "
+                    'in double quotes ("..")'
+                )
+            stripped = dict(zip(columns, (value.strip() for value in values), strict=False))
+            if any(stripped.values()):
+                yield reader.line_num, {key: value for key, value in stripped.items() if key and value}
+    except csv.Error as error:
+        raise ValueError(f"manifest: line {reader.line_num} of {shown}: not a csv: {error}") from error
+
+
+def _jsonl_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of a jsonl; nulls are left out."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"manifest: line {number} of {shown}"
+            try:
+                row = read_json(line.encode())
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            named = zip(_columns(row, where), row.values(), strict=True)
+            yield number, {key: value for key, value in named if value is not None}
+
+
+def _named(folder: Path | str, name: str, where: str) -> Source:
+    """The file that a manifest's row names.
+
+    Raises:
+        ValueError: if its name leads out of the folder. Where a link leads is not looked at: snapshots of data sets
+            are folders of links.
+    """
+    if isinstance(folder, str) and is_remote(folder):
+        root = folder.rstrip("/")
+        inner = name[len(root) + 1 :] if name.startswith(root + "/") else name
+        inner = posixpath.normpath(inner)
+        if (
+            ("://" in name and not name.startswith(root + "/"))
+            or inner.startswith(("../", "/"))
+            or inner in ("..", ".")
+        ):
+            raise ValueError(f"{where} names {redact(name)}, which is outside {redact(root)}")
+        return Source(f"{root}/{inner}", below(root, f"{root}/{inner}"))
+    local = os.path.abspath(folder)
+    if "://" in name:
+        raise ValueError(f"{where} names {redact(name)}, which is outside {local}")
+    path = os.path.normpath(os.path.join(local, name))
+    for root in (local, os.path.realpath(folder)):
+        if path.startswith(root.rstrip(os.sep) + os.sep):
+            inner = os.path.relpath(path, root)
+            return Source(Path(local, inner), Path(inner).as_posix())
+    raise ValueError(f"{where} names {path}, which is outside {local}")
