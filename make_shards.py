@@ -6,14 +6,19 @@ python make_shards.py verify=SHARDS                           # reads and checks
 """
 
 import os
+import re
+import shlex
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
 from audio_diffusion import config
 from audio_diffusion.config import ConfigError
+from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
+from audio_diffusion.packing.drums import CLASSES
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack
 from audio_diffusion.packing.parallel import Progress
@@ -56,6 +61,10 @@ def main(cfg: DictConfig) -> None:
 
 def _check(options: dict[str, Any]) -> None:
     """Raises ConfigError for values of the wrong kind."""
+    for name in ("input", "output", "verify", "manifest"):
+        if options[name] is not None and not str(options[name]).strip():
+            what = "a csv or jsonl" if name == "manifest" else "a folder or a URL"
+            raise ConfigError(f"{name}: expected {what}, got nothing")
     if options["labels"] not in ("folder", "none"):
         raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
     for name, types in NUMBERS.items():
@@ -107,44 +116,84 @@ def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
 
 def _say(report: PackReport, output: Path) -> None:
     if report.resumed:
-        print(f"went on from {report.resumed} shards that were there already")
-    for split, clips in report.clips.items():
-        print(f"{split:5} {clips:7d} clips  {report.seconds[split] / 3600:9.4f} h")
+        print(f"went on from {counted(report.resumed, 'shard')} that were there already")
+    for split, number in report.clips.items():
+        print(f"{split:5} {number:7d} {'clip ' if number == 1 else 'clips'}  {report.seconds[split] / 3600:9.4f} h")
     print(f"classes: {', '.join(report.classes) or 'none'}")
+    for note in report.notes:
+        print(note)
     made = report.manifest
     if made["silent"]["pieces"]:
-        print(f"silent: {made['silent']['pieces']} pieces, {made['silent']['seconds']:.1f} s, left out")
+        print(f"silent: {counted(made['silent']['pieces'], 'piece')}, {made['silent']['seconds']:.1f} s, left out")
     if made["rests"]["pieces"]:
         print(f"rests of less than half a piece: {made['rests']['pieces']}, {made['rests']['seconds']:.1f} s, left out")
     if made["clipped"]["clips"]:
-        print(f"over full scale, clipped: {made['clipped']['samples']} samples in {made['clipped']['clips']} clips")
+        samples, clips = counted(made["clipped"]["samples"], "sample"), counted(made["clipped"]["clips"], "clip")
+        print(f"over full scale, clipped: {samples} in {clips}")
     if made["loudness"]["limited"] or made["loudness"]["unknown"]:
-        print(
-            "loudness: {limited} clips held back by their peaks, {unknown} too quiet to have one".format(
-                **made["loudness"]
-            )
-        )
+        limited, unknown = counted(made["loudness"]["limited"], "clip"), made["loudness"]["unknown"]
+        print(f"loudness: {limited} held back by their peaks, {unknown} too quiet to have one")
     if report.refused:
         print(f"left out, named with the reasons in {output / REFUSED}: {len(report.refused)}, e.g.")
         for name, reason in report.refused[:3]:
             print(f"    {name!r}: {reason}")
     print(f"a picture of durations, levels and classes: {output / PICTURE}")
-    print(f"{len(report.shards)} shards in {output}/  ->  python train.py data.train={output}")
+    print(f"{counted(len(report.shards), 'shard')} in {output}/")
+    print(f"next: {next_command(made, output)}")
+
+
+def next_command(manifest: dict[str, Any], output: Path) -> str:
+    """The line that trains on what was packed: the experiment that is nearest to it."""
+    formats, mean_s = manifest["formats"], manifest["durations_s"]["mean"]
+    classes, rate, channels = set(manifest["classes"]), formats[0]["sample_rate"], formats[0]["channels"]
+    if classes == set(CLASSES) and rate == 16_000:
+        experiment = "drums"
+    elif mean_s < 1.5:
+        experiment = "oneshots"
+    elif rate > 32_000 and channels == 2 and mean_s > 20:
+        experiment = "music"
+    elif rate <= 24_000 or not classes:
+        experiment = "speech"
+    else:
+        experiment = "environment"
+    name = re.sub(r"[^\w-]+", "_", output.resolve().name) or "mine"
+    return f"python train.py experiment={experiment} {shlex.quote(f'data.train={output}')} name={name}"
 
 
 def _verify(place: str, workers: int, store: RemoteStore) -> None:
-    bar = Progress("verifying", "shards")
+    bar = Progress("verifying", "shard")
     try:
         result = verify(place, num_workers=workers, store=store, progress=bar)
     finally:
         bar.close()
     for problem in result.problems:
         print(problem)
-    count = f"{len(result.problems)} problem{'s' * (len(result.problems) > 1)}" if result.problems else "no problems"
-    print(f"{result.num_shards} shards, {result.num_clips} clips, {result.seconds / 3600:.4f} h: {count}")
+    count = counted(len(result.problems), "problem") if result.problems else "no problems"
+    shards, clips = counted(result.num_shards, "shard"), counted(result.num_clips, "clip")
+    print(f"{shards}, {clips}, {result.seconds / 3600:.4f} h: {count}")
     if result.problems:
         raise SystemExit(1)
 
 
+def _refuse_bare_words(arguments: list[str]) -> None:
+    """Ends with the right line for ``make_shards.py FOLDER OUT``."""
+    bare = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    if not bare:
+        return
+    given = [argument for argument in arguments if argument not in bare]
+    places = [name for name in ("input", "output") if not any(a.startswith(f"{name}=") for a in given)]
+    if len(bare) > len(places):
+        _end(f"{bare[-1]!r}: expected OPTION=VALUE, such as format=flac")
+    words = [*bare, *["SHARDS"] * (len(places) - len(bare))]
+    meant = [f"{place}={shlex.quote(word)}" for place, word in zip(places, words, strict=True)]
+    _end(f"{bare[0]!r}: expected OPTION=VALUE. Write: python make_shards.py {' '.join([*meant, *given])}")
+
+
+def _end(problem: str) -> NoReturn:
+    print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 if __name__ == "__main__":
+    _refuse_bare_words(sys.argv[1:])
     main()

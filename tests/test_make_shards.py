@@ -72,9 +72,10 @@ def test_what_came_of_it_is_said(packed: Packed) -> None:
     assert "classes: clap, hat, kick, snare, tom" in lines
     assert "left out, named with the reasons in 2024/refused.csv: 1, e.g." in lines
     assert r"'tom/caf\udce9.flac': cannot be decoded: Format not recognised." in lines
-    assert lines[-1] == f"{len(manifest['shards'])} shards in 2024/ -> python train.py data.train=2024"
-    assert re.search(r"looking: 41/41 files, 0\.01/0\.01 h, \S+ h/s, in 0:\d\d:\d\d\n", done.stdout)
-    assert re.search(r"packing: 40/40 files, 0\.01/0\.01 h, \S+ h/s, in 0:\d\d:\d\d\n", done.stdout)
+    assert lines[-2] == f"{len(manifest['shards'])} shards in 2024/"
+    assert lines[-1] == "next: python train.py experiment=drums data.train=2024 name=2024"
+    assert re.search(r"looking: 41/41 files, 0\.01/0\.01 h, \d+ x real time, in 0:\d\d:\d\d\n", done.stdout)
+    assert re.search(r"packing: 40/40 files, 0\.01/0\.01 h, \d+ x real time, in 0:\d\d:\d\d\n", done.stdout)
     assert len(lines) < 15  # a log stays calm
     assert done.stderr == ""
 
@@ -167,7 +168,14 @@ def test_ctrl_c_says_how_to_go_on(
         (["input=nowhere"], "input: expected a folder of audio, got 'nowhere'"),
         (["input=drums", "manifest=none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),
         (["input=drums", "labels=file"], "labels: expected folder or none, got 'file'"),
-        (["input=drums", "val_fraction=2"], "val_fraction: expected between 0 and 1, got 2"),
+        (
+            ["input=drums", "val_fraction=2"],
+            "val_fraction: expected at least 0, which holds out nothing, and less than 1",
+        ),
+        (["input="], "input: expected a folder or a URL, got nothing"),
+        (["input=drums", "output="], "output: expected a folder or a URL, got nothing"),
+        (["input=drums", "manifest="], "manifest: expected a csv or jsonl, got nothing"),
+        (["verify="], "verify: expected a folder or a URL, got nothing"),
         (["input=drums", "val_fraction=tenth"], "val_fraction: expected a number, got 'tenth'"),
         (["input=drums", "shard_mb=null"], "shard_mb: expected a number, got None"),
         (["input=drums", "shard_mb=0"], "shard_bytes: expected at least 1, got 0"),
@@ -191,3 +199,51 @@ def test_every_mistake_is_one_line(arguments: list[str], problem: str, tmp_path:
     assert errors.startswith(f"error: {problem}")
     assert errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["my folder", "out"], ["my folder", "out", "format=flac"]])
+def test_bare_folders_are_answered_with_the_options_for_them(
+    words: list[str], tmp_path: Path, command: Command
+) -> None:
+    status, _, errors = command(tmp_path, *words)
+    rest = "".join(f" {word}" for word in words[2:])
+    assert (status, errors) == (2, "error: 'my folder': expected OPTION=VALUE. Write: python make_shards.py "
+                                   f"input='my folder' output=out{rest}\n")  # fmt: skip
+    status, _, errors = command(tmp_path, "folder")
+    assert errors == "error: 'folder': expected OPTION=VALUE. Write: python make_shards.py input=folder output=SHARDS\n"
+    status, _, errors = command(tmp_path, "input=a", "output=b", "c")
+    assert errors == "error: 'c': expected OPTION=VALUE, such as format=flac\n"
+
+
+SPOKEN = {"classes": ["en", "es"], "durations_s": {"mean": 2.4}, "formats": [{"sample_rate": 16000, "channels": 1}]}
+SONGS = {"classes": [], "durations_s": {"mean": 147.0}, "formats": [{"sample_rate": 44100, "channels": 2}]}
+HITS = {"classes": ["a"], "durations_s": {"mean": 0.4}, "formats": [{"sample_rate": 44100, "channels": 2}]}
+SCENES = {"classes": ["rain"], "durations_s": {"mean": 10.0}, "formats": [{"sample_rate": 44100, "channels": 1}]}
+TALKS = {"classes": [], "durations_s": {"mean": 300.0}, "formats": [{"sample_rate": 16000, "channels": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "experiment"),
+    [(SPOKEN, "speech"), (SONGS, "music"), (HITS, "oneshots"), (SCENES, "environment"), (TALKS, "speech")],
+)
+def test_the_experiment_for_what_was_packed_is_named(manifest: dict[str, Any], experiment: str) -> None:
+    script = runpy.run_path(str(ROOT / "make_shards.py"))
+    command = script["next_command"](manifest, Path("data") / "my set")
+    assert command == f"python train.py experiment={experiment} 'data.train=data/my set' name=my_set"
+
+
+def test_one_recording_is_packed_and_all_that_is_decided_said(
+    tmp_path: Path, encode: Callable[..., bytes], noise: Callable[..., Any], command: Command
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_bytes(encode(0 * noise(32_000), 16_000))
+    status, output, errors = command(tmp_path, "input=in", "output=out", "num_workers=1")
+    assert (status, errors) == (0, "")
+    for line in (
+        "train       1 clip      0.0005 h",
+        "held out, as there are few files: the last 10 % of 'a.wav'; they are cut, and so encoded anew, as 16-bit FLAC",
+        "2 of 2 clips are digital silence",
+        "2 shards in out/",
+    ):
+        assert line in output.splitlines()
+    assert output.startswith("looking: 1/1 file, 0.00/0.00 h, ")

@@ -139,7 +139,19 @@ def test_the_command_writes_what_hits_yields(tmp_path: Path, capsys: pytest.Capt
         np.testing.assert_allclose(read, audio, atol=1.01 / 2**15)
 
 
-@pytest.mark.parametrize("arguments", [[], ["folder", "many"], ["a", "1", "2"]])
+def test_help_is_printed_and_nothing_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--help"], ["-h"], ["folder", "--help"]):
+        drums.main(arguments)
+        assert capsys.readouterr().out.startswith("usage: python -m audio_diffusion.packing.drums FOLDER")
+    with pytest.raises(SystemExit, match="--hits=3: there is no such option"):
+        drums.main(["folder", "--hits=3"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], [""], ["folder", "many"], ["a", "1", "2"]])
 def test_a_wrong_command_line_shows_the_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="usage"):
         drums.main(arguments)

@@ -7,9 +7,11 @@ import os
 import re
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from audio_diffusion.data.index import load_index
@@ -151,12 +153,29 @@ def test_any_file_name_makes_a_plain_key(folder: Path, tmp_path: Path, clips_of:
         assert load_index(shard).refused == []
 
 
-def test_data_that_is_not_all_labelled_has_no_classes(folder: Path, tmp_path: Path, clips_of: ClipsOf) -> None:
+def test_data_without_labels_has_no_classes(folder: Path, tmp_path: Path, clips_of: ClipsOf) -> None:
     report = pack_folder(folder, tmp_path / "none", labels=False, val_fraction=0.3)
     assert report.classes == read_classes([str(tmp_path / "none")]) == []
     assert all("label" not in meta for _, _, meta in clips_of(tmp_path / "none").values())
+    assert report.notes == []
+
+
+def test_a_clip_without_a_label_is_marked_and_the_classes_of_the_others_stay(
+    folder: Path, tmp_path: Path, clips_of: ClipsOf
+) -> None:
     (folder / "bare.wav").write_bytes((folder / "a" / "1.wav").read_bytes())
-    assert pack_folder(folder, tmp_path / "some", val_fraction=0.3).classes == []
+    report = pack_folder(folder, tmp_path / "some", val_fraction=0.3)
+    assert report.classes == read_classes([str(tmp_path / "some")]) == ["a", "b"]
+    labels = {name: meta["label"] for name, (_, _, meta) in clips_of(tmp_path / "some").items()}
+    assert labels.pop("bare.wav") is None
+    assert set(labels.values()) == {"a", "b"}
+    assert report.notes == ["1 file of 13 without a label: trained on as 'not given'"]
+    for i in range(13):
+        (folder / f"bare_{i}.wav").write_bytes((folder / "a" / "1.wav").read_bytes())
+    report = pack_folder(folder, tmp_path / "few", val_fraction=0.3)
+    assert report.classes == []
+    assert report.notes[0].startswith("labels: 12 of 26 files have one, fewer than half")
+    assert "label" not in clips_of(tmp_path / "few")["bare.wav"][2]
 
 
 def test_a_class_may_be_called_none(folder: Path, tmp_path: Path) -> None:
@@ -197,9 +216,11 @@ def test_an_output_that_holds_shards_is_refused_and_left_as_it_is(folder: Path, 
     assert files_of(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 10])
-def test_fractions_that_hold_out_nothing_or_all_are_refused(folder: Path, tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(ValueError, match=f"val_fraction: expected between 0 and 1, got {fraction}"):
+@pytest.mark.parametrize("fraction", [1, -0.1, 10])
+def test_fractions_that_hold_out_all_or_make_no_sense_are_refused(
+    folder: Path, tmp_path: Path, fraction: float
+) -> None:
+    with pytest.raises(ValueError, match=f"val_fraction: expected at least 0, .* less than 1, got {fraction}"):
         pack_folder(folder, tmp_path / "out", val_fraction=fraction)
 
 
@@ -208,11 +229,32 @@ def test_shards_of_no_size_are_refused(folder: Path, tmp_path: Path) -> None:
         pack_folder(folder, tmp_path / "out", shard_bytes=0)
 
 
-@pytest.mark.parametrize(("fraction", "split"), [(1e-9, "val"), (1 - 1e-9, "train")])
-def test_a_split_that_would_be_empty_is_refused(folder: Path, tmp_path: Path, fraction: float, split: str) -> None:
-    (folder / "empty.wav").touch()
-    with pytest.raises(
-        ValueError, match=rf"of 13 files \(1 refused, such as: .*\) none is left for {split}; give more"
-    ):
-        pack_folder(folder, tmp_path / "out", val_fraction=fraction)
+def test_what_is_refused_is_named_also_when_all_is(folder: Path, tmp_path: Path) -> None:
+    for path in folder.rglob("*.wav"):
+        path.write_text("no audio")
+    for _ in range(2):  # and the second run is not stopped by what the first has left
+        with pytest.raises(ValueError, match=r"of 12 files \(12 refused, such as .*refused.csv\) none is left"):
+            pack_folder(folder, tmp_path / "out")
+    with open(tmp_path / "out" / "refused.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 12
+    assert all("cannot be decoded" in row["reason"] for row in rows)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["refused.csv"]
+
+
+def test_a_manifest_without_files_to_train_on_is_refused(folder: Path, tmp_path: Path) -> None:
+    sources = [replace(source, fields={"split": "test"}) for source in scan_folder(folder, False)]
+    with pytest.raises(ValueError, match=r"of 12 files \(0 refused\) none is left for train; give more"):
+        pack(sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_digital_silence_and_formats_are_counted(folder: Path, tmp_path: Path, encode: Encode) -> None:
+    for name in ("a/1.wav", "b/2.wav"):
+        (folder / name).write_bytes(encode(np.zeros((100, 2)), 44_100))
+    report = pack_folder(folder, tmp_path / "out", val_fraction=0.3)
+    assert report.manifest["digital_silence"] == 2
+    assert report.notes == ["2 of 12 clips are digital silence"]
+    assert report.manifest["formats"] == [
+        {"sample_rate": 16_000, "channels": 1, "clips": 10}, {"sample_rate": 44_100, "channels": 2, "clips": 2}
+    ]  # fmt: skip

@@ -66,8 +66,8 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
         now[0] += 1
     progress.close()
     assert capsys.readouterr().out.splitlines() == [
-        "packing: 131/200 files, 13.10/20.00 h, 0.1 h/s, 0:01:09 left",
-        "packing: 160/200 files, 16.00/20.00 h, 0.1 h/s, 0:00:40 left",
+        "packing: 131/200 files, 13.10/20.00 h, 360 x real time, 0:01:09 left",
+        "packing: 160/200 files, 16.00/20.00 h, 360 x real time, 0:00:40 left",
     ]
 
 

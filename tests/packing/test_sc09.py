@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from audio_diffusion.packing import sc09
-from audio_diffusion.packing.pack import pack
 from audio_diffusion.packing.manifests import scan_manifest
+from audio_diffusion.packing.pack import pack
 
 
 @pytest.fixture

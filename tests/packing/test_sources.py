@@ -246,10 +246,10 @@ def test_padding_case_and_separators_of_a_csv_do_not_matter(folder: Path, lines:
 )  # fmt: skip
 def test_misspelt_columns_are_refused_with_the_nearest_name(folder: Path, header: str, near: str) -> None:
     name = next(name.strip() for name in header.split(",") if name.strip() not in ("file", "path", "label"))
-    with pytest.raises(ValueError, match=f"manifest: line 1 of .*: column '{name}': did you mean '{near}'"):
+    with pytest.raises(ValueError, match=rf"manifest: line 1 of .*: column '{name}': did you mean '{near}'"):
         scan_manifest(folder, write_manifest(folder, header, "a/1.wav,x"))
     (folder / "list.jsonl").write_text('{"file": "a/1.wav", "lable": "x"}')
-    with pytest.raises(ValueError, match="manifest: line 1 of .*: column 'lable': did you mean 'label'"):
+    with pytest.raises(ValueError, match=r"manifest: line 1 of .*: column 'lable': did you mean 'label'"):
         scan_manifest(folder, folder / "list.jsonl")
 
 
@@ -260,22 +260,19 @@ def test_columns_that_mean_nothing_here_are_kept(folder: Path) -> None:
 
 
 def test_rows_that_are_too_long_are_refused_and_short_ones_leave_columns_empty(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"line 3 of .*: expected 2 values \(file, caption\), got 3; a value with a ','"):
+    with pytest.raises(
+        ValueError, match=r"line 3 of .*: expected 2 values \(file, caption\), got 3; a value with a ','"
+    ):
         scan_manifest(folder, write_manifest(folder, "file,caption", "a/1.wav,dry", "a/3.wav,wet, loud"))
     sources = scan_manifest(folder, write_manifest(folder, "file,label,caption", "a/1.wav", "a/3.wav,x"))
     assert [source.fields for source in sources] == [{}, {"label": "x"}]
 
 
-def test_columns_that_come_twice_and_quotes_without_end_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="line 1 of .*: expected each column once, found 'label' twice"):
+def test_columns_that_come_twice_are_refused_and_lines_may_end_in_any_way(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 1 of .*: expected each column once, found 'label' twice"):
         scan_manifest(folder, write_manifest(folder, "file,label,Label", "a/1.wav,x,y"))
-    (folder / "nul.csv").write_bytes(b"file,label\na/1.wav,x\x00y\n")
-    try:
-        sources = scan_manifest(folder, folder / "nul.csv")  # newer versions of Python take it
-    except ValueError as error:
-        assert "line 2 of" in str(error)
-    else:
-        assert sources[0].name == "a/1.wav"
+    (folder / "old.csv").write_bytes(b"file,label\ra/1.wav,x\r")  # as old spreadsheets end their lines
+    assert scan_manifest(folder, folder / "old.csv")[0].fields == {"label": "x"}
 
 
 def test_long_captions_are_kept_up_to_what_a_json_may_hold(folder: Path) -> None:
@@ -290,14 +287,16 @@ def test_the_encoding_of_a_manifest_is_utf8_or_utf16_with_its_mark(folder: Path)
     (source,) = scan_manifest(folder, write_manifest(folder, *lines, encoding="utf-16"))
     assert source.fields == {"label": "é"}
     manifest = write_manifest(folder, *lines, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"line 2 of .*manifest.csv: expected text in UTF-8, got the byte 0xe9. .*iconv"):
+    with pytest.raises(
+        ValueError, match=r"line 2 of .*manifest.csv: expected text in UTF-8, got the byte 0xe9. .*iconv"
+    ):
         scan_manifest(folder, manifest)
 
 
 @pytest.mark.parametrize("split", [["train"], 1, True, {"a": 1}])
 def test_a_split_that_is_no_text_is_refused_with_its_line(folder: Path, split: Any) -> None:
     (folder / "list.jsonl").write_text(json.dumps({"file": "a/1.wav", "split": split}))
-    with pytest.raises(ValueError, match="line 1 of .*: split: expected one of train, val, "):
+    with pytest.raises(ValueError, match=r"line 1 of .*: split: expected one of train, val, "):
         scan_manifest(folder, folder / "list.jsonl")
 
 
@@ -327,7 +326,7 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_rest_is_packed(
     }
     assert sum(report.clips.values()) == 12
     monkeypatch.setattr(os, "scandir", lambda path: closed("closed"))
-    with pytest.raises(ValueError, match="input: .* is a folder that cannot be read: Permission denied"):
+    with pytest.raises(ValueError, match=r"input: .* is a folder that cannot be read: Permission denied"):
         scan_folder(folder, True)
 
 
@@ -409,7 +408,7 @@ def test_a_bucket_is_packed_as_a_local_folder(
             client.put_object(Bucket="audio", Key=f"in/{path.relative_to(folder)}", Body=path.read_bytes())
         store = RemoteStore(None, retries=0, storage_options={"s3": {"endpoint_url": address}})
         pack(scan_url("s3://audio/in/", True, store), tmp_path / "remote", val_fraction=0.3, store=store)
-        with pytest.raises(ValueError, match="input: "):
+        with pytest.raises(ValueError, match=r"input: "):
             scan_url("s3://nowhere/in", True, store)
         with pytest.raises(ValueError, match=r"input: no audio .* below 's3://audio/empty'"):
             scan_url("s3://audio/empty", True, store)

@@ -14,7 +14,12 @@ QUIET, LIMITED = {"lufs": None}, {"lufs": -9, "gain_limited": True}
 TOLD: list[dict] = [{}, {"label": "a"}, {"label": "b", "clipped": 3}, QUIET, LIMITED]
 CLIPS = st.builds(
     lambda frames, level, more: Clip(
-        Source(Path("x"), "x"), "x", "wav", b"", 0, {"frames": frames, "sample_rate": 1000, "level_db": level, **more}
+        Source(Path("x"), "x"),
+        "x",
+        "wav",
+        b"",
+        0,
+        {"frames": frames, "sample_rate": 1000, "channels": 1, "level_db": level, **more},
     ),
     st.integers(1, 10**8),
     st.floats(-140, 6),

@@ -170,11 +170,13 @@ class BatchSplit:
         return self.batch_size // (self.nodes * self.devices * self.accumulate)
 
     def _parts(self) -> str:
-        return f"{_of(self.nodes, 'node')} × {_of(self.devices, 'device')}"
+        return f"{counted(self.nodes, 'node')} × {counted(self.devices, 'device')}"
 
     def __str__(self) -> str:
-        return f"batch: {self.batch_size} = {self._parts()} × {_of(self.clips, 'clip')} × {self.accumulate} accumulated"
+        clips = counted(self.clips, "clip")
+        return f"batch: {self.batch_size} = {self._parts()} × {clips} × {self.accumulate} accumulated"
 
 
-def _of(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """A number of things: ``1 clip``, ``2 clips``."""
     return f"{number} {what}{'s' * (number != 1)}"

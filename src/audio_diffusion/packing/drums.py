@@ -169,9 +169,17 @@ def _check_at_least(name: str, value: int, minimum: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {minimum}; got {value!r}")
 
 
+USAGE = "usage: python -m audio_diffusion.packing.drums FOLDER [hits_per_class]"
+
+
 def main(arguments: list[str]) -> None:
-    if len(arguments) not in (1, 2) or not all(a.isdecimal() for a in arguments[1:]):
-        sys.exit("usage: python -m audio_diffusion.packing.drums FOLDER [hits_per_class]")
+    if set(arguments) & {"-h", "--help"}:
+        print(f"{USAGE}\nWrites FOLDER/<class>/<name>.wav: 200 synthetic drum hits of each class, or hits_per_class.")
+        return
+    if unknown := [argument for argument in arguments if argument.startswith("-")]:
+        sys.exit(f"{USAGE}\nerror: {unknown[0]}: there is no such option")
+    if len(arguments) not in (1, 2) or not arguments[0] or not all(a.isdecimal() for a in arguments[1:]):
+        sys.exit(USAGE)
     count = write_folder(arguments[0], *map(int, arguments[1:]))
     print(f"wrote {count} hits ({len(CLASSES)} classes) to {arguments[0]}")
 

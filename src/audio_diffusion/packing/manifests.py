@@ -91,7 +91,9 @@ def _columns(names: Iterable[str], where: str) -> list[str]:
         raise ValueError(f"{where}: expected each column once, found {twice!r} twice")
     missing = [name for name in KNOWN if name not in found and (name not in NAMES or not set(NAMES) & set(found))]
     for name in found:
-        candidates = [known for known in missing if not re.match(rf"{known}[_\W\d]", name.lower())]  # caption_en is fine
+        candidates = [
+            known for known in missing if not re.match(rf"{known}[_\W\d]", name.lower())
+        ]  # caption_en is fine
         if name not in KNOWN and (near := get_close_matches(name.lower(), candidates, 1, _NEAR)):
             raise ValueError(
                 f"{where}: column {name!r}: did you mean {near[0]!r}? Correct its name, or, if it means something "
@@ -118,9 +120,9 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for values in reader:
             if len(values) > len(columns):
                 raise ValueError(
-                    f"manifest: line {reader.line_num} of {shown}: expected {len(columns)} values ({', '.join(columns)}), "
-                    f"got {len(values)}; a value with a {'tab' if separator == chr(9) else separator!r} in it must be "
-                    'in double quotes ("..")'
+                    f"manifest: line {reader.line_num} of {shown}: expected {len(columns)} values "
+                    f"({', '.join(columns)}), got {len(values)}; a value with a {separator!r} in it must "
+                    'be in double quotes ("..")'
                 )
             stripped = dict(zip(columns, (value.strip() for value in values), strict=False))
             if any(stripped.values()):

@@ -11,13 +11,16 @@ from typing import Any
 
 from audio_diffusion import pictures
 from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.batch import counted
 from audio_diffusion.data.index import write_atomic
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import MANIFEST
+from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of
 from audio_diffusion.packing.journal import Journal, Plan
+from audio_diffusion.packing.labels import Labels
+from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.prepare import Clip, Drop, Form, Task, cut_of, look, prepare, tasks
-from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.sources import Source, scan_folder, split_of
 from audio_diffusion.packing.statistics import Tally
 from audio_diffusion.packing.writer import ShardWriter
@@ -30,7 +33,8 @@ Told = Callable[[str, int, int, float, float], None]  # stage, files done, files
 
 @dataclass
 class PackReport:
-    """What was packed, by split, and what was left out: (file, reason). ``resumed`` shards were there already."""
+    """What was packed, by split, and what was left out: (file, reason). ``resumed`` shards were there already;
+    ``notes`` are lines about what was decided."""
 
     clips: dict[str, int]
     seconds: dict[str, float]
@@ -39,6 +43,7 @@ class PackReport:
     refused: list[tuple[str, str]]
     manifest: dict[str, Any]
     resumed: int
+    notes: list[str]
 
 
 def pack(
@@ -63,7 +68,8 @@ def pack(
         sources: what to pack.
         output: folder for the shards; it must hold none, or those of the same run, unfinished.
         form: what is made of the files; None keeps them as they are.
-        val_fraction: share held out, by hash of the source's name, of files whose split nothing names.
+        val_fraction: share held out, by hash of the source's name, of files whose split nothing names; see ``holdout``
+            for few files. 0 holds out nothing.
         shard_bytes: a shard is closed once it holds this much.
         num_workers: processes that decode.
         store: for sources that are URLs.
@@ -71,41 +77,63 @@ def pack(
         progress: told how far it is.
 
     Raises:
-        ValueError: if the output holds other shards, a number is out of range, or no clip is left to train on or held
-            out.
+        ValueError: if the output holds other shards, a number is out of range, or no clip is left to train on.
     """
     form = form or Form()
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction: expected between 0 and 1, got {val_fraction}")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(
+            f"val_fraction: expected at least 0, which holds out nothing, and less than 1, got {val_fraction}"
+        )
     for name, value in {"shard_bytes": shard_bytes, "num_workers": num_workers}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     sources = sorted(sources, key=lambda source: source.digest)
     options = {**asdict(form), "val_fraction": val_fraction, "shard_bytes": shard_bytes}
-    splits = [split_of(source, val_fraction) for source in sources]
     with Journal(output, sources, options) as journal:
         resumed = len(journal.entries)
         if journal.plan is None:
-            plan = _look(sources, form, store, num_workers, progress)
-            usable = [split for split, item in zip(splits, plan, strict=True) if isinstance(item, AudioInfo)]
-            _check_splits(usable, plan)
+            plan = _plan(sources, form, val_fraction, store, num_workers, progress)
+            held_out = hold_out(sources, plan, val_fraction)
+            usable = [split for split, item in zip(held_out.splits, plan, strict=True) if isinstance(item, AudioInfo)]
+            refused = [(source.name, item) for source, item in zip(sources, plan, strict=True) if isinstance(item, str)]
+            _check_any_to_train_on(usable, refused, len(plan), output)
             journal.begin(plan)
-        run = _Run(journal, sources, splits, form, store, progress)
+        run = _Run(journal, sources, form, val_fraction, store, progress)
         tallies = {split: run.pack_split(split, output, shard_bytes, num_workers) for split in ("train", "val", "test")}
-        _check_splits([split for split, tally in tallies.items() if tally.clips], journal.plan or [])
         report = _report(run, tallies, options, resumed)
-        _write_report(report, output, picture)
+        packed = [split for split, tally in tallies.items() if tally.clips]
+        _check_any_to_train_on(packed, report.refused, len(sources), output)
+        _write_report(report, run.rests(), output, picture)
         journal.finish()
     return report
 
 
-def _write_report(report: PackReport, output: Path, picture: bool) -> None:
+def _write_report(report: PackReport, rests: list[tuple[str, str]], output: Path, picture: bool) -> None:
     """What is told of the data set, beside it; the manifest last, as it says that all is there."""
-    with open(output / REFUSED, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
-        csv.writer(f).writerows([("file", "reason"), *report.refused])
+    _write_refused([*report.refused, *rests], output)
     if picture:
         pictures.save(pictures.data_set(report.manifest), output / PICTURE)
     write_atomic(output / MANIFEST, json.dumps(report.manifest, indent=1))
+
+
+def _write_refused(rows: list[tuple[str, str]], output: Path) -> None:
+    with open(output / REFUSED, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+        csv.writer(f).writerows([("file", "reason"), *rows])
+
+
+def _plan(
+    sources: list[Source], form: Form, val_fraction: float, store: RemoteStore | None, num_workers: int, progress: Told
+) -> Plan:
+    """What each source holds. Few files may be cut to hold out their ends: then they are looked at for that."""
+    are_few = sum(not source.problem for source in sources) <= FEW
+    plan = _look(sources, cutting(form) if are_few else form, store, num_workers, progress)
+    stretches = hold_out(sources, plan, val_fraction).stretches
+    again = {
+        i: cutting(form) if source.name in stretches else form
+        for i, (source, info) in enumerate(zip(sources, plan, strict=True))
+        if isinstance(info, AudioInfo) and (are_few or source.name in stretches)
+    }
+    return [look(again[i], store, sources[i]) if i in again else info for i, info in enumerate(plan)]
 
 
 def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Told) -> Plan:
@@ -119,16 +147,19 @@ def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_work
     return plan
 
 
-def _check_splits(given: list[str], plan: Plan) -> None:
-    """Raises ValueError where nothing is left to train on or to hold out."""
-    for split in ("train", "val"):
-        if split not in given:
-            refused = [item for item in plan if isinstance(item, str)]
-            such = f", such as: {refused[0]}" if refused else ""
-            raise ValueError(
-                f"input: of {len(plan)} files ({len(refused)} refused{such}) none is left for {split}; give more "
-                "files, another val_fraction, or a manifest with a column split"
-            )
+def _check_any_to_train_on(splits: list[str], refused: list[tuple[str, str]], num_files: int, output: Path) -> None:
+    """Raises ValueError where nothing is left to train on; what is refused is written to refused.csv all the same."""
+    if "train" in splits:
+        return
+    such = f", such as {refused[0][0]!r}: {refused[0][1]}" if refused else ""
+    if refused:
+        output.mkdir(parents=True, exist_ok=True)
+        _write_refused(refused, output)
+        such += f"; all are named in {output / REFUSED}"
+    raise ValueError(
+        f"input: of {counted(num_files, 'file')} ({len(refused)} refused{such}) none is left for train; give more "
+        "files, another val_fraction, or a manifest with a column split"
+    )
 
 
 class _Run:
@@ -138,22 +169,34 @@ class _Run:
         self,
         journal: Journal,
         sources: list[Source],
-        splits: list[str],
         form: Form,
+        val_fraction: float,
         store: RemoteStore | None,
         progress: Told,
     ):
         assert journal.plan is not None
         self.journal, self.form, self.store, self._progress = journal, form, store, progress
+        self.held_out: HeldOut = hold_out(sources, journal.plan, val_fraction)
         usable = [
             (split, source, info)
-            for split, source, info in zip(splits, sources, journal.plan, strict=True)
+            for split, source, info in zip(self.held_out.splits, sources, journal.plan, strict=True)
             if isinstance(info, AudioInfo)
         ]
+        self.labels = Labels([source for _, source, _ in usable])
+        usable = [(split, self.labels.marked(source), info) for split, source, info in usable]
+        #: of files whose end alone is held out: the part of each split
+        self._parts = {
+            source.name: parts_of(info, form, val_fraction)
+            for _, source, info in usable
+            if source.name in self.held_out.stretches
+        }
         self._usable, self._files, self._seconds = usable, 0, 0.0
         self._all_seconds = sum(info.duration_s for _, _, info in usable)
         self.shards: list[dict[str, Any]] = []
-        self.cuts = [cut_of(info, form) for _, _, info in usable]
+        self.cuts = {
+            source.name: self._parts[source.name]["train"].cut if source.name in self._parts else cut_of(info, form)
+            for _, source, info in usable
+        }
         self.refused = [
             (source.name, reason)
             for source, reason in zip(sources, journal.plan, strict=True)
@@ -188,8 +231,19 @@ class _Run:
 
     def _tasks(self, split: str) -> Iterator[Task]:
         for of_split, source, info in self._usable:
-            if of_split == split:
+            if parts := self._parts.get(source.name):
+                if split in parts:
+                    yield from tasks(source, info, self.form, parts[split])
+            elif of_split == split:
                 yield from tasks(source, info, self.form)
+
+    def rests(self) -> list[tuple[str, str]]:
+        """(file, what is left out of its end), of files that ``segment_s`` cuts."""
+        return sorted(
+            (name, f"its last {cut.left_out / cut.sample_rate:.3f} s are left out: less than half a piece")
+            for name, cut in self.cuts.items()
+            if cut.left_out
+        )
 
     def _prepared(self, split: str, done: int, num_workers: int) -> Iterator[tuple[Task, list[Clip | Drop]]]:
         """The tasks that are left, and what came of each."""
@@ -208,15 +262,27 @@ class _Run:
         self._seconds += task.seconds
 
 
+def _notes(run: _Run, total: Tally, num_held_out: int) -> list[str]:
+    """Lines about what was decided, and what should be looked at."""
+    notes = [run.held_out.note] if run.held_out.note else []
+    if not num_held_out and not run.held_out.note:
+        notes.append("nothing of what should be held out can be used: training goes without validation")
+    if run.held_out.stretches and run.form.format == "keep":
+        notes[0] += "; they are cut, and so encoded anew, as 16-bit FLAC"
+    if total.digital_silence:
+        notes.append(f"{total.digital_silence} of {counted(total.clips, 'clip')} are digital silence")
+    return [*notes, *run.labels.notes()]
+
+
 def _report(run: _Run, tallies: dict[str, Tally], options: dict[str, Any], resumed: int) -> PackReport:
     total, plan = Tally(), run.journal.plan or []
     for tally in tallies.values():
         total.merge(tally)
     clips = {split: tally.clips for split, tally in tallies.items()}
     seconds = {split: round(tally.seconds, 3) for split, tally in tallies.items()}
-    classes = sorted(total.labels) if not total.unlabelled else []
+    classes = sorted(total.labels) if run.labels.are_used else []
     refused = sorted([*run.refused, *total.refused, *total.silent_rows(run.form.silence_db)])
-    rests = [cut.left_out / cut.sample_rate for cut in run.cuts if cut.left_out]
+    rests = [cut.left_out / cut.sample_rate for cut in run.cuts.values() if cut.left_out]
     manifest = {
         "version": 1,
         "clips": clips,
@@ -226,7 +292,9 @@ def _report(run: _Run, tallies: dict[str, Tally], options: dict[str, Any], resum
         "shards": run.shards,
         "made": options,
         "files": {"found": len(plan), "refused": len({name for name, _ in [*run.refused, *total.refused]})},
+        "stretches": sorted(run.held_out.stretches),
         "rests": {"pieces": len(rests), "seconds": round(sum(rests), 3)},
         **total.statistics(),
     }
-    return PackReport(clips, seconds, classes, run.shards, refused, manifest, resumed)
+    notes = _notes(run, total, clips["val"])
+    return PackReport(clips, seconds, classes, run.shards, refused, manifest, resumed, notes)

@@ -64,15 +64,16 @@ def _end_with_parent() -> None:
 
 
 class Progress:
-    """How far the work is: files, hours, hours per second, time left. In a terminal a bar, elsewhere a line now and
-    then. To be called with what is done; the first call after a restart may say that much is done already.
+    """How far the work is: files, hours, how many times faster than real time, time left. In a terminal a bar,
+    elsewhere a line now and then. To be called with what is done; the first call after a restart may say that much is
+    done already.
 
     Args:
         what: what is done, in one word.
-        unit: what is counted.
+        unit: what is counted, one of them.
     """
 
-    def __init__(self, what: str, unit: str = "files"):
+    def __init__(self, what: str, unit: str = "file"):
         self.what, self.unit = what, unit
         self._start: tuple[float, float] | None = None  # time and hours at the first call
         self._said, self._line = 0.0, ""
@@ -84,11 +85,12 @@ class Progress:
         if self._start is None:
             self._start, self._said = (now, hours), now
         elapsed, done = now - self._start[0], hours - self._start[1]
-        speed = done / elapsed if elapsed > 0 else 0.0
+        speed = done / elapsed if elapsed > 0 else 0.0  # hours a second
         is_over = count == of_count or speed == 0
         left = f"in {_clock(elapsed)}" if is_over else f"{_clock((of_hours - hours) / speed)} left"
         self._line = (
-            f"{self.what}: {count}/{of_count} {self.unit}, {hours:.2f}/{of_hours:.2f} h, {speed:.3g} h/s, {left}"
+            f"{self.what}: {count}/{of_count} {self.unit}{'s' * (of_count != 1)}, {hours:.2f}/{of_hours:.2f} h, "
+            f"{3600 * speed:.0f} x real time, {left}"
         )
         if self._bar is not None:
             self._bar.set_description_str(self._line, refresh=now - self._said > 0.1)

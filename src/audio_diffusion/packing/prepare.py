@@ -4,7 +4,7 @@ decides anything."""
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -80,15 +80,25 @@ class Cut(NamedTuple):
     left_out: int
 
 
+class Part(NamedTuple):
+    """Pieces ``[first, stop)`` of a source that is cut."""
+
+    cut: Cut
+    first: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Task:
-    """Pieces ``[first, stop)`` of a source: as many as are handed over at once."""
+    """Pieces ``[first, stop)`` of a source: as many as are handed over at once. ``is_part``: another part of the source
+    is in another split, so it is cut whatever the form says."""
 
     source: Source
     info: AudioInfo
     cut: Cut
     first: int
     stop: int
+    is_part: bool = False
 
     @property
     def is_last(self) -> bool:
@@ -140,12 +150,13 @@ def cut_of(info: AudioInfo, form: Form) -> Cut:
     return Cut(sample_rate, channels, piece, whole + keeps_rest, 0 if keeps_rest else rest)
 
 
-def tasks(source: Source, info: AudioInfo, form: Form) -> Iterator[Task]:
-    """The work that a source is, in parts that fit into memory."""
-    cut = cut_of(info, form)
+def tasks(source: Source, info: AudioInfo, form: Form, part: Part | None = None) -> Iterator[Task]:
+    """The work that a source, or a part of it, is, in tasks that fit into memory."""
+    whole = cut_of(info, form)
+    cut, start, stop = part or Part(whole, 0, whole.num_pieces)
     step = max(_IN_MEMORY // (2 * cut.piece * cut.channels), 1)
-    for first in range(0, cut.num_pieces, step):
-        yield Task(source, info, cut, first, min(first + step, cut.num_pieces))
+    for first in range(start, stop, step):
+        yield Task(source, info, cut, first, min(first + step, stop), part is not None)
 
 
 def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | str:
@@ -166,6 +177,8 @@ def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | s
 
 def prepare(form: Form, store: RemoteStore | None, task: Task) -> list[Clip | Drop]:
     """The clips of a task and what is left out of it, in order. One fault in a task refuses all of it."""
+    if task.is_part and form.format == "keep":
+        form = replace(form, format="flac")
     try:
         return [_keep(task, form, store)] if form.format == "keep" else _convert(task, form, store)
     except (UnusableAudio, OSError, RemoteError) as error:
@@ -280,7 +293,8 @@ def _piece(task: Task, number: int, recording: Recording, form: Form) -> Clip | 
     level.add(audio)
     if drop := _silence(source, level, start_s, audio.shape[1] / cut.sample_rate, form):
         return drop
-    place = {"segment": number, "start_s": round(start_s, 6)} if form.segment_s else {}
+    is_piece = form.segment_s or task.is_part
+    place = {"segment": number, "start_s": round(start_s, 6)} if is_piece else {}
     gain_db, loudness = _loudness(audio, cut.sample_rate, level.peak, form.lufs) if form.lufs is not None else (0.0, {})
     if gain_db:
         audio = audio * np.float32(10 ** (gain_db / 20))
@@ -294,7 +308,7 @@ def _piece(task: Task, number: int, recording: Recording, form: Form) -> Clip | 
         "level_db": round(max(level.db + gain_db, FLOOR_DB), 2),
     }
     more = place | loudness | ({"clipped": clipped} if clipped else {})
-    key = f"{source.key}_{number:06d}" if form.segment_s else source.key
+    key = f"{source.key}_{number:06d}" if is_piece else source.key
     return Clip(source, key, FORMATS[form.format], data, len(data), _meta(source, known | more))
 
 

@@ -41,9 +41,17 @@ def write_manifest(folder: str | Path) -> Counter[str]:
     return Counter(split for _, _, split in rows)
 
 
+USAGE = "usage: python -m audio_diffusion.packing.sc09 FOLDER"
+
+
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        sys.exit("usage: python -m audio_diffusion.packing.sc09 FOLDER")
+    if set(arguments) & {"-h", "--help"}:
+        print(f"{USAGE}\nWrites FOLDER/{MANIFEST}: the digits of Speech Commands in FOLDER, with the official split.")
+        return
+    if unknown := [argument for argument in arguments if argument.startswith("-")]:
+        sys.exit(f"{USAGE}\nerror: {unknown[0]}: there is no such option")
+    if len(arguments) != 1 or not arguments[0]:
+        sys.exit(USAGE)
     try:
         counts = write_manifest(arguments[0])
     except ValueError as error:

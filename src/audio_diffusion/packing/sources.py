@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from audio_diffusion.data.audio import EXTENSIONS
 from audio_diffusion.data.members import MAX_JSON_BYTES, read_json
-from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
+from audio_diffusion.data.remote import RemoteError, RemoteStore, redact
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _READING = 16  # threads that read sidecars
@@ -64,7 +64,7 @@ def split_of(source: Source, val_fraction: float) -> str:
 
 def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
     """All audio files below a folder. Links to folders are followed; hidden folders are not entered, and a source that
-    is refused stands for those with audio in them. So does one for each folder that cannot be read and each broken link.
+    is refused stands for those with audio in them, for a folder that cannot be read, and for a broken link.
 
     The label is the sub-folder directly below the folder. Beside ``x.wav`` a ``x.json`` may tell more, or better.
 

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from audio_diffusion.packing.prepare import Clip, Drop
+from audio_diffusion.packing.prepare import FLOOR_DB, Clip, Drop
 
 _PER_DECADE = 10  # bars of the histogram of durations
 _NAMED = 5  # silent places that are named of one source
@@ -25,6 +25,8 @@ class Tally:
         loudness_limited: clips that a peak kept from the loudness that was asked for.
         loudness_unknown: clips too quiet to have one.
         clipped_clips, clipped_samples: over full scale when they became 16 bits.
+        formats: clips of each rate and number of channels, as ``44100/2``.
+        digital_silence: clips of zeros alone.
         silent: of each source, pieces left out, their seconds, and where the first ones start.
         refused: (file, reason).
     """
@@ -42,6 +44,8 @@ class Tally:
     loudness_unknown: int = 0
     clipped_clips: int = 0
     clipped_samples: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    digital_silence: int = 0
     silent: dict[str, tuple[int, float, list[float]]] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
@@ -61,6 +65,8 @@ class Tally:
         self.unlabelled += label is None
         self.durations[math.floor(_PER_DECADE * math.log10(seconds) + 1e-9)] += 1
         self.levels[math.floor(meta["level_db"])] += 1
+        self.formats[f"{meta['sample_rate']}/{meta['channels']}"] += 1
+        self.digital_silence += meta["level_db"] <= FLOOR_DB
         self.level_sum += meta["level_db"]
         self.shortest, self.longest = min(self.shortest, seconds), max(self.longest, seconds)
         self.loudness_limited += "gain_limited" in meta
@@ -94,6 +100,7 @@ class Tally:
         tally.labels = Counter(plain["labels"])
         tally.durations = Counter({int(n): count for n, count in plain["durations"].items()})
         tally.levels = Counter({int(n): count for n, count in plain["levels"].items()})
+        tally.formats = Counter(plain.get("formats", {}))
         tally.silent = {name: (count, seconds, starts) for name, (count, seconds, starts) in plain["silent"].items()}
         tally.refused = [(name, reason) for name, reason in plain["refused"]]
         return tally
@@ -125,6 +132,13 @@ class Tally:
                 "mean": round(mean_db, 2),
                 "histogram": [[n, self.levels[n]] for n in sorted(self.levels)],
             },
+            "formats": [
+                {"sample_rate": int(rate), "channels": int(channels), "clips": count}
+                for (rate, channels), count in sorted(
+                    ((name.split("/"), count) for name, count in self.formats.items()), key=lambda item: -item[1]
+                )
+            ],
+            "digital_silence": self.digital_silence,
             "silent": {
                 "pieces": sum(count for count, _, _ in self.silent.values()),
                 "seconds": round(sum(seconds for _, seconds, _ in self.silent.values()), 3),

@@ -96,7 +96,10 @@ def verify(
         result.seconds += one.seconds
         progress(len(found), len(jobs), result.seconds, max(all_seconds, result.seconds))
     result.num_shards = len(found)
-    result.problems += [*_across(found), *(_against(manifest, found) if manifest else [])]
+    result.problems += [
+        *_across(found, set(manifest.get("stretches", []))),
+        *(_against(manifest, found) if manifest else []),
+    ]
     return result
 
 
@@ -254,8 +257,8 @@ def _check_audio(found: _Found, memory: memoryview, built: ShardIndex, i: int, i
             found.expect(f"{column} in the json", getattr(info, column), told or "none", key)
 
 
-def _across(found: list[_Found]) -> Iterator[str]:
-    """Clips that come twice, and sources that are in two splits."""
+def _across(found: list[_Found], stretches: set[str]) -> Iterator[str]:
+    """Clips that come twice, and sources that are in two splits without being among ``stretches``."""
     shard_of: dict[str, str] = {}
     split_of: dict[str, tuple[str, str]] = {}
     for one in found:
@@ -263,7 +266,7 @@ def _across(found: list[_Found]) -> Iterator[str]:
             if (other := shard_of.setdefault(key, one.name)) != one.name:
                 yield f"{one.name}: {key}: expected once in the data set, found in {other} too"
             split, first = split_of.setdefault(source, (one.split, one.name)) if source else (one.split, "")
-            if split != one.split:
+            if split != one.split and source not in stretches:
                 yield (
                     f"{one.name}: {key}: expected all of {source!r} in one split, found it in {split} ({first}) and in "
                     f"{one.split}"

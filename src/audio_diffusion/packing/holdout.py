@@ -1,0 +1,103 @@
+"""What is held out of training: by a manifest, by the hash of each file's name, or, of few files, the end of each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.batch import counted
+from audio_diffusion.data.recording import resampled_length
+from audio_diffusion.packing.prepare import Cut, Form, Part, cut_of
+from audio_diffusion.packing.sources import Source, split_of
+
+FEW = 2  # files: too few for a whole one to be held out
+_PIECE_S = 600.0  # the longest piece that a file is cut into where no segment_s is given
+_MAX_SAMPLES = 1 << 26  # and the most samples of all its channels
+_MOST_PIECES = 100  # that a short file is cut into for the sake of a small val_fraction
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How the files are divided.
+
+    Attributes:
+        splits: train, val or test for each source; train for those whose end alone is held out.
+        stretches: names of the sources whose end is held out, and whose beginning is trained on.
+        note: one line about it where it is not simply what was asked for.
+    """
+
+    splits: list[str]
+    stretches: frozenset[str]
+    note: str
+
+
+def hold_out(sources: Sequence[Source], plan: Sequence[AudioInfo | str], val_fraction: float) -> HeldOut:
+    """Divides the files. It is decided by their names, lengths and given splits alone.
+
+    Splits that a manifest or sidecar gives are kept. Other files are held out by the hash of their names. Where that
+    leaves no file to hold out or to train on, one whole file is held out: the one whose share of all audio is nearest
+    to ``val_fraction``; of two files or one, the end of each.
+
+    Raises:
+        ValueError: for a split of an unknown name.
+    """
+    splits = [split_of(source, val_fraction) for source in sources]
+    usable = [i for i, info in enumerate(plan) if isinstance(info, AudioInfo)]
+    free = [i for i in usable if sources[i].fields.get("split") is None]
+    given = {splits[i] for i in usable if i not in set(free)}
+    found = {splits[i] for i in usable}
+    if val_fraction == 0:
+        none = "" if "val" in found else "nothing is held out, as val_fraction is 0: training goes without validation"
+        return HeldOut(splits, frozenset(), none)
+    if {"train", "val"} <= found:
+        return HeldOut(splits, frozenset(), "")
+    if not free:
+        note = "no file is given the split val: training goes without validation" if "train" in found else ""
+        return HeldOut(splits, frozenset(), note)
+
+    # the hash has left one of the two empty
+    for i in free:
+        splits[i] = "train"
+    if "val" in given:
+        return HeldOut(splits, frozenset(), "")
+    seconds = {i: info.duration_s for i in usable if isinstance(info := plan[i], AudioInfo)}
+    candidates = [i for i in usable if splits[i] == "train"]
+    if len(candidates) > FEW:
+        wanted_s = val_fraction * sum(seconds[i] for i in candidates)
+        chosen = min(free, key=lambda i: (abs(seconds[i] - wanted_s), sources[i].digest))
+        splits[chosen] = "val"
+        return HeldOut(splits, frozenset(), f"held out, as there are few files: {sources[chosen].name!r}")
+    stretches = frozenset(sources[i].name for i in free)
+    which = repr(sources[free[0]].name) if len(free) == 1 else f"each of {counted(len(free), 'file')}"
+    note = f"held out, as there are few files: the last {100 * val_fraction:.3g} % of {which}"
+    return HeldOut(splits, stretches, note)
+
+
+def cutting(form: Form) -> Form:
+    """How a file is looked at whose end is held out: it is cut, so it is encoded anew and may be of any length."""
+    return replace(form, format="flac" if form.format == "keep" else form.format, segment_s=form.segment_s or 1.0)
+
+
+def parts_of(info: AudioInfo, form: Form, val_fraction: float) -> dict[str, Part]:
+    """The pieces of a file that are trained on, and those at its end that are held out, by split.
+
+    They are those of ``segment_s``. Without it there are two, or, of a file longer than ten minutes, equal pieces.
+    """
+    cut = cut_of(info, form)
+    if cut.num_pieces == 1:
+        cut = _equal_pieces(info, cut, val_fraction)
+    held = min(max(round(val_fraction * cut.num_pieces), 1), cut.num_pieces - 1)
+    first = cut.num_pieces - held
+    return {"train": Part(cut, 0, first), "val": Part(cut, first, cut.num_pieces)}
+
+
+def _equal_pieces(info: AudioInfo, whole: Cut, val_fraction: float) -> Cut:
+    """How a file is cut that is not cut by ``segment_s``."""
+    total = resampled_length(info, whole.sample_rate)
+    longest = min(int(_PIECE_S * whole.sample_rate), _MAX_SAMPLES // whole.channels)
+    if total <= longest and val_fraction <= 0.5:
+        piece = max(total - max(round(total * val_fraction), 1), 1)
+    else:
+        finest = min(round(1 / min(val_fraction, 1 - val_fraction)), _MOST_PIECES)
+        piece = -(-total // max(math.ceil(total / longest), finest, 2))
+    return Cut(whole.sample_rate, whole.channels, piece, -(-total // piece), 0)

@@ -1,0 +1,35 @@
+"""Whether a data set has classes, and what becomes of the files without a label."""
+
+from dataclasses import replace
+
+from audio_diffusion.data.batch import counted
+from audio_diffusion.packing.sources import Source, readable
+
+
+class Labels:
+    """Whether the data set has classes: where at least half of the files have a label. Those that have none are then
+    marked with the label null, which training takes for "not given"."""
+
+    def __init__(self, sources: list[Source]):
+        self.num_files = len(sources)
+        self.num_labelled = sum(source.fields.get("label") is not None for source in sources)
+        self.are_used = 0 < self.num_files <= 2 * self.num_labelled
+        folders = {source.name.partition("/")[0] for source in sources}
+        self._renamed = sorted(readable(folder) for folder in folders if readable(folder) != folder)
+
+    def marked(self, source: Source) -> Source:
+        """The source, its lack of a label written down."""
+        return replace(source, fields={"label": None, **source.fields}) if self.are_used else source
+
+    def notes(self) -> list[str]:
+        """Lines about labels that are missing or were changed."""
+        notes = [f"the name of a folder is not UTF-8; read as Latin-1 it is {name!r}" for name in self._renamed]
+        missing = self.num_files - self.num_labelled
+        if self.are_used and missing:
+            notes.append(f"{counted(missing, 'file')} of {self.num_files} without a label: trained on as 'not given'")
+        elif self.num_labelled and missing:
+            notes.append(
+                f"labels: {self.num_labelled} of {counted(self.num_files, 'file')} have one, fewer than half, so the "
+                "data set has no classes; to train with them all the same, name them: python train.py 'classes=[..]'"
+            )
+        return notes
