@@ -41,6 +41,7 @@ from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
+from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.report import describe
 from audio_diffusion.redaction import redacted
 from audio_diffusion.run_folder import check_writable, checkpoint_to_go_on_from, own
@@ -61,13 +62,17 @@ def make_store(cfg: DictConfig) -> RemoteStore:
 
 
 def device_type(accelerator: str) -> str:
-    """What ``trainer.accelerator`` trains on."""
-    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    """What ``trainer.accelerator`` trains on: cuda, mps (Apple silicon) or cpu."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() else "cpu"
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in what the data and the machine decide, checks everything, and returns plain data."""
     config.check_root(cfg)
+    if cfg.check and cfg.classes is None:
+        cfg.classes = []  # only the schedule and the sampler are looked at, which needs no data
     if cfg.classes is None:
         try:
             cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
@@ -145,9 +150,17 @@ def quiet() -> None:
 
 
 def report(plain: dict[str, Any]) -> list[str]:
-    """What the schedule can do at best, and with the sampler that is listened to while training."""
-    sampler = build(plain["sampler"], "sampler").keywords
-    return describe(build(plain["diffusion"], "diffusion"), sampler["grid"], sampler["num_steps"])
+    """What the schedule can do at best, and with the sampler that is listened to while training.
+
+    Raises:
+        ConfigError: if the sampler is to take more steps than the schedule has.
+    """
+    process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
+    try:
+        lines = describe(process, sampler.keywords["grid"], sampler.keywords["num_steps"])
+        return [*lines, *describe_levels(process, sampler)]
+    except ValueError as error:
+        raise ConfigError(f"sampler.{error}") from error
 
 
 @config.entry("train")

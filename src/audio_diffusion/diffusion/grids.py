@@ -28,11 +28,17 @@ def _checked(num_steps: int | None, most: int | None, schedule: Schedule) -> int
     """
     if most is None:
         if num_steps is None or num_steps < 1:
-            raise ValueError(f"num_steps: expected at least 1 for a schedule of continuous time, got {num_steps}")
+            raise ValueError(
+                f"num_steps: expected at least 1 for a schedule of continuous time, got {num_steps}; "
+                "sampler.num_steps=50 is what most samplers need"
+            )
         return num_steps
     num_steps = most if num_steps is None else num_steps
     if not 1 <= num_steps <= most:
-        raise ValueError(f"num_steps: expected 1 to {most} for this schedule of {schedule.num_steps}, got {num_steps}")
+        raise ValueError(
+            f"num_steps: expected 1 to {most} for this schedule of {schedule.num_steps}, got {num_steps}; "
+            f"sampler.num_steps={most}, or null, takes all"
+        )
     return num_steps
 
 

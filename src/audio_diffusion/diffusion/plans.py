@@ -32,6 +32,13 @@ class Level(NamedTuple):
 CLEAN = Level(0.0, 1.0, 0.0)
 T = TypeVar("T")
 
+#: Largest sum of |weights| of k estimates, relative to their sum and to 2^k - 1. On even steps the sum is at most
+#: 2^k - 1: 2, -1 or 3, -3, 1 at the end of a long step.
+_MOST_AMPLIFIED = 2.0
+#: Largest fall of sigma/alpha over which Heun's method corrects Euler's step: the longest step of EDM's own grid of ten
+#: (0.02 to 0.002). The correction weighs the change in noise by half of this fall: beyond, it is all that is left.
+_LONGEST_CORRECTED = 12.0
+
 
 def _kept(make: Callable[..., T]) -> Callable[..., T]:
     """The last results by schedule, grid (a pure function), number of steps and options.
@@ -148,7 +155,10 @@ class HeunPlan(NamedTuple):
 def heun(
     schedule: Schedule, grid: Grid, num_steps: int | None, churn: float, churn_min: float, churn_max: float
 ) -> HeunPlan:
-    """EDM algorithm 2, for any alpha_t; the last step, to t = 0, takes x0 as it is."""
+    """EDM algorithm 2, for any alpha_t; the last step, to t = 0, takes x0 as it is.
+
+    Steps over which sigma/alpha falls by more than a factor of 12 are Euler's alone.
+    """
     levels = levels_of(schedule, grid, num_steps)
     gamma = min(churn / len(levels), 2**0.5 - 1)
     steps = []
@@ -157,7 +167,12 @@ def heun(
         t = _churned(schedule, given, gamma) if churned else given
         std = fresh_variance(t, given) ** 0.5 if t is not given else 0.0
         along = s.sigma / t.sigma
-        half = 0.5 * (s.sigma - s.alpha * t.sigma / t.alpha) if t.sigma / t.alpha < 1e6 else 0.0
+        ratio = t.sigma / t.alpha
+        half = (
+            0.5 * (s.sigma - s.alpha * ratio)
+            if ratio < 1e6 and s.alpha * ratio <= _LONGEST_CORRECTED * s.sigma
+            else 0.0
+        )
         weight = s.alpha - along * t.alpha
         steps.append(HeunStep(t.t, s.t, t.alpha / given.alpha, std, along, weight, half))
     return HeunPlan(start_std(levels), steps)
@@ -188,8 +203,28 @@ def dpmpp(schedule: Schedule, grid: Grid, num_steps: int | None, order: int, eta
     return _plan(levels, step)
 
 
+def _limited(weights: Callable[[int], list[float]], most: int) -> list[float]:
+    """``weights(k)`` of the newest k estimates, k at most ``most`` and as large as the step can bear.
+
+    A polynomial through estimates that lie close together, taken to the end of a step much longer than theirs, makes
+    their differences many times larger. Multistep methods of variable step therefore bound the ratio of consecutive
+    steps (Hairer, Nørsett & Wanner 1993, Solving Ordinary Differential Equations I, section III.5); here the sum of
+    |weights| is bounded, and a step beyond it is of lower order. No even grid comes near the bound.
+    """
+    for count in range(most, 1, -1):
+        found = weights(count)
+        if sum(map(abs, found)) <= _MOST_AMPLIFIED * (2**count - 1) * abs(sum(found)):
+            return found
+    return weights(1)
+
+
 def _extrapolation(ratios: list[float], decay: float, midpoint: bool) -> list[float]:
     """Weights of the estimates made ``ratios`` (0 first, rising) steps ago, ``decay`` = h·(1 + η) of the step."""
+    return _limited(lambda count: _adams(ratios[:count], decay, midpoint), len(ratios))
+
+
+def _adams(ratios: list[float], decay: float, midpoint: bool) -> list[float]:
+    """The same of a given order, that of the number of estimates."""
     whole = -math.expm1(-decay)
     phi_2 = 1 - whole / decay
     if len(ratios) == 1:
@@ -216,7 +251,9 @@ def unipc(schedule: Schedule, grid: Grid, num_steps: int | None, order: int) -> 
         """Of the estimates at the nodes, for the step from level i to the next."""
         t, s = levels[i], levels[i + 1]
         h = s.lam - t.lam
-        return [s.alpha * w for w in _exponential_weights([(levels[n].lam - t.lam) / h for n in nodes], h)]
+        places = [(levels[n].lam - t.lam) / h for n in nodes]
+        found = _limited(lambda count: _exponential_weights(places[:count], h), len(places))
+        return [s.alpha * weight for weight in found]
 
     def step(i: int) -> Step:
         keep, predict = levels[i + 1].sigma / levels[i].sigma, weights(i, _latest(i, order))

@@ -1,0 +1,115 @@
+"""Does a sampler keep levels? Measured before any time is spent, on data whose exact denoiser is known.
+
+The data is Gaussian, half of it at -6 dB and half at -40 dB of x0's unit variance: audio has quiet parts beside loud
+ones. The exact denoiser of Gaussian data is linear, so a sample is a weighted sum of every noise that was drawn, and its
+standard deviation follows from the weights without any chance: one run of the sampler on B samples, in each of which
+one noise is 1 and all others are 0.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.diffusion.generation import Sampler
+from audio_diffusion.diffusion.grids import balanced
+from audio_diffusion.diffusion.parameterization import Prediction
+from audio_diffusion.diffusion.process import Denoise, Diffusion
+from audio_diffusion.diffusion.samplers import unipc
+from audio_diffusion.diffusion.schedules import Schedule
+
+LOUD_DB, QUIET_DB = -6.0, -40.0  # of x0's unit variance
+TOLERATED_DB = 3.1  # half or twice the power
+
+
+class LevelError(NamedTuple):
+    """Level of what is sampled minus that of the data, in dB, of its loud and its quiet half."""
+
+    loud_db: float
+    quiet_db: float
+
+    @property
+    def worst_db(self) -> float:
+        """The larger of the two magnitudes."""
+        return max(abs(self.loud_db), abs(self.quiet_db))
+
+
+def _exact(schedule: Schedule, std: Tensor) -> Denoise:
+    """E[x0 | x_t] and E[noise | x_t] of x0 ~ N(0, std²)."""
+
+    def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
+        assert isinstance(t, float)
+        alpha, sigma = schedule.at(t)
+        normed = x_t / (alpha**2 * std**2 + sigma**2)
+        return Prediction(alpha * std**2 * normed, sigma * normed)
+
+    return denoise
+
+
+@torch.no_grad()
+def level_error(schedule: Schedule, sampler: Sampler) -> LevelError:
+    """How far a sampler is off in level, on the CPU in float64.
+
+    Raises:
+        ValueError: if the schedule has not so many steps as the sampler is to take.
+    """
+    std = 10 ** (torch.tensor([LOUD_DB, QUIET_DB], dtype=torch.float64) / 20)
+    denoise, drawn = _exact(schedule, std), 0
+
+    def nothing() -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        return torch.zeros(1, 1, 2, dtype=torch.float64)
+
+    sampler(denoise, nothing(), schedule, nothing)
+    units = iter(torch.eye(drawn, dtype=torch.float64)[:, :, None, None].expand(-1, -1, -1, 2))
+    draw = lambda: next(units).clone()  # noqa: E731
+    levels = sampler(denoise, draw(), schedule, draw).square().sum((0, 1)).sqrt()
+    loud, quiet = (20 * (levels / std).clamp(min=1e-9).log10()).tolist()
+    return LevelError(loud, quiet)
+
+
+def _said(db: float) -> str:
+    return f"{abs(db):.0f} dB too {'loud' if db > 0 else 'quiet'}"
+
+
+def describe_levels(process: Diffusion, sampler: Sampler) -> list[str]:
+    """Lines for the user: the level error of a sampler, its options bound; if it is large, a warning with what to
+    choose instead."""
+    schedule, found = process.schedule, level_error(process.schedule, sampler)
+    lines = [
+        f"sampler: level error {found.loud_db:+.1f} dB at {LOUD_DB:.0f} dB and {found.quiet_db:+.1f} dB at "
+        f"{QUIET_DB:.0f} dB of unit variance (Gaussian data, exact denoiser)"
+    ]
+    if found.worst_db <= TOLERATED_DB:
+        return lines
+    parts = [("loud", LOUD_DB, found.loud_db), ("quiet", QUIET_DB, found.quiet_db)]
+    wrong = " and ".join(
+        f"{name} sounds ({at:.0f} dB) come out {_said(error)}" for name, at, error in parts if abs(error) > TOLERATED_DB
+    )
+    return [*lines, f"warning: with this solver, grid and number of steps {wrong}. {_advice(schedule, sampler, found)}"]
+
+
+def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:
+    """What to choose instead, measured before it is said."""
+    given = getattr(sampler, "keywords", {}).get("num_steps")
+    most = schedule.num_steps
+    count = given or 50
+    choices: list[tuple[str, Sampler]] = [
+        ("sampler/grid=balanced", partial(sampler, grid=balanced)),
+        ("sampler=unipc", partial(unipc, num_steps=min(25, most or 25))),
+        (f"sampler/grid=balanced sampler.num_steps={2 * count}", partial(sampler, grid=balanced, num_steps=2 * count)),
+        ("sampler=unipc sampler.num_steps=50", partial(unipc, num_steps=min(50, most or 50))),
+    ]
+    for said, choice in choices:
+        try:
+            better = level_error(schedule, choice)
+        except ValueError:  # the chain has not so many steps, or the grid is no option of this solver
+            continue
+        if better.worst_db <= TOLERATED_DB:
+            return f"Choose {said}, which is within {max(better.worst_db, 0.1):.1f} dB"
+    return (
+        "No solver is right on this schedule, whose least noise hides quiet sounds or whose steps are too few: "
+        "diffusion=default reaches -90 dB"
+    )
