@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from audio_diffusion.config import CONFIG_DIR
 from audio_diffusion.models.conditions import Label
 from audio_diffusion.models.unet1d import FineBands, UNet1d
+from audio_diffusion.targets import build
 
 SMALL: dict[str, Any] = {"patch_size": 4, "widths": (16, 64), "factors": (2,), "num_blocks": 1, "cond_width": 32}
 
@@ -70,6 +74,64 @@ def test_a_fresh_network_returns_x_t() -> None:
     stereo = small(channels=2, widths=(32, 64))
     x_t, t, cond = inputs(channels=2, length=64)
     torch.testing.assert_close(stereo(x_t, t, cond), x_t, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", range(1, 9))
+@pytest.mark.parametrize("patch_size", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("width", [8, 24, 64, 128, 256])
+def test_a_network_of_any_size_starts_as_the_identity(channels: int, patch_size: int, width: int) -> None:
+    net = UNet1d(channels, {}, patch_size, (width,), (), num_blocks=1, cond_width=8, attention=False, fine_bands=True)
+    x_t = torch.randn(2, channels, 3 * patch_size)
+    torch.testing.assert_close(net(x_t, torch.rand(2), {}), x_t, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", range(1, 9))
+@pytest.mark.parametrize("preset", sorted(p.stem for p in (CONFIG_DIR / "model").glob("*.yaml")))
+def test_every_preset_starts_alike_for_any_number_of_channels(preset: str, channels: int) -> None:
+    """The U-Net as the identity, of which white noise has an error of 0; DiffWave, as published, with 0."""
+    with initialize_config_dir(str(CONFIG_DIR.absolute()), version_base="1.3"):
+        overrides = [f"model={preset}", "condition=[]", f"audio.channels={channels}", "name=x", "classes=[]"]
+        cfg = compose("train", overrides=overrides)
+    net: Any = build(OmegaConf.to_container(cfg.model, resolve=True), "model")  # type: ignore[arg-type]
+    noise = torch.randn(1, channels, 2 * max(net.multiple, 16))
+    expected = noise if isinstance(net, UNet1d) else torch.zeros_like(noise)
+    with torch.no_grad():
+        assert (net(noise, torch.ones(1), {}) - expected).square().mean() < 1e-8
+
+
+@pytest.mark.parametrize(("channels", "patch_size", "width"), [(2, 16, 64), (2, 8, 24), (8, 8, 16)])
+def test_every_band_learns(channels: int, patch_size: int, width: int) -> None:
+    """Those beyond the transform as well, which add nothing at first."""
+    net = UNet1d(channels, {}, patch_size, (width,), (), num_blocks=1, cond_width=8, attention=False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0)
+    before, x_t = net.synthesis.weight.detach().clone(), torch.randn(4, channels, 4 * patch_size)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (net(x_t, torch.rand(4), {}) - torch.randn_like(x_t)).square().mean().backward()
+        optimizer.step()
+    assert (net.synthesis.weight != before).flatten(1).any(1).all()
+
+
+def test_weights_of_a_narrower_bank_are_loaded_as_they_are() -> None:
+    """Checkpoints of before have ``widths[0]`` bands, however few that is: the network takes on their number."""
+    options: dict[str, Any] = {"patch_size": 8, "widths": (16,), "factors": (), "attention": False}
+    old = small(channels=2, **options)
+    old._take_bands(8)
+    narrow, net = small(channels=2, **options), small(channels=2, **options)
+    narrow._take_bands(16)
+    narrow = wake(narrow)
+    assert narrow.state_dict()["analysis.weight"].shape[0] == 16
+    assert net.state_dict()["analysis.weight"].shape[0] == 32
+    before = dict(net.named_parameters())
+    net.load_state_dict(narrow.state_dict())
+    given = inputs(channels=2)
+    assert torch.equal(net(*given), narrow(*given))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(*given).square().mean().backward()
+    optimizer.step()
+    assert before.keys() == dict(net.named_parameters()).keys()
+    with pytest.raises(RuntimeError, match=r"size mismatch for analysis\.weight"):
+        small(channels=2, **options).load_state_dict(old.state_dict())
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -1,9 +1,9 @@
 """Does a sampler keep levels? Measured before any time is spent, on data whose exact denoiser is known.
 
 The data is Gaussian, half of it at -6 dB and half at -40 dB of x0's unit variance: audio has quiet parts beside loud
-ones. The exact denoiser of Gaussian data is linear, so a sample is a weighted sum of every noise that was drawn, and its
-standard deviation follows from the weights without any chance: one run of the sampler on B samples, in each of which
-one noise is 1 and all others are 0.
+ones. The exact denoiser of Gaussian data is linear, so a sample is a weighted sum of every noise that was drawn, and
+its standard deviation follows from the weights without any chance: one run of the sampler on B samples, in each of
+which one noise is 1 and all others are 0.
 """
 
 from functools import partial

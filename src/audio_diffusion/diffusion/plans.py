@@ -168,11 +168,8 @@ def heun(
         std = fresh_variance(t, given) ** 0.5 if t is not given else 0.0
         along = s.sigma / t.sigma
         ratio = t.sigma / t.alpha
-        half = (
-            0.5 * (s.sigma - s.alpha * ratio)
-            if ratio < 1e6 and s.alpha * ratio <= _LONGEST_CORRECTED * s.sigma
-            else 0.0
-        )
+        corrected = ratio < 1e6 and s.alpha * given.sigma / given.alpha <= _LONGEST_CORRECTED * s.sigma
+        half = 0.5 * (s.sigma - s.alpha * ratio) if corrected else 0.0
         weight = s.alpha - along * t.alpha
         steps.append(HeunStep(t.t, s.t, t.alpha / given.alpha, std, along, weight, half))
     return HeunPlan(start_std(levels), steps)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,7 @@ class FineBands(nn.Module):
         self.gate = nn.Conv1d(width, num_bands, 1)
         self.analysis = nn.Conv1d(channels, num_bands, window, stride=hop, bias=False)
         self.synthesis = nn.ConvTranspose1d(num_bands, channels, window, stride=hop, bias=False)
-        n, k = torch.arange(window) + 0.5, torch.arange(hop)[:, None] + 0.5
-        angle = math.pi / hop * k * (n + hop / 2)
-        bank = torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1) * torch.sin(math.pi * n / window) / hop**0.5
-        weight = torch.zeros(num_bands, channels, window)
-        for channel in range(channels):
-            weight[channel::channels, channel] = bank
+        weight = _for_each_channel(_lapped_bank(hop), channels)
         with torch.no_grad():
             self.analysis.weight.copy_(weight)
             self.synthesis.weight.copy_(weight)
@@ -47,6 +43,35 @@ class FineBands(nn.Module):
         """``[B, C, T], [B, width, T/hop] -> [B, C, T]``."""
         gate = self.gate(F.silu(self.norm(h)))
         return _synthesised(self.synthesis, _pad(gate) * _bands(self.analysis, x), x.shape[2])
+
+
+def _lapped_bank(hop: int) -> Tensor:
+    """2·hop functions of 2·hop samples, low frequencies first: a modulated lapped transform and its sines, a cosine and
+    a sine of each band. Half-overlapping, they keep every signal as it is."""
+    n, k = torch.arange(2 * hop) + 0.5, torch.arange(hop)[:, None] + 0.5
+    angle = math.pi / hop * k * (n + hop / 2)
+    sine = torch.sin(math.pi * n / (2 * hop))
+    return torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1) * sine / hop**0.5
+
+
+def _two_bases(hop: int) -> Tensor:
+    """4·hop functions of 2·hop samples, low frequencies first: two cosine bases under a sine window, each scaled by √½;
+    half-overlapping, they keep every signal as it is, too."""
+    window = 2 * hop
+    n, k = torch.arange(window) + 0.5, torch.arange(window)[:, None]
+    dct2 = torch.cos(math.pi / window * k * n)
+    dct2[0] *= 0.5**0.5
+    dct4 = torch.cos(math.pi / window * (k + 0.5) * n)
+    sine = torch.sin(math.pi * n / window)
+    return torch.stack([dct2, dct4], dim=1).flatten(0, 1) * sine / window**0.5
+
+
+def _for_each_channel(bank: Tensor, channels: int) -> Tensor:
+    """``[N, window] -> [N·C, C, window]``: the functions of the bank for each channel, the channels in turn."""
+    weight = torch.zeros(len(bank) * channels, channels, bank.shape[1])
+    for channel in range(channels):
+        weight[channel::channels, channel] = bank
+    return weight
 
 
 def _bands(analysis: nn.Conv1d, x: Tensor) -> Tensor:
@@ -76,7 +101,8 @@ class UNet1d(nn.Module):
 
     Audio has quiet parts beside loud ones, where x_t is nearly all noise even at small t. So x_t is also seen amplified
     by a gain learnt from t and squashed; and the output is made of features plus a learnt filter bank's analysis of the
-    amplified x_t, gated band by band and patch by patch, as a Wiener filter would.
+    amplified x_t, gated band by band and patch by patch, as a Wiener filter would. The bank has ``widths[0]`` bands, or
+    2·``patch_size`` for every channel where those are more: a network of any size starts as the identity.
 
     Args:
         channels: C of the audio.
@@ -129,10 +155,11 @@ class UNet1d(nn.Module):
         self.log_gain = nn.Linear(cond_width, channels)
         nn.init.zeros_(self.log_gain.weight)
         nn.init.zeros_(self.log_gain.bias)
-        self.analysis = nn.Conv1d(channels, widths[0], 2 * patch_size, stride=patch_size, bias=False)
+        num_bands = max(widths[0], 2 * patch_size * channels)
+        self.analysis = nn.Conv1d(channels, num_bands, 2 * patch_size, stride=patch_size, bias=False)
         self.patch = nn.Conv1d(2 * channels, widths[0], patch_size, stride=patch_size)
-        self.gate = nn.Conv1d(widths[0], 2 * widths[0], 1)
-        self.synthesis = nn.ConvTranspose1d(widths[0], channels, 2 * patch_size, stride=patch_size, bias=False)
+        self.gate = nn.Conv1d(widths[0], 2 * num_bands, 1)
+        self.synthesis = nn.ConvTranspose1d(num_bands, channels, 2 * patch_size, stride=patch_size, bias=False)
         self._start_as_identity()
         self.fine = FineBands(channels, self.multiple, widths[-1]) if fine_bands else None
 
@@ -152,25 +179,45 @@ class UNet1d(nn.Module):
         self.norm = nn.GroupNorm(8, widths[0])
 
     def _start_as_identity(self) -> None:
-        """Makes the output x_t at first, which is the noise wherever t is large: the analysis is a cosine filter bank
-        under a sine window, the synthesis its transpose, all gates are open and no feature is added. With fewer
-        features than twice the samples in a window the bank is cut off, and the output only resembles x_t."""
-        width, _, window = self.analysis.weight.shape
-        n, k = torch.arange(window) + 0.5, torch.arange(window)[:, None]
-        dct2 = torch.cos(math.pi / window * k * n)
-        dct2[0] *= 0.5**0.5
-        dct4 = torch.cos(math.pi / window * (k + 0.5) * n)
-        sine = torch.sin(math.pi * n / window)
-        # two orthonormal bases, each scaled by √½, together keep every signal as it is; low frequencies come first
-        bank = torch.stack([dct2, dct4], dim=1).flatten(0, 1) * sine / window**0.5
-        weight = torch.zeros(width, self.channels, window)
-        for feature in range(min(width, self.channels * len(bank))):
-            weight[feature, feature % self.channels] = bank[feature // self.channels]
+        """Makes the output x_t at first, which is the noise wherever t is large: the synthesis is the transpose of an
+        analysis that keeps every signal as it is, all gates are open and no feature is added.
+
+        The analysis has two bases for every channel, or one transform of half as many functions where they are not
+        enough for two. Features beyond the one transform see x_t through random kernels, and add nothing at first.
+        """
+        num_bands, channels, _ = self.analysis.weight.shape
+        whole = num_bands >= 4 * self.patch_size * channels
+        weight = _for_each_channel((_two_bases if whole else _lapped_bank)(self.patch_size), channels)
+        used = len(weight)
         with torch.no_grad():
-            self.analysis.weight.copy_(weight)
-            self.synthesis.weight.copy_(weight)
+            if whole:
+                self.analysis.weight.zero_()
+            self.analysis.weight[:used].copy_(weight)
+            self.synthesis.weight.zero_()
+            self.synthesis.weight[:used].copy_(weight)
             self.gate.weight.zero_()
-            self.gate.bias.copy_(torch.cat([torch.ones(width), torch.zeros(width)]))  # type: ignore[union-attr]
+            self.gate.bias.copy_(torch.cat([torch.ones(num_bands), torch.zeros(num_bands)]))  # type: ignore[union-attr]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Before weights are loaded, takes on the number of bands they have: checkpoints written before every network
+        started as the identity may have ``widths[0]`` of them, fewer than two for every sample of a patch."""
+        stored = state_dict.get(f"{prefix}analysis.weight")
+        if stored is not None and stored.ndim == 3 and len(stored) == self.patch.out_channels:
+            self._take_bands(len(stored))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _take_bands(self, num_bands: int) -> None:
+        """Makes the bank anew with another number of bands, if it has another."""
+        if self.analysis.out_channels == num_bands:
+            return
+        self.analysis.out_channels = self.synthesis.in_channels = num_bands
+        self.gate.out_channels = 2 * num_bands
+        for module in (self.analysis, self.synthesis):
+            module.weight = nn.Parameter(module.weight.detach()[:num_bands].clone(), module.weight.requires_grad)
+        weight, bias = self.gate.weight, self.gate.bias
+        assert bias is not None
+        self.gate.weight = nn.Parameter(weight.detach()[: 2 * num_bands].clone(), weight.requires_grad)
+        self.gate.bias = nn.Parameter(bias.detach()[: 2 * num_bands].clone(), bias.requires_grad)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """``[B, C, T] -> [B, C, T]``; T a multiple of ``self.multiple``, t ``[B]``, cond as ``conditions`` makes it."""
