@@ -7,15 +7,21 @@ everything a task has started: DataLoader workers, for one, would die of them be
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm's, of preemption and, where asked for, of the time limit
+#: Slurm's, of preemption and, where asked for, of the time limit; SIGHUP is a terminal that was closed. Windows has
+#: only SIGTERM
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 STOP_FILE = "AUDIO_DIFFUSION_STOP_FILE"  # names, in the environment, the file that slurm/train.sh asks with
-STUCK_SIGNAL = signal.SIGUSR2  # makes a worker print its stack, see callbacks/cluster/heartbeat.py
+#: makes a worker print its stack, see callbacks/cluster/heartbeat.py; None on Windows
+STUCK_SIGNAL: int | None = getattr(signal, "SIGUSR2", None)
+
+_SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 
 _received: list[int] = []
+_terminals: list[int] = []  # of standard output and standard error, those that are one
 
 
 def received() -> int | None:
@@ -24,13 +30,36 @@ def received() -> int | None:
 
 
 def listen() -> None:
-    """From here on SIGTERM and SIGUSR1 are remembered and do nothing else, however many come."""
+    """From here on the stop signals are remembered and do nothing else, however many come.
+
+    SIGHUP stays ignored where it is, as under nohup: that is how one says that a closed terminal is to end nothing.
+    """
+    _terminals[:] = [fd for fd in (1, 2) if _is_terminal(fd)]
     for signum in STOP_SIGNALS:
-        signal.signal(signum, _remember)
+        if signum != _SIGHUP:
+            signal.signal(signum, _remember)
+        elif signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _hang_up)
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
 
 
 def _remember(signum: int, frame: Any) -> None:
     _received.append(signum)
+
+
+def _hang_up(signum: int, frame: Any) -> None:
+    """Remembers it, and lets go of the closed terminal: a print to it would raise an error before all is saved."""
+    _remember(signum, frame)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in _terminals:
+        os.dup2(nowhere, fd)
+    os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -65,10 +94,15 @@ def shielded(tracked: bool = False) -> Iterator[None]:
     Args:
         tracked: processes are started by spawn or forkserver.
     """
+    if sys.platform == "win32" or not hasattr(signal, "pthread_sigmask"):
+        yield  # Windows sends a process no signals but Ctrl-C
+        return
     signals = (signal.SIGINT, *STOP_SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         if tracked:  # started first, since starting it unblocks SIGINT and SIGTERM here
+            from multiprocessing import resource_tracker
+
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         yield

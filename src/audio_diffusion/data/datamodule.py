@@ -1,7 +1,7 @@
 """The DataModule: shards in, batches out, on any number of ranks and workers."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,35 +11,17 @@ from torch.utils.data import DataLoader
 
 from audio_diffusion.data.batch import AudioBatch, BatchSplit, Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
+from audio_diffusion.data.pipeline import Batches, ReadAhead
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import Shards, by_name, held_out
 from audio_diffusion.data.stream import BatchReader, ClipReader
 from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.transport import SharedSlots
-from audio_diffusion.data.workers import ShieldedLoader, begin_worker
+from audio_diffusion.data.workers import START_METHODS, ShieldedLoader, prepare
 from audio_diffusion.seeding import seed_of
 
 _AHEAD = 4  # batches that a worker makes before they are asked for
 _IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device
-
-
-class _Batches(wds.DataPipeline):
-    """A pipeline that knows its length (webdataset's ``with_length`` cannot be sent to spawned workers)."""
-
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-
-class _ReadAhead:
-    """A stage of the pipeline that fetches what the next batches need of remote shards while the first is decoded."""
-
-    def __init__(self, reader: ClipReader, store: RemoteStore):
-        self.reader, self.store = reader, store
-
-    def __call__(self, batches: Iterable[list[int]]) -> Iterator[list[int]]:
-        return self.store.read_ahead((positions, self.reader.whole_members(positions)) for positions in batches)
 
 
 class AudioDataModule(L.LightningDataModule):
@@ -67,7 +49,8 @@ class AudioDataModule(L.LightningDataModule):
         pad: False skips clips shorter than the crop; True fills them with silence, and the batch says where.
         augment: changes each training crop (gain, polarity, channels), from a seed of its own; None for not at all.
         store: reads URLs; None for one that keeps nothing on disk.
-        worker_start: how workers are started: fork, forkserver, spawn, or None for Python's default.
+        worker_start: how workers are started: fork, forkserver, spawn; None: forkserver, where the system has it, else
+            spawn. A fork of a process that has threads may hang.
 
     Raises:
         ValueError: for sizes that are not positive, or weights for other data sets than there are.
@@ -110,8 +93,8 @@ class AudioDataModule(L.LightningDataModule):
         self.train, self.val = by_name(train), held_out(train, val)
         if weights is not None and set(weights) != set(self.train):
             raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")
-        if worker_start not in (None, "fork", "forkserver", "spawn"):
-            raise ValueError(f"worker_start: expected fork, forkserver or spawn, got {worker_start!r}")
+        if worker_start is not None and worker_start not in START_METHODS:
+            raise ValueError(f"worker_start: expected {' or '.join(', '.join(START_METHODS).rsplit(', ', 1))}, got {worker_start!r}")
         self.sample_rate, self.channels, self.num_samples = sample_rate, channels, num_samples
         self.classes, self.batch_size, self.max_steps = list(classes), batch_size, max_steps
         self.seed, self.num_workers, self.shuffle_block = seed, num_workers, shuffle_block
@@ -123,6 +106,8 @@ class AudioDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """On one rank of each node: indexes the shards that have no index yet, and checks that all are whole."""
+        if self.num_workers:
+            prepare(self.worker_start)  # imports what workers need meanwhile
         for pattern in [*self.train.values(), *self.val.values()]:
             Shards.open([pattern], self.store).check_sizes()
 
@@ -183,9 +168,9 @@ class AudioDataModule(L.LightningDataModule):
         if hasattr(os, "memfd_create"):  # Linux
             num_slots = _IN_USE + (_AHEAD if self.num_workers else 0)
             slots = SharedSlots(max(self.num_workers, 1), num_slots, shape)
-        batches = _Batches(
+        batches = Batches(
             positions,
-            *([_ReadAhead(reader, self.store)] if any(shards.is_remote for shards in reader.sources) else []),
+            *([ReadAhead(reader, self.store)] if any(shards.is_remote for shards in reader.sources) else []),
             wds.map(BatchReader(reader, shape[1:], slots)),
         )
         batches.length = length
@@ -196,7 +181,6 @@ class AudioDataModule(L.LightningDataModule):
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             prefetch_factor=_AHEAD if self.num_workers else None,
             multiprocessing_context=self.worker_start if self.num_workers else None,
-            worker_init_fn=begin_worker,
         )
 
     def _count_batches_from(self, done: int) -> None:
