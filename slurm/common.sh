@@ -91,13 +91,34 @@ newest_step() { # FOLDER: of its newest checkpoint, 0 without one
     echo "${newest:-0}"
 }
 
+job_log() { # the file that this script and srun print to; nothing where they print elsewhere, as in a terminal
+    local file
+    file=$(readlink -f "/proc/$$/fd/2") && [[ -f $file ]] && echo "$file"
+}
+
+size_of() { stat -c %s "$1" 2>/dev/null || echo 0; }
+
+ends_of_tasks() { # FILE OFFSET: how srun says the step's tasks ended, in order: "node2: task 1: Killed"
+    [[ -z $1 ]] || tail -c "+$(($2 + 1))" "$1" | tr '\r' '\n' | sed -n 's/^srun: error: \([^ :]*: tasks\? [0-9,-]*: .*\)/\1/p'
+}
+
+say_why() { # STATUS ENDS: srun's own status is that of the first task to end or of those that srun ended then
+    [[ -z $2 ]] || say "how the tasks ended, the first one first: ${2//$'\n'/; }"
+    if (($1 == 137)) || grep -Eq ': (Killed|Out Of Memory)' <<<"$2"; then
+        say "a rank was killed: by hand, or since memory ran out (more --mem, fewer data.num_workers)"
+    fi
+    if (($1 == 70)) || grep -q ': Exited with exit code 70$' <<<"$2"; then
+        say "a rank was stuck; the stacks of all are above"
+    fi
+}
+
 requeue() { # WHY
     say "$1: queueing job $JOB again"
     scontrol requeue "$JOB" || say "that failed: sbatch the same command again, it goes on where this ended"
 }
 
 train() { # ARGUMENT...: of train.py
-    local name run stop left python_run timer status before after failures=0
+    local name run stop left python_run timer status before after log log_size failures=0
     name=$(option name "$@")
     if [[ -z $name ]]; then
         name=job_${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} # the same in every life of the job
@@ -124,6 +145,7 @@ train() { # ARGUMENT...: of train.py
     before=$(newest_step "$run")
     say "job $JOB, life $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $run from step $before"
 
+    log=$(job_log) log_size=$(size_of "$log")
     launch train.py "trainer.num_nodes=$SLURM_JOB_NUM_NODES" "trainer.devices=$SLURM_NTASKS_PER_NODE" "$@" "name=$name" &
     python_run=$!
     wait "$python_run"; status=$?
@@ -139,8 +161,7 @@ train() { # ARGUMENT...: of train.py
         status=2
         say "train.py refuses to run as configured, see above; the job is not queued again"
     elif ((status != 0)); then
-        ((status != 137)) || say "a rank was killed: by hand, or since memory ran out (more --mem, fewer data.num_workers)"
-        ((status != 70)) || say "a rank was stuck; the stacks of all are above"
+        say_why "$status" "$(ends_of_tasks "$log" "$log_size")"
         ((after > before)) || failures=$(($(cat "$run/failures" 2>/dev/null || echo 0) + 1))
         echo "$failures" >"$run/failures"
         if ((failures < MAX_FAILURES)); then
