@@ -102,8 +102,23 @@ def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path, monkeypatch, 
 def test_a_worker_that_never_answers_ends_the_run_with_its_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(workers.ANSWERS_WITHIN_S, workers.DEFAULT_START, 1.0)
     loader = ShieldedLoader(HangsInWorkers(20, tmp_path, times=100), batch_size=None, num_workers=1)
-    with pytest.raises(RuntimeError, match=r"worker 0 \(process \d+\) did not begin within 1 s .* nor did the 2 started"):
+    with pytest.raises(
+        RuntimeError, match=r"worker 0 \(process \d+\) did not begin within 1 s .* nor did the 2 started"
+    ):
         iter(loader)
+
+
+class Environment(Numbers):
+    """Item i is a variable of the environment of the process that reads it."""
+
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]
+        return os.environ.get("AUDIO_DIFFUSION_TEST", "none")
+
+
+def test_workers_have_the_environment_of_their_trainer(monkeypatch) -> None:
+    workers.prepare()
+    monkeypatch.setenv("AUDIO_DIFFUSION_TEST", "set later")
+    assert list(ShieldedLoader(Environment(1), batch_size=None, num_workers=1)) == ["set later"]
 
 
 def run(folder: Path, script: str) -> subprocess.Popen:

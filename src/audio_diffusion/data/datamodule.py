@@ -94,7 +94,9 @@ class AudioDataModule(L.LightningDataModule):
         if weights is not None and set(weights) != set(self.train):
             raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")
         if worker_start is not None and worker_start not in START_METHODS:
-            raise ValueError(f"worker_start: expected {' or '.join(', '.join(START_METHODS).rsplit(', ', 1))}, got {worker_start!r}")
+            raise ValueError(
+                f"worker_start: expected {' or '.join(', '.join(START_METHODS).rsplit(', ', 1))}, got {worker_start!r}"
+            )
         self.sample_rate, self.channels, self.num_samples = sample_rate, channels, num_samples
         self.classes, self.batch_size, self.max_steps = list(classes), batch_size, max_steps
         self.seed, self.num_workers, self.shuffle_block = seed, num_workers, shuffle_block

@@ -4,7 +4,6 @@ import mmap
 import os
 import uuid
 import weakref
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,8 @@ class SharedSlots:
         _opened[self.id] = self
 
     def __getstate__(self) -> dict[str, Any]:
+        from multiprocessing.reduction import DupFd  # not there on Windows
+
         return {**self.__dict__, "_fd": DupFd(self._fd), "_memory": None, "_busy": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

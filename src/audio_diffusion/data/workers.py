@@ -113,7 +113,7 @@ def _needs_main(dataset: Any) -> bool:
 
 
 class ShieldedLoader(DataLoader):
-    """A DataLoader whose workers ignore SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: the training process decides when they end.
+    """A DataLoader whose workers ignore Ctrl-C and all signals that stop a run: the training process ends them.
 
     A worker that does not answer in ``ANSWERS_WITHIN_S`` is replaced, twice at most. Where the training process is
     gone, its workers end too.
@@ -199,12 +199,17 @@ def _answers(context: Any) -> tuple[Any, "_Begin"]:
 
 
 class _Begin:
-    """The first thing a worker does: ignores the signals for good, ends with the training process, and answers."""
+    """The first thing a worker does: ignores the signals for good, ends with the training process, and answers.
+
+    It also takes over the environment of the training process: that of the fork server may be older.
+    """
 
     def __init__(self, writer: Any):
-        self._writer = writer
+        self._writer, self._environment = writer, dict(os.environ)
 
     def __call__(self, worker_id: int) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
         for signum in (signal.SIGINT, *signals.STOP_SIGNALS):
             signal.signal(signum, signal.SIG_IGN)
         if signals.STUCK_SIGNAL is not None:

@@ -1,15 +1,16 @@
 """What is finished of a run, on the disk, so that a run that was killed goes on where it was."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.exclusive import lock_file
 from audio_diffusion.data.index import write_atomic
 from audio_diffusion.data.shards import MANIFEST
 from audio_diffusion.packing.sources import Source
@@ -107,6 +108,8 @@ class Journal:
     def finish(self) -> None:
         """Removes the folder."""
         (self._folder / PLAN).unlink()
+        if sys.platform == "win32" and self._lock is not None:  # where open files cannot be removed
+            self._lock.close()
         shutil.rmtree(self._folder)
 
     def __enter__(self) -> "Journal":
@@ -125,6 +128,6 @@ class Journal:
     def _take_lock(self) -> None:
         self._lock = open(self._folder / _LOCK, "w")  # noqa: SIM115
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._lock, wait=False)
         except BlockingIOError:
             raise ValueError(f"output: another run is writing to {str(self._output)!r}") from None

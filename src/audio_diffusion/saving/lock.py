@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -86,9 +87,24 @@ def _started(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except FileNotFoundError:
+        if sys.platform == "win32":
+            return _started_on_windows(pid)
         return None if Path("/proc/self/stat").exists() else _started_by_signal(pid)
     except OSError:
         return None
+
+
+def _started_on_windows(pid: int) -> str | None:  # pragma: no cover: os.kill would end the process there
+    import ctypes
+
+    kernel32 = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    process = kernel32.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+    if not process:
+        return "" if kernel32.GetLastError() == 5 else None  # access denied: it is another user's
+    status = ctypes.c_ulong()
+    kernel32.GetExitCodeProcess(process, ctypes.byref(status))
+    kernel32.CloseHandle(process)
+    return "" if status.value == 259 else None  # STILL_ACTIVE
 
 
 def _started_by_signal(pid: int) -> str | None:

@@ -3,6 +3,7 @@
 import faulthandler
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
@@ -96,13 +97,13 @@ class Heartbeat(L.Callback):
 
     def _give_up(self, rank: int, still: float) -> None:
         print(
-            f"\nrank {rank} (process {os.getpid()} on {os.uname().nodename}) is stuck: no life for {still / 60:.1f} "
+            f"\nrank {rank} (process {os.getpid()} on {socket.gethostname()}) is stuck: no life for {still / 60:.1f} "
             f"minutes, the last {self._doing} (callbacks.heartbeat.minutes={self.seconds / 60:g}). Its stacks:",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
-        for worker in multiprocessing.active_children():
+        for worker in multiprocessing.active_children() if signals.STUCK_SIGNAL is not None else ():
             print(f"\nand of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
             os.kill(worker.pid or 0, signals.STUCK_SIGNAL)
             time.sleep(0.2)

@@ -1,7 +1,6 @@
 """A folder of what was fetched: bounded, checked when read, shared by all processes of a machine."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -10,9 +9,11 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from audio_diffusion.data.exclusive import lock_file
 from audio_diffusion.data.remote.address import RemoteError
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Cache:
         """Bytes [start, stop) of an entry (fewer where it is shorter); None where there is no good one."""
         path = self.path(key)
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = open(path, "rb", buffering=0)  # noqa: SIM115
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -58,7 +59,7 @@ class Cache:
             return None
         try:
             data = _read_entry(file, start, stop)
-            os.utime(file)  # last used now
+            os.utime(file.fileno() if os.utime in os.supports_fd else path)  # last used now
             return data
         except ValueError as error:
             log.warning("cache: %s in %s; it is fetched again", error, path)
@@ -69,7 +70,7 @@ class Cache:
             self._warn(error)
             return None
         finally:
-            os.close(file)
+            file.close()
 
     def put(self, key: str, data: bytes) -> None:
         """Keeps an entry. Where that fails (a full disk), says so once and goes on without."""
@@ -98,17 +99,17 @@ class Cache:
         path = self.path(key)
         path.parent.mkdir(exist_ok=True)
         temporary = self.folder / "partial" / f"{path.name}.{os.getpid()}.{threading.get_ident()}"
-        with open(temporary, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # tells others that its writer lives
-            writer = Writer(file)
-            try:
+        try:
+            with open(temporary, "wb") as file:
+                lock_file(file)  # tells others that its writer lives
+                writer = Writer(file)
                 yield writer
-                if writer.committed:
-                    temporary.replace(path)
-                    self._add(writer.length)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
+            if writer.committed:
+                temporary.replace(path)
+                self._add(writer.length)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
 
     @contextlib.contextmanager
     def lock(self, key: str, stopped: threading.Event) -> Iterator[None]:
@@ -121,7 +122,7 @@ class Cache:
         with open(self.folder / "partial" / f"{self.path(key).name}.lock", "wb") as file:
             while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock_file(file, wait=False)
                     break
                 except BlockingIOError:
                     if stopped.wait(0.05):
@@ -138,14 +139,14 @@ class Cache:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE_S:
                     with open(path, "rb") as file:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        lock_file(file, wait=False)
                         path.unlink()
         self._ready = True
 
     def _add(self, num_bytes: int) -> None:
         """Counts a new entry in, and makes room when the bound is passed."""
         with open(self.folder / "size", "a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file)
             file.seek(0)
             text = file.read()
             # without a count, as after a crash, the folder is looked through
@@ -214,25 +215,27 @@ class Writer:
         self.committed = True
 
 
-def _read_entry(file: int, start: int, stop: int | None) -> bytes:
+def _read_entry(file: FileIO, start: int, stop: int | None) -> bytes:
     """Bytes [start, stop) of an open entry; reads only the blocks they are in.
 
     Raises:
         ValueError: if the entry is damaged there.
     """
-    num_bytes = os.fstat(file).st_size
+    num_bytes = os.fstat(file.fileno()).st_size
     num_blocks = -(-(num_bytes - _FOOTER.size) // (_BLOCK + 4))
     length = num_bytes - _FOOTER.size - 4 * num_blocks
     if length < 0:
         raise ValueError("an incomplete entry")
-    tail = os.pread(file, num_bytes - length, length)
+    file.seek(length)
+    tail = file.readall()
     table = tail[: 4 * num_blocks]
     if tail[4 * num_blocks :] != _FOOTER.pack(length, zlib.crc32(table), _MARK):
         raise ValueError("a damaged footer")
     stop = length if stop is None else min(stop, length)
     first, begin = start // _BLOCK, start // _BLOCK * _BLOCK
     wanted = min(-(-stop // _BLOCK) * _BLOCK, length) - begin
-    data = os.pread(file, max(wanted, 0), begin)
+    file.seek(begin)
+    data = file.read(max(wanted, 0))
     view = memoryview(data)
     for block, at in enumerate(range(0, wanted, _BLOCK), first):
         if zlib.crc32(view[at : at + _BLOCK]) != int.from_bytes(table[4 * block : 4 * block + 4], "little"):
