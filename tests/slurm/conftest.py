@@ -33,19 +33,19 @@ class Job:
         shown = slurm("scontrol", "show", "job", self.id, "--oneliner")
         return next(word[9:] for word in shown.split() if word.startswith("JobState="))
 
-    def ended(self, timeout: float = 120.0) -> tuple[str, int]:
+    def ended(self, timeout: float = 300.0) -> tuple[str, int]:
         """Waits for the end; the state, and the exit status of the script."""
         state = self.until_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout=timeout)
         shown = slurm("scontrol", "show", "job", self.id, "--oneliner")
         return state, int(next(word[9:] for word in shown.split() if word.startswith("ExitCode=")).split(":")[0])
 
-    def until(self, condition: Callable[[], Any], timeout: float = 120.0) -> None:
+    def until(self, condition: Callable[[], Any], timeout: float = 300.0) -> None:
         end = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < end, f"not within {timeout:g} s; {self.state}:\n{self.text[-30000:]}"
             time.sleep(0.1)
 
-    def until_state(self, *states: str, timeout: float = 120.0) -> str:
+    def until_state(self, *states: str, timeout: float = 300.0) -> str:
         self.until(lambda: self.state in states, timeout)
         return self.state
 

@@ -12,7 +12,7 @@ from audio_diffusion.saving.folder import newest_verified, step_of
 TWO_NODES = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2"]
 ENDLESS = [
     "max_steps=1000000", "data.num_workers=1", "callbacks.checkpoint.every_n_steps=50",
-    "callbacks.heartbeat.minutes=1",  # should a rank hang, the log says where
+    "callbacks.heartbeat.minutes=4",  # should a rank hang, the log says where; a busy machine starts slowly
 ]  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     def live(life: int, steps: int = 10) -> None:
         job.until(lambda: f"life {life}," in job.text)
         before = max(losses(run_dir), default=0)
-        job.until(lambda: max(losses(run_dir), default=0) > before + steps, timeout=180)
+        job.until(lambda: max(losses(run_dir), default=0) > before + steps)
 
     def queued_again() -> int:
         """Waits for it, and lets the next life begin; the step of the newest checkpoint."""
-        job.until(lambda: job.state == "PENDING", timeout=90)
+        job.until(lambda: job.state == "PENDING")
         job.hurry()
         newest = newest_verified(run_dir / "checkpoints").path
         return step_of(newest) if newest else -1
@@ -99,7 +99,7 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     other = tmp_path_factory.mktemp("other")
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     never_stopped = launch(other, "train.py", *options, *two, "name=never_stopped", ranks=2)
-    never_stopped.until(lambda: max(losses(other / "runs/never_stopped"), default=0) >= max(trained))
+    never_stopped.until(lambda: max(losses(other / "runs/never_stopped"), default=0) >= max(trained), timeout=600)
     never_stopped.kill(signal.SIGKILL)
     expected = losses(other / "runs/never_stopped")
     assert trained == {step: expected[step] for step in trained}
@@ -108,7 +108,7 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
 def test_a_job_that_forgets_srun_is_told_so(submit, tiny, drum_shards: Path, project: Path) -> None:
     command = " ".join(["python", "train.py", f"data.train={drum_shards}", *tiny, "name=forgetful"])
     job = submit(project, "--nodes=2", f"--wrap={command}")
-    assert job.ended(timeout=60) == ("FAILED", 2), job.text
+    assert job.ended() == ("FAILED", 2), job.text
     assert "error: srun: this job has 2 tasks, but train.py was started once, without srun" in job.text
     assert "sbatch slurm/train.sh" in job.text
 
@@ -116,7 +116,7 @@ def test_a_job_that_forgets_srun_is_told_so(submit, tiny, drum_shards: Path, pro
 def test_tasks_that_are_not_the_devices_are_refused(submit, tiny, drum_shards: Path, project: Path) -> None:
     command = " ".join(["srun", "python", "train.py", f"data.train={drum_shards}", *tiny, "name=mismatch"])
     job = submit(project, "--ntasks=2", "--nodes=2", "-J", "bash", "-o", "job-%j.log", f"--wrap={command}")
-    assert job.ended(timeout=60)[0] == "FAILED", job.text
+    assert job.ended()[0] == "FAILED", job.text
     assert "Slurm has started 2 tasks on 2 nodes, but these are 1 and 1" in job.text
     assert "Write trainer.devices=1 trainer.num_nodes=2, or ask Slurm for others" in job.text
 
