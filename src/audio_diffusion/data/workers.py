@@ -182,7 +182,7 @@ class _Processes:
                 starts[i], overdue_at[i] = starts[i] + 1, time.monotonic() + seconds
                 # the loader's own watch, by process id, over workers that die
                 loader_utils.signal_handling._remove_worker_pids(id(batches))
-                loader_utils.signal_handling._set_worker_pids(id(batches), tuple(w.pid for w in workers))
+                loader_utils.signal_handling._set_worker_pids(id(batches), tuple(w.pid or 0 for w in workers))
 
     def _again(self, process: BaseProcess) -> BaseProcess:
         args, kwargs = self._calls.pop(process)

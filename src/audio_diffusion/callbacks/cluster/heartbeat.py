@@ -103,10 +103,11 @@ class Heartbeat(L.Callback):
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
-        for worker in multiprocessing.active_children() if signals.STUCK_SIGNAL is not None else ():
-            print(f"\nand of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
-            os.kill(worker.pid or 0, signals.STUCK_SIGNAL)
-            time.sleep(0.2)
+        if signals.STUCK_SIGNAL is not None:
+            for worker in multiprocessing.active_children():
+                print(f"\nand of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
+                os.kill(worker.pid or 0, signals.STUCK_SIGNAL)
+                time.sleep(0.2)
         time.sleep(_SECONDS_FOR_OTHERS)
         os._exit(STUCK)
 
