@@ -43,8 +43,10 @@ from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.report import describe
-from audio_diffusion.redaction import redacted
-from audio_diffusion.run_folder import check_writable, checkpoint_to_go_on_from, own
+from audio_diffusion.redaction import redacted, redacted_config
+from audio_diffusion.run_folder import check_writable, checkpoint_to_go_on_from, finished, own
+from audio_diffusion.training.initial import start_from
+from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.precision import make_precision
 
 
@@ -71,6 +73,10 @@ def device_type(accelerator: str) -> str:
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in what the data and the machine decide, checks everything, and returns plain data."""
     config.check_root(cfg)
+    if cfg.init and cfg.ckpt not in ("auto", "last", "none", "anew"):
+        raise ConfigError(
+            "init, ckpt: give one: ckpt goes on with optimizer and step, init starts from the weights alone"
+        )
     if cfg.check and cfg.classes is None:
         cfg.classes = []  # only the schedule and the sampler are looked at, which needs no data
     if cfg.classes is None:
@@ -81,7 +87,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     if cfg.trainer.get("precision") == "auto":
         bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
         cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
-    plain = config.to_plain(cfg)
+    plain = {"logger": None, **config.to_plain(cfg)}  # logger=null: metrics.jsonl alone
     given = {"training": ("net", "process", "representation", "recipe")}
     problems = [
         problem
@@ -163,6 +169,15 @@ def report(plain: dict[str, Any]) -> list[str]:
         raise ConfigError(f"sampler.{error}") from error
 
 
+def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> list[str]:
+    """Gives a run that starts anew the weights of ``init``; what to say of it."""
+    if not plain["init"]:
+        return []
+    if ckpt is not None:
+        return [f"init={plain['init']} is where this run began: it goes on from its own {ckpt.name}"]
+    return start_from(module, plain["init"], plain["init_weights"], plain)
+
+
 @config.entry("train")
 def main(cfg: DictConfig) -> None:
     """Load and check the configuration, build the parts, fit."""
@@ -178,13 +193,14 @@ def main(cfg: DictConfig) -> None:
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
+    recipe = redacted_config(plain)
     module = build(
         plain["training"],
         "training",
         net=build(plain["model"], "model"),
         process=build(plain["diffusion"], "diffusion"),
         representation=build(plain["representation"], "representation"),
-        recipe=redacted(plain),
+        recipe=recipe,
     )
     crop, multiple = plain["audio"]["num_samples"], getattr(module.net, "multiple", 1)
     if crop % multiple:
@@ -214,16 +230,22 @@ def main(cfg: DictConfig) -> None:
     )
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
-        ckpt = checkpoint_to_go_on_from(trainer, plain)
-        details = {"git_commit": git_commit(), "data": redacted(describe_manifests(data.train, data.store))}
-        record(redacted(plain), run_dir, details)
+        commit = git_commit()
+        ckpt = checkpoint_to_go_on_from(trainer, plain, commit)
+        if done := finished(ckpt, plain):
+            rank_zero_info(done)
+            return
+        for line in begin(module, plain, ckpt):
+            rank_zero_info(line)
+        details = {"git_commit": commit, "data": redacted(describe_manifests(data.train, data.store))}
+        record(recipe, run_dir, details)
         with signals.shielded():  # W&B starts a process here, which is in a session of its own only after a moment
             for logger in loggers:
                 logger.start()
-                logger.log_hyperparams({**redacted(plain), **details})
+                logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})
 
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
-        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {plain['max_steps']}, in {run_dir}/")
+        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {steps}, in {run_dir}/")
         rank_zero_info(str(split))
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)

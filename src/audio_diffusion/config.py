@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from audio_diffusion import command_line
 from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.signals import STOP_FILE
 from audio_diffusion.targets import ConfigError as ConfigError
@@ -39,7 +40,12 @@ def _fields_of(model: DictConfig) -> ListConfig:
     return ListConfig([field for field in fields if field not in _IN_EVERY_BATCH])
 
 
-OmegaConf.register_new_resolver("len", len, replace=True)
+def _len_of(values: ListConfig | None) -> int | None:
+    """How many there are; None where that is not known yet, as classes before the data are read."""
+    return None if values is None else len(values)
+
+
+OmegaConf.register_new_resolver("len", _len_of, replace=True)
 OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
 
 
@@ -60,6 +66,8 @@ class Config:
     run_dir: str
     seed: int
     ckpt: str
+    init: str | None
+    init_weights: str
     check: bool
     max_steps: int
     batch_size: int
@@ -110,25 +118,61 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         if key in _groups():
             return f"{text.splitlines()[0]}{nearest(key, list(_groups()))}"
         return f"{key}: there is no such option.{nearest(key, _keys_at(key, config_name, chosen))}"
-    if re.search(r"viable alternative|mismatched input|extraneous input|token recognition", text):
-        return f"{text.splitlines()[0]}. Lists are written [a,b], mappings {{a: b}}, both in quotes for the shell"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read: {_one_line(error.message or text)}. Lists are written [a,b], mappings "
+            "{a: b}, both in quotes for the shell; a word in them with signs such as = # ~ or ü has quotes of its own: "
+            "'data.train=[\"a=b/x\"]'"
+        )
     return text
+
+
+def _one_line(text: str) -> str:
+    """The first line of a message of Hydra's."""
+    return text.splitlines()[0].rstrip(".") if text else "Hydra does not say why"
+
+
+#: groups of which none need be chosen, by program
+_MAY_BE_NONE = {"train": ("logger", "diffusion/weight"), "sample": ("sampler",), "learnt": ("sampler",)}
+
+
+def _none_as_list(option: str, config_name: str) -> str:
+    """``logger=null`` as Hydra has it, ``logger=[]``, for groups of which none need be chosen."""
+    name, _, value = option.partition("=")
+    return f"{name}=[]" if value in ("null", "None") and name in _MAY_BE_NONE.get(config_name, ()) else option
+
+
+def _check_option(override: str, config_name: str) -> None:
+    """What is refused of a single option, before all are put together."""
+    if override.startswith("+") or override.startswith("~"):
+        key = override.lstrip("+~").split("=")[0]
+        if key in command_line.ELSEWHERE:
+            raise ConfigError(f"{override}: {command_line.ELSEWHERE[key]}")
+        instead = (
+            f"Write {key}=null to leave out what exists"
+            if override.startswith("~")
+            else f"Write {key}=VALUE for an option that exists"
+        )
+        raise ConfigError(
+            f"{override}: options are neither added nor deleted on the command line, as a misspelt one would be "
+            f"without effect. {instead}; new ones belong in a file in configs/"
+        )
+    name, given, value = override.partition("=")
+    if not name or not given:
+        raise ConfigError(f"{override}: expected OPTION=VALUE, such as max_steps=100")
+    if name in command_line.ELSEWHERE:
+        raise ConfigError(f"{override}: {command_line.ELSEWHERE[name]}")
+    if name in _groups() and value in ("", "null", "None"):
+        raise ConfigError(f"{override}: expected the name of a config.{nearest('', _groups()[name])}")
+    if command_line.is_sweep(override):
+        raise ConfigError(command_line.explain_sweep(override, config_name))
 
 
 def _check_command_line(config_name: str, overrides: list[str]) -> None:
     """Door 1: composes the overrides as Hydra will, to explain what it would refuse."""
+    overrides = [_none_as_list(override, config_name) for override in overrides]
     for override in overrides:
-        if override.startswith("+") or override.startswith("~"):
-            key = override.lstrip("+~").split("=")[0]
-            raise ConfigError(
-                f"{override}: options are neither added nor deleted on the command line, as a misspelt one would be "
-                f"without effect. Write {key}=VALUE for an option that exists; new ones belong in a file in configs/"
-            )
-        name, given, value = override.partition("=")
-        if not name or not given:
-            raise ConfigError(f"{override}: expected OPTION=VALUE, such as max_steps=100")
-        if name in _groups() and value in ("", "null", "None"):
-            raise ConfigError(f"{override}: expected the name of a config.{nearest('', _groups()[name])}")
+        _check_option(override, config_name)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             compose(config_name, overrides=overrides)
@@ -168,12 +212,11 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
                 _refuse(error)
 
         def run() -> None:
-            arguments = sys.argv[1:]
             try:
-                for dashed in (a for a in arguments if re.match(r"--?(?!config|package|info|experimental)[\w.]+=", a)):
-                    raise ConfigError(f"{dashed}: options are written without dashes: {dashed.lstrip('-')}")
-                if not any(argument.startswith("-") for argument in arguments):
-                    _check_command_line(config_name, arguments)
+                arguments = command_line.prepare(sys.argv[1:], config_name)
+                sys.argv[1:] = [_none_as_list(argument, config_name) for argument in arguments]
+                if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in sys.argv[1:]):
+                    _check_command_line(config_name, command_line.without_flags(sys.argv[1:]))
             except ConfigError as error:
                 _refuse(error)
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
@@ -215,8 +258,12 @@ def check_root(cfg: DictConfig) -> None:
         wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""
         raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
     for name in ("name", "run_dir"):
-        if not OmegaConf.is_missing(cfg, "name") and cfg[name].strip() in ("", "."):
-            raise ConfigError(f"{name}: expected a name of this run's own, got {cfg[name]!r}")
+        value = None if OmegaConf.is_missing(cfg, name) or OmegaConf.is_missing(cfg, "name") else cfg[name]
+        if value is not None and str(value).strip() in ("", "."):
+            raise ConfigError(f"{name}: expected a name of this run's own, got {value!r}")
+    for name in ("name", "run_dir", "ckpt", "init"):  # of a file, a number may be one
+        if not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], bool | int | float):
+            cfg[name] = str(cfg[name])
     for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
         if cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")

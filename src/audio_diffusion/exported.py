@@ -80,8 +80,8 @@ def is_exported(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES[:2])
 
 
-def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
-    """The model in a folder.
+def read_weights(folder: Path, weights: str = "ema") -> checkpoint.Weights:
+    """The weights in a folder.
 
     Raises:
         ConfigError: if its files are broken, or hold the other weights.
@@ -94,7 +94,17 @@ def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cp
         raise ConfigError(f"ckpt: {str(folder)!r} cannot be read as an exported model: {error}") from error
     if weights != has:
         raise ConfigError(f"weights: {str(folder)!r} was exported with {has} weights, got {weights!r}")
-    return checkpoint.assemble(config, state, step, has, device, folder)
+    return checkpoint.Weights(state, config, step, has, folder)
+
+
+def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+    """The model in a folder.
+
+    Raises:
+        ConfigError: if its files are broken, or hold the other weights.
+    """
+    has = read_weights(folder, weights)
+    return checkpoint.assemble(has.config, has.state, has.step, has.kind, device, folder)
 
 
 def _hub() -> Any:

@@ -8,6 +8,18 @@ from audio_diffusion import checkpoint, exported
 from audio_diffusion.use.generator import Generator
 
 
+def read_weights(ckpt: str | Path, weights: str = "ema") -> checkpoint.Weights:
+    """The weights of a trained model, of all that ``load`` takes; no network is built.
+
+    Raises:
+        ConfigError: if there is none, or it cannot be used.
+    """
+    folder = exported.pull(str(ckpt)) if str(ckpt).startswith(exported.HUB) else Path(ckpt)
+    if exported.is_exported(folder):
+        return exported.read_weights(folder, weights)
+    return checkpoint.read_weights(checkpoint.find(str(ckpt)), weights)
+
+
 def load(ckpt: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
     """A trained model, ready to generate.
 

@@ -1,6 +1,7 @@
 """The folder of a run: can it be written to, whose is it, and which checkpoint does the run go on from?"""
 
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -11,21 +12,31 @@ import lightning as L
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from audio_diffusion.checkpoint import find, newest_in
-from audio_diffusion.config import ConfigError
-from audio_diffusion.redaction import redacted
+from audio_diffusion.checkpoint import find, newest_in, read
+from audio_diffusion.config import ConfigError, build
+from audio_diffusion.redaction import may_be, redacted_config
+from audio_diffusion.saving.files import remove
 from audio_diffusion.saving.folder import all_in, manifest_of, recover, step_of
 from audio_diffusion.saving.lock import RunLock
 from audio_diffusion.saving.manifest import Manifest, differences
 from audio_diffusion.saving.rows import rewind
+from audio_diffusion.training.optim import state_names
 
 RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
 _PROBE_BYTES = 4 * 2**20  # written to see whether there is room at all
 
-#: what a checkpoint's weights mean, what is said where it changed between lives, and what of that does not matter
+#: what a checkpoint's weights mean; what is said where it changed between lives; and what of that does not matter, or
+#: is said by another name
 FIXED = ("model.", "representation.", "classes.", "audio.channels.")
-WATCHED = ("seed.", "batch_size.", "audio.", "data.", "diffusion.", "training.")
-FREE = ("data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.seed.")
+WATCHED = (
+    "seed.", "batch_size.", "audio.", "data.", "diffusion.", "training.", "trainer.precision.",
+    "trainer.accumulate_grad_batches.", "trainer.gradient_clip_val.", "trainer.gradient_clip_algorithm.",
+    "trainer.strategy.", "trainer.deterministic.",
+)  # fmt: skip
+FREE = (
+    "data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.seed.",
+    "data.classes.", "data.sample_rate.", "data.channels.", "data.num_samples.", "training.seed.",
+)  # fmt: skip
 
 
 def check_writable(plain: dict[str, Any]) -> None:
@@ -81,12 +92,16 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
                 f"ckpt=none: {run_dir} already holds {there[-1].name}; choose another name=, or remove it"
             )
         return None
+    if ckpt == "anew":
+        return None
     if not Path(ckpt).exists():
-        raise ConfigError(f"ckpt: expected auto, last, none, a checkpoint file or a run folder, got {ckpt!r}")
+        raise ConfigError(f"ckpt: expected auto, last, none, anew, a checkpoint file or a run folder, got {ckpt!r}")
     if not there:
         return find(ckpt)
-    if run_dir.resolve() not in Path(ckpt).resolve().parents:
-        rank_zero_info(f"{run_dir} has begun already: it goes on from its own checkpoint, not from {ckpt} again")
+    is_folder = Path(ckpt).is_dir() and not manifest_of(Path(ckpt)).is_file()
+    if is_folder or run_dir.resolve() not in Path(ckpt).resolve().parents:
+        if run_dir.resolve() not in (Path(ckpt).resolve(), Path(ckpt).resolve().parent):
+            rank_zero_info(f"{run_dir} has begun already: it goes on from its own checkpoint, not from {ckpt} again")
         return newest_in(run_dir)
     if Path(ckpt).name != there[-1].name:
         raise ConfigError(
@@ -96,31 +111,100 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     return find(ckpt)
 
 
-def _check_changes(ckpt: Path, plain: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another network, and says what else has changed that training depends on."""
-    if not manifest_of(ckpt).is_file():
-        return
-    changed = dict(differences(Manifest.read(manifest_of(ckpt)).config, redacted(plain)))
+def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
+    """Step and configuration of a checkpoint: of its manifest, and where there is none its own.
+
+    Raises:
+        ConfigError: if it is no checkpoint of this project's training.
+    """
+    if manifest_of(ckpt).is_file():
+        manifest = Manifest.read(manifest_of(ckpt))
+        if isinstance(manifest.config, dict):
+            return manifest.step, manifest.config
+    content = read(ckpt)
+    return content["global_step"], content["config"]
+
+
+def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another network or optimizer, and says what else has changed that training depends on."""
+
+    def same(before: Any, now: Any) -> bool:
+        return before == now or may_be(before, now)
+
+    changed = dict(differences(before, redacted_config(plain), same=same))
     other = [text for key, text in changed.items() if f"{key}.".startswith(FIXED)]
     if other:
         listed = "\n       ".join(other)
         raise ConfigError(
             f"ckpt: {ckpt} is of another network; set these back, or choose another name=\n       {listed}"
         )
+    if any(f"{key}.".startswith("training.optimizer.") for key in changed):
+        _check_optimizer(ckpt, before, plain["training"]["optimizer"])
     for key, text in changed.items():
         if f"{key}.".startswith(WATCHED) and not f"{key}.".startswith(FREE):
             rank_zero_info(f"changed since {ckpt.name}: {text}")
 
 
-def _prepare(plain: dict[str, Any]) -> tuple[Path | None, str]:
+def _check_optimizer(ckpt: Path, before: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    """Refuses a checkpoint whose optimizer has not kept what this one needs to go on."""
+    states = (values for o in read(ckpt).get("optimizer_states", []) for values in o["state"].values())
+    kept = {name for values in states for name in values}
+    missing = state_names(build(optimizer, "training.optimizer")) - kept
+    if missing and kept:
+        was = (before.get("training", {}).get("optimizer") or {}).get("_target_", "its optimizer")
+        raise ConfigError(
+            f"ckpt: {ckpt} holds the state of {was} ({', '.join(sorted(kept))}); {optimizer['_target_']}, as it is "
+            f"configured now, also needs {', '.join(sorted(missing))}. Set training.optimizer back, or start a new run "
+            f"from the weights alone: init={ckpt} name=ANOTHER"
+        )
+
+
+def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another run that leaves no step to train; where it is of this run, that is finished."""
+    max_steps, own = plain["trainer"]["max_steps"], Path(plain["run_dir"]).resolve() in ckpt.resolve().parents
+    if step >= max_steps and not own:
+        raise ConfigError(
+            f"ckpt: {ckpt} is at step {step}, and steps are counted on from there: max_steps={max_steps} leaves none. "
+            f"Write max_steps={step + max_steps}; or init={ckpt} in place of ckpt: the weights alone, from step 0"
+        )
+
+
+def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
+    """What to say where the checkpoint of a run is of its last step already; None where there is something to train."""
+    max_steps = plain["trainer"]["max_steps"]
+    if ckpt is None or step_of(ckpt) < max_steps:
+        return None
+    more = max(2 * max_steps, step_of(ckpt) + max_steps)
+    return (
+        f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To train on: "
+        f"max_steps={more}; to start again: another name=; to listen: python sample.py ckpt={plain['run_dir']}"
+    )
+
+
+def _say_commit(ckpt: Path, git_commit: str) -> None:
+    """Says where the code is another than the run's last life had."""
+    try:
+        before = json.loads((ckpt.parents[1] / "details.json").read_text())["git_commit"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return
+    if before != git_commit:
+        rank_zero_info(f"changed since the run's last life: git_commit: {before!r} before, {git_commit!r} now")
+
+
+def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
     """On rank 0, which owns the folder: clears up after a kill and finds the checkpoint; also what is wrong, if any."""
     run_dir = Path(plain["run_dir"])
     for line in recover(run_dir / "checkpoints"):
         rank_zero_info(line)
     try:
+        if plain["ckpt"] == "anew":
+            _remove_checkpoints(run_dir, plain["trainer"]["max_steps"])
         found = _find_checkpoint(plain["ckpt"], run_dir)
         if found is not None:
-            _check_changes(found, plain)
+            step, before = _stored(found)
+            _check_changes(found, before, plain)
+            _check_steps(found, step, plain)
+            _say_commit(found, git_commit)
     except ConfigError as error:
         return None, str(error)
     cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
@@ -129,7 +213,20 @@ def _prepare(plain: dict[str, Any]) -> tuple[Path | None, str]:
     return found, ""
 
 
-def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any]) -> Path | None:
+def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
+    """Removes those of an earlier life, which are made again; a run that went further is not of this kind."""
+    there = all_in(run_dir / "checkpoints")
+    if there and step_of(there[-1]) > max_steps:
+        raise ConfigError(
+            f"ckpt=anew: {run_dir} holds {there[-1].name}, which is beyond the {max_steps} steps of this run; choose "
+            "another name="
+        )
+    for checkpoint in there:
+        manifest_of(checkpoint).unlink(missing_ok=True)
+        remove(checkpoint)
+
+
+def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:
     """The checkpoint to go on from as rank 0 sees it, on all ranks; it is read, to be verified, once.
 
     Ranks that this process starts are told by its environment, those of torchrun or srun over the process group. Where
@@ -142,7 +239,7 @@ def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any]) -> Path 
     told = environment is not None and environment.creates_processes_externally
     found, problem = None, ""
     if trainer.is_global_zero:
-        found, problem = _prepare(plain)
+        found, problem = _prepare(plain, git_commit)
     elif not told:
         found = _find_checkpoint(plain["ckpt"], Path(plain["run_dir"]))
     if told:

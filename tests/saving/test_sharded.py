@@ -45,7 +45,8 @@ def content(step: int = 3) -> dict[str, Any]:
 
 
 def describe(files: Any) -> Manifest:
-    return Manifest(3, files, 1, 4, {}, "")
+    step = int(Path(next(iter(files))).parts[0][5:13])
+    return Manifest(step, files, 1, 4, {}, "")
 
 
 def save(folder: Path, group: Any, step: int = 3, problem: str | None = None) -> Path:

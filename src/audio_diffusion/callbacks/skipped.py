@@ -15,14 +15,15 @@ from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
 from audio_diffusion.redaction import redacted
 
 _TABLE_ROWS = 10_000  # of the latest, in W&B
+_HELD_OUT, _SOURCE = "held out", "of "  # keys of counts, beside KINDS
 
 
 class ReportSkipped(L.Callback):
     """Writes ``skipped.csv`` (shard, key, kind, reason), sends it to W&B, logs counts, stops a run that loses much.
 
     Logged are ``data/clips``, of several data sets ``data/clips/NAME`` too, ``data/skipped_clips`` and
-    ``data/skipped_clips/KIND``, over all ranks, every ``log_every_n_steps`` batches and as soon as something is skipped
-    where there is one rank.
+    ``data/skipped_clips/KIND``, over all ranks and lives of the run, every ``log_every_n_steps`` optimizer steps and as
+    soon as something is skipped where there is one rank.
 
     Args:
         folder: the run's folder.
@@ -40,6 +41,9 @@ class ReportSkipped(L.Callback):
         self.path, self.max_fraction, self.min_clips = Path(folder) / "skipped.csv", max_fraction, min_clips
         self._read: Counter[int] = Counter()  # by number of the data set; -1 for held-out clips
         self._skipped: Counter[str] = Counter()  # by kind
+        self._refused: Counter[str] = Counter()  # of them, by kind: whole shards' clips, which each life counts again
+        self._before: dict[str, int] = {}  # of earlier lives and all ranks, on rank 0: like _totals
+        self._logged: tuple[int, dict[str, float]] = (-1, {})  # the last row, and its step
         self._latest: Skipped | None = None
         self._named: set[Skipped] = set()
         self._sent_bytes = 0
@@ -62,10 +66,25 @@ class ReportSkipped(L.Callback):
         refused: list[Skipped] = data.refused()
         if refused and trainer.is_global_zero:
             self._name(refused)
-            self._skipped.update(skip.kind for skip in refused)
+            self._refused.update(skip.kind for skip in refused)
+            self._skipped.update(self._refused)
             self._read[-1] += len(refused)
         if len(refused) > self.max_fraction * (len(refused) + data.num_clips()):
             self._stop(len(refused), len(refused) + data.num_clips(), refused[-1])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._logged = (trainer.global_step, {})  # an earlier life has logged this step
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The counts of all ranks so far, but for what every life counts anew."""
+        totals = self._totals(trainer)
+        for kind, count in self._refused.items():
+            totals[kind] -= count
+        totals[_HELD_OUT] -= self._refused.total()
+        checkpoint["skipped"] = totals
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._before = dict(checkpoint.get("skipped") or {}) if trainer.is_global_zero else {}
 
     def on_train_batch_end(
         self,
@@ -78,7 +97,9 @@ class ReportSkipped(L.Callback):
         self._read.update(source for source in batch.sources if source >= 0)
         self._note(batch)
         at_once = trainer.world_size == 1 and batch.skipped
-        if at_once or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        due = step % trainer.log_every_n_steps == 0 and step != self._logged[0]  # type: ignore[attr-defined]
+        if at_once or due:
             self._report(trainer)
 
     def on_validation_batch_end(
@@ -108,21 +129,33 @@ class ReportSkipped(L.Callback):
         self._latest = batch.skipped[-1] if batch.skipped else self._latest
         self._name(batch.skipped)
 
-    def _report(self, trainer: L.Trainer) -> None:
-        """Adds up the ranks' counts, logs them, and judges."""
-        names = list(trainer.datamodule.train)  # type: ignore[attr-defined]
+    def _totals(self, trainer: L.Trainer) -> dict[str, int]:
+        """Counts over ranks and lives: clips read of each data set and of held-out ones, and skipped ones by kind."""
+        names = [_SOURCE + name for name in trainer.datamodule.train]  # type: ignore[attr-defined]
         counts = [self._read[i] for i in range(-1, len(names))] + [self._skipped[kind] for kind in KINDS]
-        total = torch.tensor(counts, dtype=torch.float64, device=trainer.strategy.root_device)
+        keys = [_HELD_OUT, *names, *KINDS]
+        mine = [count + self._before.get(key, 0) for key, count in zip(keys, counts, strict=True)]
+        total = torch.tensor(mine, dtype=torch.float64, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")
-        held_out, *rest = [int(count) for count in total.tolist()]
-        by_source, by_kind = rest[: len(names)], dict(zip(KINDS, rest[len(names) :], strict=True))
-        metrics = {"data/clips": sum(by_source), "data/skipped_clips": sum(by_kind.values())}
-        if len(names) > 1:
-            metrics |= {f"data/clips/{name}": count for name, count in zip(names, by_source, strict=True)}
+        return {key: int(count) for key, count in zip(keys, total.tolist(), strict=True)}
+
+    def _report(self, trainer: L.Trainer) -> None:
+        """Adds up the ranks' counts, logs them where they are new, and judges."""
+        totals = self._totals(trainer)
+        by_source = {key.removeprefix(_SOURCE): n for key, n in totals.items() if key.startswith(_SOURCE)}
+        by_kind = {kind: totals[kind] for kind in KINDS}
+        metrics: dict[str, float] = {
+            "data/clips": sum(by_source.values()), "data/skipped_clips": sum(by_kind.values())
+        }  # fmt: skip
+        if len(by_source) > 1:
+            metrics |= {f"data/clips/{name}": count for name, count in by_source.items()}
         metrics |= {f"data/skipped_clips/{kind}": count for kind, count in by_kind.items() if count}
-        log_metrics(trainer, metrics)
-        num_read, lost = held_out + sum(by_source), sum(n for kind, n in by_kind.items() if kind not in BY_RULE)
+        if self._logged != (trainer.global_step, metrics):
+            self._logged = (trainer.global_step, metrics)
+            log_metrics(trainer, metrics)
+        num_read = totals[_HELD_OUT] + sum(by_source.values())
+        lost = sum(n for kind, n in by_kind.items() if kind not in BY_RULE)
         if num_read >= self.min_clips and lost > self.max_fraction * num_read:
             self._stop(lost, num_read, self._latest)
 

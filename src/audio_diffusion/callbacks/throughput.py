@@ -65,11 +65,12 @@ class Throughput(L.Callback):
             raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         self.sample_rate, self.every_n_steps = sample_rate, every_n_steps
         self._waited = self._worked = self._audio_s = 0.0
-        self._logged_at, self._warned = -1, False
+        self._logged_at, self._is_first, self._warned = -1, True, False
         self._batch_ended = self._batch_started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batch_ended = time.perf_counter()
+        self._logged_at = trainer.global_step  # an earlier life has logged this step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batch_ended = time.perf_counter()  # validation is not waiting
@@ -97,17 +98,17 @@ class Throughput(L.Callback):
             "speed/audio_seconds_per_second": self._audio_s / seconds,
             "speed/data_wait_percent": 100 * self._waited / seconds,
         }
-        if self._logged_at >= 0:
+        if not self._is_first:
             metrics["speed/steps_per_second"] = (step - self._logged_at) / seconds
         if torch.cuda.is_available():
             metrics["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         log_metrics(trainer, metrics)
         waited = metrics["speed/data_wait_percent"]
-        if waited > _WARN_PERCENT and self._logged_at >= 0 and not self._warned:  # the first row has the start in it
+        if waited > _WARN_PERCENT and not self._is_first and not self._warned:  # the first row has the start in it
             self._warned = True
             rank_zero_warn(
                 f"training waits for data {waited:.0f} % of the time (steps {self._logged_at} to {step}): give it more "
                 "data.num_workers, faster storage (of URLs data.store.cache_dir), or shards of cheaper audio (pcm16)"
             )
         self._waited = self._worked = self._audio_s = 0.0
-        self._logged_at, self._batch_ended = step, time.perf_counter()
+        self._logged_at, self._is_first, self._batch_ended = step, False, time.perf_counter()

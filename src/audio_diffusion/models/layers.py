@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HEAD_WIDTH = 64  # channels of one head of attention
+
 
 class TimeEmbedding(nn.Module):
     """t ``[B]`` in [0, 1] -> ``[B, width]``: sinusoids (DDPM appendix B, index t·1000) and a two-layer MLP."""
@@ -106,7 +108,7 @@ class Attention(nn.Module):
     It starts as the identity.
     """
 
-    def __init__(self, width: int, head_width: int = 64):
+    def __init__(self, width: int, head_width: int = HEAD_WIDTH):
         super().__init__()
         if width % head_width:
             raise ValueError(f"head_width: expected a divisor of the width {width}, got {head_width}")
@@ -130,7 +132,7 @@ class CrossAttention(nn.Module):
     It starts as the identity. The mask ``[B, S]`` is True on tokens that there are: at least one a sample.
     """
 
-    def __init__(self, width: int, token_width: int, head_width: int = 64):
+    def __init__(self, width: int, token_width: int, head_width: int = HEAD_WIDTH):
         super().__init__()
         if width % head_width:
             raise ValueError(f"head_width: expected a divisor of the width {width}, got {head_width}")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_diffusion.models.conditions import Condition, Conditions, along_time
-from audio_diffusion.models.layers import Attention, CrossAttention, ResBlock, TimeEmbedding
+from audio_diffusion.models.layers import HEAD_WIDTH, Attention, CrossAttention, ResBlock, TimeEmbedding
 
 
 class FineBands(nn.Module):
@@ -142,6 +142,11 @@ class UNet1d(nn.Module):
             raise ValueError(f"widths: expected multiples of 8, got {list(widths)}")
         if any(factor < 2 or factor % 2 for factor in factors):
             raise ValueError(f"factors: expected even numbers, got {list(factors)}")
+        if attention and widths[-1] % HEAD_WIDTH:
+            raise ValueError(
+                f"widths: expected the last to be a multiple of {HEAD_WIDTH}, the width of a head of attention, got "
+                f"{widths[-1]}; attention=false goes without"
+            )
         self.channels, self.patch_size = channels, patch_size
         #: the number of samples T must be a multiple of this
         self.multiple = patch_size

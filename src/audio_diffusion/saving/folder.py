@@ -7,7 +7,7 @@ for the run that owns it.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from audio_diffusion.saving.files import FileRecord, HashingFile, part_of, publish, remove, stage, sync_folder
@@ -44,7 +44,20 @@ def problem_of(checkpoint: Path) -> str | None:
         return f"{checkpoint.name}: no manifest beside it (an unfinished write, or one of an older version)"
     except (OSError, ValueError) as error:
         return f"{checkpoint.name}: {error}"
-    return manifest.problem(checkpoint.parent)
+    return _name_problem(checkpoint, manifest) or manifest.problem(checkpoint.parent)
+
+
+def _name_problem(checkpoint: Path, manifest: Manifest) -> str | None:
+    """What is wrong where a checkpoint and its manifest were given another name: a run resumes by the names."""
+    of_another = [name for name in manifest.files if PurePosixPath(name).parts[0] != checkpoint.name]
+    if of_another:
+        original = PurePosixPath(of_another[0]).parts[0]
+        return (
+            f"{checkpoint.name}: its manifest is that of {original}; it was renamed or copied: give it that name again"
+        )
+    if step_of(checkpoint) not in (-1, manifest.step):
+        return f"{checkpoint.name}: its manifest says step {manifest.step}; it was renamed"
+    return None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import operator
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -24,12 +25,14 @@ def hash_of(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, what it was and what it is) of everything that differs between two configurations."""
+def differences(
+    before: Any, now: Any, place: str = "", same: Callable[[Any, Any], bool] = operator.eq
+) -> Iterator[tuple[str, str]]:
+    """(dotted key, what it was and what it is) of everything that differs between two configurations, by ``same``."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
-            yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
-    elif before != now:
+            yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."), same)
+    elif not same(before, now):
         yield place, f"{place}: {before!r} before, {now!r} now"
 
 

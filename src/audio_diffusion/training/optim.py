@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +18,15 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def state_names(optimizer: Callable[[list[dict]], Optimizer]) -> set[str]:
+    """What an optimizer keeps of each parameter between steps, such as ``exp_avg``: a checkpoint must have it all."""
+    parameter = nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.ones_like(parameter)
+    made = optimizer([{"params": [parameter]}])
+    made.step()
+    return set(made.state[parameter])
 
 
 def warmup_cosine(

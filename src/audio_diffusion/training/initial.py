@@ -1,0 +1,150 @@
+"""The weights a run starts with, where these are another model's: what fits is taken, the rest is named."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audio_diffusion import loading
+from audio_diffusion.models.layers import LabelEmbedding
+from audio_diffusion.saving.manifest import differences
+from audio_diffusion.targets import ConfigError
+from audio_diffusion.training.module import DiffusionModule
+
+_NAMED = 6  # weights that a line lists
+#: parts that another data set has others of; all else must have its size
+_OWN = "conditions."
+
+
+@dataclass
+class Taken:
+    """What came of it, by names of weights.
+
+    Args:
+        taken: are those of the other model.
+        new: start anew, since the other model has none, or of another size.
+        left: of the other model, for which this one has no use.
+        kept_labels: classes that both know, whose embeddings are taken.
+        new_labels: classes of this model only.
+    """
+
+    taken: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    kept_labels: list[str] = field(default_factory=list)
+    new_labels: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For the log."""
+        said = []
+        if self.new_labels:
+            kept = f"; those of {_listed(self.kept_labels)} are taken" if self.kept_labels else ""
+            said.append(f"init: new embeddings for the labels {_listed(self.new_labels)}{kept}")
+        if self.new:
+            said.append(f"init: {len(self.new)} weights start anew: {_listed(self.new)}")
+        if self.left:
+            said.append(
+                f"init: {len(self.left)} weights are left out, as this network has none such: {_listed(self.left)}"
+            )
+        return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+#: of the configuration: what weights mean, beside their sizes
+_MEANING = ("model.", "representation.", "diffusion.", "audio.sample_rate.")
+
+
+def start_from(module: DiffusionModule, init: str, kind: str, config: Mapping[str, Any]) -> list[str]:
+    """Gives a module, which has not been trained, the weights of another model; its average starts from them as well.
+
+    Args:
+        module: changed in place.
+        init: a checkpoint file, a run's folder, an exported folder or ``hub:USER/NAME``.
+        kind: "ema" (averaged weights) or "raw".
+        config: of this run, plain.
+
+    Returns:
+        What was taken, what not, and what differs between the two, for the log.
+
+    Raises:
+        ConfigError: if there is no such model, or it does not fit.
+    """
+    if kind not in ("ema", "raw"):
+        raise ConfigError(f"init_weights: expected ema or raw, got {kind!r}")
+    try:
+        other = loading.read_weights(init, kind)
+        classes = config["classes"] or [], other.config.get("classes") or []
+        taken = take_weights(module.net, other.state, *classes)
+    except ValueError as error:
+        raise ConfigError(f"init: {str(error).removeprefix('ckpt: ')}") from error
+    module.ema.net.load_state_dict(module.net.state_dict())
+    lines = [f"init: {len(taken.taken)} weights from {other.source}, step {other.step}, {kind.upper()}", *taken.lines()]
+    changed = differences(other.config, {name: config.get(name) for name in other.config})
+    lines += [f"init: {text}" for key, text in changed if f"{key}.".startswith(_MEANING)]
+    return lines
+
+
+@torch.no_grad()
+def take_weights(
+    net: nn.Module, state: Mapping[str, Tensor], classes: Sequence[str], classes_before: Sequence[str]
+) -> Taken:
+    """Gives a network those weights of another that fit.
+
+    The embedding of a label is taken for the class of the same name. Parts of conditions may differ, and parts that the
+    other network lacks start anew; the sizes of all else must be the same.
+
+    Args:
+        net: the network; changed in place.
+        state: the other network's weights by name.
+        classes: the network's classes in order.
+        classes_before: the other network's.
+
+    Raises:
+        ValueError: if a weight outside the conditions has another size, or the other network is not of this kind.
+    """
+    own = net.state_dict()
+    result = Taken(left=[name for name in state if name not in own])
+    labels = [f"{name}.embedding.weight" for name, part in net.named_modules() if isinstance(part, LabelEmbedding)]
+    wrong = []
+    for name, weight in own.items():
+        other = state.get(name)
+        if name in labels and other is not None and list(classes) != list(classes_before):
+            _take_labels(weight, other, classes, classes_before, result)
+        elif other is not None and other.shape == weight.shape:
+            weight.copy_(other)
+            result.taken.append(name)
+        elif other is None or name.startswith(_OWN):
+            result.new.append(name)
+        else:
+            wrong.append(f"{name} has {list(other.shape)} there, {list(weight.shape)} here")
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights are of another size: {_listed(wrong)}. Set model. back to that network's"
+        )
+    size = sum(weight.numel() for weight in own.values())
+    fits = sum(own[name].numel() for name in result.taken)
+    if 2 * fits < size:
+        raise ValueError(
+            f"its network is of another kind: it has {fits} of this network's {size} numbers, and lacks "
+            f"{_listed(result.new)}"
+        )
+    return result
+
+
+def _take_labels(
+    weight: Tensor, other: Tensor, classes: Sequence[str], classes_before: Sequence[str], result: Taken
+) -> None:
+    """Rows of a label embedding by the names of the classes; row 0 is "not given"."""
+    if other.shape[1:] == weight.shape[1:]:
+        weight[0] = other[0]
+        for row, label in enumerate(classes):
+            if label in classes_before:
+                weight[1 + row] = other[1 + list(classes_before).index(label)]
+                result.kept_labels.append(label)
+    result.new_labels += [label for label in classes if label not in result.kept_labels]
