@@ -7,8 +7,8 @@ python evaluate.py ckpt=step_00010000.ckpt data='shards/test-*.tar' num_clips=nu
 import os
 import sys
 
-# before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+import audio_diffusion  # noqa: F401  before torch, whose threads it tells how to wait
+
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import json

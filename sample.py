@@ -8,8 +8,8 @@ python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'
 
 import os
 
-# before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+import audio_diffusion  # before torch, whose threads it tells how to wait
+
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import sys
@@ -22,7 +22,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-import audio_diffusion
 from audio_diffusion import Generator, config
 from audio_diffusion.config import ConfigError
 from audio_diffusion.data.remote import RemoteError, RemoteStore

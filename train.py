@@ -12,8 +12,6 @@ from audio_diffusion import signals
 
 if __name__ == "__main__":
     signals.listen()  # before imports that take ten seconds: a signal is never too early
-# before torch: threads that spin long while they wait make steps ten times slower where other programs run as well
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.pop("WANDB_SERVICE", None)  # of whoever started this, as the notebook that called sbatch; not for this run
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 

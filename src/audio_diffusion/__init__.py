@@ -19,9 +19,31 @@ What is trained is used by ``load(ckpt).generate(..)``, and handed on by ``expor
 """
 
 import importlib
+import os
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+
+def _wait_without_spinning() -> None:
+    """Lets OpenMP's idle threads sleep early: threads that spin long while they wait make every operation several times
+    slower where other programs run as well. GNU's OpenMP (torch for Linux) and LLVM's (macOS, conda) read this when
+    torch is loaded; what the user has set stays."""
+    if {"GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return
+    os.environ["GOMP_SPINCOUNT"] = "2000"  # turns of a loop
+    os.environ["KMP_BLOCKTIME"] = "1"  # ms
+    if "torch" in sys.modules:  # too late for this process, not for those that it starts
+        warnings.warn(
+            "torch was imported before audio_diffusion: its waiting threads spin, which makes it slow where other "
+            "programs run as well. Import audio_diffusion first, or set GOMP_SPINCOUNT=2000 (macOS: KMP_BLOCKTIME=1)",
+            stacklevel=3,
+        )
+
+
+_wait_without_spinning()
 
 if TYPE_CHECKING:
     from audio_diffusion.exported import export, push

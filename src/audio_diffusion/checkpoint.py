@@ -71,13 +71,13 @@ def newest_in(run_dir: str | Path, inside: str = "checkpoints") -> Path | None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that the option ``device`` names; "auto" is a GPU if there is one.
+    """The device that the option ``device`` names; "auto" is a GPU if there is one, Apple silicon's too (mps).
 
     Raises:
         ConfigError: if there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

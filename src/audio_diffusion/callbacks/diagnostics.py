@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import log_metrics, send_alert
+from audio_diffusion.doubles import in_double
 from audio_diffusion.training.module import DiffusionModule
 
 _ALERT_ROWS = 20  # that the usual loss is the median of
@@ -151,7 +152,7 @@ class Diagnostics(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        values = torch.stack([outputs["raw"].double(), outputs["ema"].double(), outputs["count"].double()])
+        values = torch.stack([in_double(outputs[name]) for name in ("raw", "ema", "count")])
         self._validation = values if self._validation is None else self._validation + values
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -135,7 +135,7 @@ class ReportSkipped(L.Callback):
         counts = [self._read[i] for i in range(-1, len(names))] + [self._skipped[kind] for kind in KINDS]
         keys = [_HELD_OUT, *names, *KINDS]
         mine = [count + self._before.get(key, 0) for key, count in zip(keys, counts, strict=True)]
-        total = torch.tensor(mine, dtype=torch.float64, device=trainer.strategy.root_device)
+        total = torch.tensor(mine, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")
         return {key: int(count) for key, count in zip(keys, total.tolist(), strict=True)}

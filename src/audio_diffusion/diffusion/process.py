@@ -9,6 +9,7 @@ from torch import Tensor
 from audio_diffusion.diffusion.parameterization import Coefficients, Level, Parameterization, Prediction
 from audio_diffusion.diffusion.schedules import Schedule
 from audio_diffusion.diffusion.weighting import Density, Uniform, Weight
+from audio_diffusion.doubles import at_home, in_double
 
 #: conditions by name, first dimension B; -1 in integers and NaN in floats means "not given"
 Cond = Mapping[str, Tensor]
@@ -57,7 +58,7 @@ class Diffusion:
 
     def time_of(self, u: Tensor) -> Tensor:
         """Uniform u in [0, 1) -> t as the density draws it, float32 of u's shape."""
-        return self.density(u, self.schedule)
+        return self.density(at_home(u), self.schedule).to(u.device)
 
     def alpha_sigma(self, t: Tensor | float, like: Tensor) -> tuple[Level, Level]:
         """alpha_t and sigma_t, to be multiplied with ``like``: ``[B, 1, ..]`` of a ``[B]``, numbers of a number."""
@@ -96,10 +97,10 @@ class Diffusion:
         """Factor of the output's squared error, float32 ``[B]``."""
         if self.weight is None:
             return 1.0
-        alpha, sigma = self.schedule.alpha_sigma(t.double())
+        alpha, sigma = self.schedule.alpha_sigma(in_double(t))
         snr = (alpha / sigma).square().clamp(min=1e-40)
         weight = self.weight(snr) * self.parameterization.noise_error(alpha, sigma)
-        return weight.float()
+        return weight.float().to(t.device)
 
     def denoiser(self, net: Net, cond: Cond) -> Denoise:
         """The ``denoise(x_t, t)`` of a network under conditions, what samplers and guidance are given."""

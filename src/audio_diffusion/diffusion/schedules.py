@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from audio_diffusion.doubles import in_double
+
 #: largest -log ᾱ that is told apart from no signal at all: alpha_t is 2e-22 there
 _NO_SIGNAL = 100.0
 
@@ -103,13 +105,13 @@ class Steps(Schedule):
 
     def neg_log_of(self, log_snr: Tensor) -> Tensor:
         """-log Π (1 - β) = log(1 + input_scale²/SNR) where the log-SNR is ``log_snr``, of its shape; float64."""
-        return torch.nn.functional.softplus(2 * math.log(self.input_scale) - log_snr.double())
+        return torch.nn.functional.softplus(2 * math.log(self.input_scale) - in_double(log_snr))
 
     def _interpolate(self, t: Tensor) -> Tensor:
         """-log ᾱ_t, of t's shape and dtype."""
         table = self._tables.get((t.device, t.dtype))
         if table is None:
-            table = self._tables[t.device, t.dtype] = self.neg_log_alpha_bar.to(t.device, t.dtype)
+            table = self._tables[t.device, t.dtype] = self.neg_log_alpha_bar.to(t.dtype).to(t.device)
         position = t.clamp(0, 1) * self.num_steps
         # within rounding of a grid point i/T is on it
         position = torch.where((position - position.round()).abs() < 1e-4, position.round(), position)
@@ -128,12 +130,13 @@ class Steps(Schedule):
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of ``log_snr``: ``neg_log_of``, looked up among the grid points."""
-        table = self.neg_log_alpha_bar.to(log_snr.device)
-        neg_log = self.neg_log_of(log_snr).clamp(max=table[-1])
+        neg_log = self.neg_log_of(log_snr)
+        table = self.neg_log_alpha_bar.to(neg_log.device)
+        neg_log = neg_log.clamp(max=table[-1])
         right = torch.searchsorted(table, neg_log).clamp(1, self.num_steps)
         left_value, right_value = table[right - 1], table[right]
         position = right - 1 + (neg_log - left_value) / (right_value - left_value)
-        return (position / self.num_steps).to(log_snr.dtype)
+        return (position / self.num_steps).to(log_snr.dtype).to(log_snr.device)
 
 
 class Edm(Schedule):

@@ -231,7 +231,7 @@ class FlowMeter:
 
 def count_dims(audio: Tensor, mask: Tensor) -> Tensor:
     """Dimensions of each clip that are not padding, float64 ``[B]`` on the CPU."""
-    return mask.expand_as(audio).flatten(1).sum(1).double().cpu()
+    return mask.expand_as(audio).flatten(1).sum(1).cpu().double()
 
 
 def value_counts(audio: Tensor, mask: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def value_counts(audio: Tensor, mask: Tensor) -> Tensor:
         audio: ``[B, C, T]``, full scale ±1, taken as 16-bit.
         mask: bool ``[B, 1, T]``, False on padding.
     """
-    values = quantise(audio)[mask.expand_as(audio)].double() * LEVELS + LEVELS
+    values = quantise(audio)[mask.expand_as(audio)] * LEVELS + LEVELS  # whole numbers below 2^16: exact in float32
     return torch.bincount(values.round().long().cpu(), minlength=2 * LEVELS)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audio_diffusion.doubles import in_double
 from audio_diffusion.metrics.likelihood import (
     LEVELS,
     Denoise,
@@ -73,7 +74,8 @@ def integrate(
             new = state + hs * sum(weight * k for weight, k in zip(weights, slopes, strict=True))
             slopes.append(slope(at + place * h, new))  # the last is the first of the next step
         error = hs * sum(weight * k for weight, k in zip(_ERROR, slopes, strict=True))
-        error = (error / torch.maximum(state.abs(), new.abs()).clamp(min=1e-3)).double()
+        error = error / torch.maximum(state.abs(), new.abs()).clamp(min=1e-3)
+        error = in_double(error)
         size = torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs()).cpu() / tolerance
         accepted = running & (size <= 1)
         taken = accepted.to(state.device)[:, None]
@@ -130,7 +132,7 @@ def flow_likelihood(
 
     z = torch.sigmoid(torch.tensor(most)).sqrt().item() * (x0 + width * (place - 0.5)) * own
     state, evaluations = integrate(slope, F.pad(z.flatten(1), (0, 1)), most, least, tolerance)
-    z, change = state[:, :-1].double(), state[:, -1].double()
-    log_prior = -0.5 * (z.square() + math.log(2 * math.pi)) * own.flatten(1)
+    z, change = in_double(state[:, :-1]), in_double(state[:, -1])
+    log_prior = -0.5 * (z.square() + math.log(2 * math.pi)) * own.flatten(1).to(z.device)
     per_dim = change + 0.5 * F.logsigmoid(torch.tensor(most)).item() + math.log(width)
-    return Flow(-(log_prior.sum(1) + dims * per_dim).cpu(), evaluations)
+    return Flow(-(log_prior.sum(1) + dims.to(z.device) * per_dim).cpu(), evaluations)

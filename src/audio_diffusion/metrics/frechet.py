@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from audio_diffusion.doubles import in_double
+
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (FID, Heusel et al. 2017, arXiv:1706.08500).
@@ -19,7 +21,7 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     for name, value in (("features", features), ("reference", reference)):
         if value.ndim != 2 or len(value) < 2 or value.shape[1] != reference.shape[1]:
             raise ValueError(f"{name}: expected [at least 2, {reference.shape[-1]}], got {list(value.shape)}")
-    features, reference = features.double(), reference.double()
+    features, reference = in_double(features), in_double(reference)
     ours, theirs = (torch.atleast_2d(torch.cov(of_set.T)) for of_set in (features, reference))
     # the trace of (Σ₁Σ₂)^½ is the sum of the singular values of Σ₁^½·Σ₂^½
     mixed = torch.linalg.svdvals(_root(ours) @ _root(theirs)).sum()
@@ -46,6 +48,6 @@ def inception_score(logits: Tensor) -> float:
     """
     if logits.ndim != 2 or not len(logits):
         raise ValueError(f"logits: expected [N, classes], got {list(logits.shape)}")
-    log_p = logits.double().log_softmax(1)
+    log_p = in_double(logits).log_softmax(1)
     log_mean = log_p.logsumexp(0) - torch.tensor(len(logits), dtype=torch.float64).log()
     return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item()

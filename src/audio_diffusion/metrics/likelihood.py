@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audio_diffusion.doubles import in_double
+
 LEVELS = 2**15  # quantisation steps from 0 to full scale
 _LEAST_LOG_SNR = -20.0  # taken for noise, where a schedule ends at no signal at all
 
@@ -65,7 +67,7 @@ def log_bin(x: Tensor, mean: Tensor, std: Tensor | float, scale: float) -> Tenso
 
     DDPM eq. 13, for 16 bits. ``x`` is scale·k/32768; ``mean`` and ``std`` are on the same scale.
     """
-    x, mean, half = x.double(), mean.double(), scale / LEVELS / 2
+    x, mean, half = in_double(x), in_double(mean), scale / LEVELS / 2
     low = torch.where(x < -scale + half, -torch.inf, (x - half - mean) / std)
     high = torch.where(x > scale - 3 * half, torch.inf, (x + half - mean) / std)
     above = low + high > 0  # the upper tail is the lower one of -x: no difference of numbers near 1
@@ -172,7 +174,8 @@ def variational_bound(
     dims = own.flatten(1).sum(1).clamp(min=1)
 
     def total(values: Tensor) -> Tensor:
-        return torch.where(own, values.double(), 0.0).flatten(1).sum(1)
+        values = in_double(values)
+        return torch.where(own.to(values.device), values, 0.0).flatten(1).sum(1)
 
     def estimate(t: Tensor) -> tuple[Tensor, Tensor]:
         """x̂0, and the squared error of v, summed over the clip."""
@@ -191,7 +194,7 @@ def variational_bound(
     cos2, log1p_snr = torch.sigmoid(torch.tensor(least)).item(), F.softplus(torch.tensor(least)).item()
     x0_last, _ = estimate(torch.full((len(x0),), t_min, dtype=torch.float64))
     return Bound(
-        prior=total(0.5 * (cos2 * (x0.double().square() - 1) + log1p_snr)).cpu(),
+        prior=total(0.5 * (cos2 * (in_double(x0).square() - 1) + log1p_snr)).cpu(),
         diffusion=nats.sum(0),
         reconstruction=-total(log_bin(x0, x0_last, math.exp(-most / 2), scale)).cpu(),
         log_snr=log_snr.T,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
+from audio_diffusion.doubles import in_double
+
 #: (n_fft, hop, window) of Parallel WaveGAN's three resolutions (Yamamoto et al. 2020, arXiv:1910.11480, table 1)
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 FLOOR = 1e-5  # of magnitudes: -100 dB, as in the mels that networks are told
@@ -81,5 +83,5 @@ def _pair(estimate: Tensor, reference: Tensor, flatten: bool = True) -> tuple[Te
         raise ValueError(
             f"estimate: expected [B, C, T] as the reference's {list(reference.shape)}, got {list(estimate.shape)}"
         )
-    both = (estimate.double(), reference.double())
+    both = (in_double(estimate), in_double(reference))
     return (both[0].flatten(1), both[1].flatten(1)) if flatten else both
