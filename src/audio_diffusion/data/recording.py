@@ -2,6 +2,7 @@
 knows soundfile."""
 
 import io
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -12,26 +13,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audio_diffusion.data.audio import AudioInfo, UnusableAudio, _check_fit, _Decoder, _open, _read_window, check
+from audio_diffusion.data.audio import AudioInfo, UnusableAudio, decode_all, described
+from audio_diffusion.data.resampling import check_fit, read_window
+from audio_diffusion.data.whole import open_whole
 
 _BLOCK = 1 << 19  # samples per channel that are resampled at once
 
 
-def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True) -> AudioInfo:
-    """What a file holds, from its header. MP3, whose headers may only estimate the length, is decoded if ``exact``.
+def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True, max_missing: float = 1.0) -> AudioInfo:
+    """What a file holds, from its header and its structure. MP3 is decoded if ``exact``, as only that tells its length.
+
+    Args:
+        file: path, open binary file, or the bytes themselves.
+        exact: see above.
+        max_missing: share of the file that may be missing.
 
     Raises:
-        UnusableAudio: if it is no audio, empty, or of an impossible rate.
+        UnusableAudio: if it is no audio, empty, of an impossible rate, or if more of it is missing.
     """
-    f = _open(file)
+    whole = open_whole(file)
     try:
-        if isinstance(f, _Decoder) and (f.format != "MP3" or not exact):
-            return AudioInfo(f.frames, f.samplerate, f.channels, f"{f.format}/{f.subtype}")
+        if exact and whole.reader.encoding.startswith("MP3"):
+            return decode_all(whole, None, max_missing)
+        return described(whole.reader, whole.reader.frames, whole.losses, max_missing)
     finally:
-        f.close()
-    if not isinstance(file, str | Path | memoryview):
-        file.seek(0)
-    return check(file)
+        whole.reader.close()
 
 
 def resampled_length(info: AudioInfo, sample_rate: int) -> int:
@@ -51,7 +57,7 @@ class Recording:
     """
 
     def __init__(self, file: str | Path | BinaryIO | memoryview, info: AudioInfo):
-        self.info, self._file = info, _open(file)
+        self.info, self._file = info, open_whole(file).reader
 
     def read(self, start: int, count: int, sample_rate: int, channels: int) -> NDArray[np.float32]:
         """Samples ``[start, start + count)`` of the file at ``sample_rate``, float32 ``[C, n]``; fewer at its end.
@@ -61,13 +67,13 @@ class Recording:
         Raises:
             UnusableAudio: if they cannot be decoded or converted, or are NaN, infinite or absurdly large.
         """
-        ratio: Fraction = _check_fit(self._file, sample_rate, channels, convert=True)
+        ratio: Fraction = check_fit(self._file, sample_rate, channels, convert=True)
         count = min(count, resampled_length(self.info, sample_rate) - start)
         out = torch.empty(channels, count)
         done = 0
         while done < count:
             block = out[:, done : done + _BLOCK]
-            read = _read_window(self._file, self.info.frames, block, start + done, ratio)
+            read = read_window(self._file, self.info.frames, block, start + done, ratio)
             done += read
             if read < block.shape[1]:
                 break
@@ -85,6 +91,8 @@ def read_file(file: str | Path, sample_rate: int, channels: int) -> Tensor:
         UnusableAudio: if it cannot be decoded or converted, or holds NaN, infinite or absurdly large samples.
     """
     info = probe(file)
+    if info.missing:
+        warnings.warn(f"{file}: {info.missing}; what is there is used", stacklevel=2)
     recording = Recording(file, info)
     try:
         return torch.from_numpy(recording.read(0, resampled_length(info, sample_rate), sample_rate, channels))
