@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ NUMBERS: dict[str, tuple[type, ...]] = {
     "segment_s": (int, float, type(None)),
     "silence_db": (int, float, type(None)),
     "lufs": (int, float, type(None)),
+    "max_missing": (int, float),
 }
 
 
@@ -85,7 +87,7 @@ def _sources(options: dict[str, Any], store: RemoteStore) -> list[Source]:
 
 
 def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
-    form = Form(*(options[name] for name in ("format", "sample_rate", "channels", "segment_s", "silence_db", "lufs")))
+    form = Form(**{field.name: options[field.name] for field in fields(Form)})
     output = Path(str(options["output"]))
     stages: dict[str, Progress] = {}
 
@@ -127,6 +129,9 @@ def _say(report: PackReport, output: Path) -> None:
         print(f"silent: {counted(made['silent']['pieces'], 'piece')}, {made['silent']['seconds']:.1f} s, left out")
     if made["rests"]["pieces"]:
         print(f"rests of less than half a piece: {made['rests']['pieces']}, {made['rests']['seconds']:.1f} s, left out")
+    if made["missing"]["files"]:
+        missing = f"{counted(made['missing']['files'], 'file')}, {made['missing']['seconds']:.3f} s"
+        print(f"used without what they lack, named in {output / REFUSED}: {missing}")
     if made["clipped"]["clips"]:
         samples, clips = counted(made["clipped"]["samples"], "sample"), counted(made["clipped"]["clips"], "clip")
         print(f"over full scale, clipped: {samples} in {clips}")

@@ -23,9 +23,11 @@ from audio_diffusion.data.resampling import check_fit, map_channels, read_window
 from audio_diffusion.data.whole import MAX_MISSING, Whole, open_for_crop, open_whole, second_try
 
 __all__ = [
+    "CONVERTED",
     "EXTENSIONS",
     "MAX_MISSING",
     "MAX_SAMPLE",
+    "PACKED",
     "SAMPLE_RATES",
     "AudioInfo",
     "Crop",
@@ -40,6 +42,9 @@ __all__ = [
 
 #: file name endings (without the dot) that are taken for audio
 EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "aifc", "au", "caf", "w64")
+#: endings of audio that is read by FFmpeg (``pip install -e '.[av]'``), and converted when it is packed
+CONVERTED = ("aac", "ac3", "amr", "ape", "m4a", "m4b", "mka", "mov", "mp4", "webm", "wma", "wv")
+PACKED = (*EXTENSIONS, *CONVERTED)
 _NAMED = 3  # gaps that are named of one file
 
 

@@ -129,6 +129,15 @@ def _told(data: Data) -> tuple[int, int] | None:
     return None
 
 
+def _bytes_per_second(data: Data, head: bytes) -> float:
+    """Of a CAF file, by its description; 0 where it does not say."""
+    text = data.read(20, 28)
+    if head[:4] != b"caff" or len(text) < 28:
+        return 0.0
+    sample_rate, _, _, packet_bytes, packet_frames = unpack(">dIIII", text[:24])
+    return sample_rate * packet_bytes / packet_frames if packet_frames else 0.0
+
+
 def layout(data: Data, frames: int, sample_rate: int) -> Layout:
     """How a file is read right.
 
@@ -145,8 +154,8 @@ def layout(data: Data, frames: int, sample_rate: int) -> Layout:
         return Layout()
     begin, size = told
     there, losses = data.size - begin, []
-    if size not in (*_UNKNOWN_64, 0xFFFFFFFF) and frames > 0:
-        losses = _lost(size, there, there * sample_rate / frames)
+    if size < 1 << 62 and size not in (0, 0xFFFFFFFF):
+        losses = _lost(size, there, there * sample_rate / frames if frames > 0 else _bytes_per_second(data, head))
     if head[:4] == b"caff" and size > there:  # libsndfile refuses those
         pieces: list[tuple[int, int] | bytes] = [(0, begin - 8), pack(">Q", there), (begin, data.size)]
         return Layout([Part(pieces)], losses)

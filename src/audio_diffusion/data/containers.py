@@ -44,7 +44,9 @@ class Data:
 
     def read(self, at: int, count: int) -> bytes:
         """At most ``count`` bytes from ``at`` on; fewer at the end, none before the beginning."""
-        count = max(min(count, self.size - at), 0) if at >= 0 else 0
+        count = min(count, self.size - at)
+        if at < 0 or count <= 0:
+            return b""
         if self._memory is not None:
             return bytes(self._memory[at : at + count])
         offset = at - self._start

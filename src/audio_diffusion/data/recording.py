@@ -31,9 +31,9 @@ def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True, max_miss
     Raises:
         UnusableAudio: if it is no audio, empty, of an impossible rate, or if more of it is missing.
     """
-    whole = open_whole(file)
+    whole = open_whole(file, with_ffmpeg=exact)
     try:
-        if exact and whole.reader.encoding.startswith("MP3"):
+        if exact and (whole.reader.encoding.startswith("MP3") or not whole.reader.frames):
             return decode_all(whole, None, max_missing)
         return described(whole.reader, whole.reader.frames, whole.losses, max_missing)
     finally:
@@ -57,7 +57,7 @@ class Recording:
     """
 
     def __init__(self, file: str | Path | BinaryIO | memoryview, info: AudioInfo):
-        self.info, self._file = info, open_whole(file).reader
+        self.info, self._file = info, open_whole(file, with_ffmpeg=True).reader
 
     def read(self, start: int, count: int, sample_rate: int, channels: int) -> NDArray[np.float32]:
         """Samples ``[start, start + count)`` of the file at ``sample_rate``, float32 ``[C, n]``; fewer at its end.

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from audio_diffusion.data import chunks, flac, mpeg, ogg
+from audio_diffusion.data import chunks, ffmpeg, flac, mpeg, ogg
 from audio_diffusion.data.containers import Data, Layout, Loss, Part, Stitched, skip_tags
 from audio_diffusion.data.decoders import Decoder, File, Pcm16, Reader, UnusableAudio, open_plain
 from audio_diffusion.data.resampling import check_fit, read_window
 
-MAX_MISSING = 0.1  # share of a file that may be missing, unless another one is asked for
+MAX_MISSING = 0.2  # share of a file that may be missing, unless another one is asked for
 _UNKNOWN = 1 << 60  # frames: libsndfile says more where a header tells none
 _TAIL = 1 << 18  # frames at the end that are decoded to know where it is
 
@@ -211,8 +211,12 @@ def _layout(data: Data, plain: Decoder | Pcm16 | None) -> tuple[Layout, int]:
     return chunks.layout(data, frames, rate), 0
 
 
-def open_whole(file: File) -> Whole:
+def open_whole(file: File, with_ffmpeg: bool = False) -> Whole:
     """What reads all that a file holds, whatever its header says.
+
+    Args:
+        file: path, open binary file, or the bytes themselves.
+        with_ffmpeg: read what libsndfile does not know by FFmpeg.
 
     Raises:
         UnusableAudio: if nothing of it can be decoded.
@@ -235,7 +239,12 @@ def open_whole(file: File) -> Whole:
         return Whole(chain, [*chain.losses, *layout.losses])
     if not isinstance(file, str | bytes | Path | memoryview):
         file.seek(place)
+    is_foreign = plain is None and ffmpeg.is_known(data)
     data.close()
+    if is_foreign and with_ffmpeg:
+        return Whole(Forward(lambda: ffmpeg.FFmpeg(file, layout.losses)), layout.losses)
+    if is_foreign:
+        raise UnusableAudio("cannot be decoded here: only packing reads it, with format=flac", "format")
     if plain is None:
         assert problem is not None
         raise problem
@@ -268,11 +277,18 @@ def open_for_crop(file: File, frames: int = 0) -> Reader:
         return second_try(file, frames, error)
     if plain.can_seek and (plain.frames == frames or (frames == 0 and _looks_plain(file, plain))):
         return plain
-    if plain.can_seek and 0 < frames < plain.frames and not plain.encoding.startswith("OGG"):
+    if plain.can_seek and 0 < frames < plain.frames and _ends_early(plain, frames):
         plain.limit(frames)
         return plain
     plain.close()
     return second_try(file, frames, None)
+
+
+def _ends_early(plain: Decoder | Pcm16, frames: int) -> bool:
+    """Whether a file that has fewer frames than its header says reads right to its end all the same."""
+    if plain.encoding.startswith("MP3"):
+        return frames % 576 == 0  # of a constant rate, whose header tells no length; others may be joined
+    return not plain.encoding.startswith("OGG")
 
 
 def _looks_plain(file: File, plain: Decoder | Pcm16) -> bool:

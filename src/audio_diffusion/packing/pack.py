@@ -281,7 +281,8 @@ def _report(run: _Run, tallies: dict[str, Tally], options: dict[str, Any], resum
     clips = {split: tally.clips for split, tally in tallies.items()}
     seconds = {split: round(tally.seconds, 3) for split, tally in tallies.items()}
     classes = sorted(total.labels) if run.labels.are_used else []
-    refused = sorted([*run.refused, *total.refused, *total.silent_rows(run.form.silence_db)])
+    missing = [(name, reason) for name, _, reason in total.missing]
+    refused = sorted([*run.refused, *total.refused, *missing, *total.silent_rows(run.form.silence_db)])
     rests = [cut.left_out / cut.sample_rate for cut in run.cuts.values() if cut.left_out]
     manifest = {
         "version": 1,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from audio_diffusion.data.audio import SAMPLE_RATES, AudioInfo, UnusableAudio, check
+from audio_diffusion.data.audio import CONVERTED, MAX_MISSING, SAMPLE_RATES, AudioInfo, UnusableAudio, check
 from audio_diffusion.data.recording import Recording, encode, probe, resampled_length, to_int16
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.packing.sources import EXTENSIONS, Source
@@ -36,6 +36,8 @@ class Form:
         segment_s: length of the pieces that files are cut into, seconds; None: files stay whole. The last piece of a
             file may be shorter; less than half a piece is left out. Files no longer than a piece are kept as they are.
         silence_db: pieces whose rms over all samples and channels is below this, in dBFS, are left out; None: none is.
+        max_missing: share of a file that may be missing (cut off, pages damaged or not there), 0 to 1: what is there is
+            then used, and what is missing is named; files that lack more are refused.
         lufs: integrated loudness (ITU-R BS.1770-4) that pieces are brought to. Those under 0.4 s are measured as one
             block; those that are all below -70 LUFS stay as they are; the gain leaves no peak above -1 dBFS.
 
@@ -49,6 +51,7 @@ class Form:
     segment_s: float | None = None
     silence_db: float | None = None
     lufs: float | None = None
+    max_missing: float = MAX_MISSING
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -59,6 +62,7 @@ class Form:
             "segment_s": (1e-3, math.inf),
             "silence_db": (FLOOR_DB, 0),
             "lufs": (-70, 0),
+            "max_missing": (0, 1),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -129,10 +133,11 @@ class Clip(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """What is left out: all or a part of a source. ``kind`` is ``silent`` or ``refused``."""
+    """What is left out: all or a part of a source. ``kind`` is ``silent`` or ``refused``, or ``missing`` for what the
+    file does not hold, though it should."""
 
     name: str
-    kind: Literal["silent", "refused"]
+    kind: Literal["silent", "refused", "missing"]
     start_s: float
     seconds: float
     reason: str
@@ -166,7 +171,9 @@ def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | s
     if source.ending not in EXTENSIONS:
         return f"its name ends in none of {', '.join(EXTENSIONS)}"
     try:
-        info = probe(_file(source, store), exact=form.format != "keep")
+        if source.ending in CONVERTED and form.format == "keep":
+            return f"{source.ending} can be converted, not kept, as training does not read it: set format=flac"
+        info = probe(_file(source, store), form.format != "keep", 1.0 if form.format == "keep" else form.max_missing)
     except (UnusableAudio, OSError, RemoteError) as error:
         return _reason(error)
     cut = cut_of(info, form)
@@ -180,7 +187,7 @@ def prepare(form: Form, store: RemoteStore | None, task: Task) -> list[Clip | Dr
     if task.is_part and form.format == "keep":
         form = replace(form, format="flac")
     try:
-        return [_keep(task, form, store)] if form.format == "keep" else _convert(task, form, store)
+        return _keep(task, form, store) if form.format == "keep" else _convert(task, form, store)
     except (UnusableAudio, OSError, RemoteError) as error:
         reason = _reason(error)
         if task.cut.num_pieces > task.stop - task.first:
@@ -237,7 +244,15 @@ def read_blocks(source: Source, store: RemoteStore | None) -> Iterator[bytes]:
             yield block
 
 
-def _keep(task: Task, form: Form, store: RemoteStore | None) -> Clip | Drop:
+def _missing(source: Source, info: AudioInfo) -> list[Clip | Drop]:
+    """What a source lacks that is used without it."""
+    if not info.missing:
+        return []
+    reason = f"used without what it lacks: {info.missing}"
+    return [Drop(source.name, "missing", info.duration_s, info.missing_s, reason)]
+
+
+def _keep(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
     """A whole file, decoded to its end, its bytes as they are. Those of a small one are read once and handed over."""
     source, level, digest = task.source, _Level(), hashlib.sha256()
     blocks: list[bytes] = []
@@ -250,9 +265,9 @@ def _keep(task: Task, form: Form, store: RemoteStore | None) -> Clip | Drop:
     if size >= _MAX_MEMBER:
         raise UnusableAudio(f"has {size} bytes, a member of a tar less than {_MAX_MEMBER}: cut it, with segment_s")
     audio = b"".join(blocks) if size <= _IN_MEMORY else None
-    info = check(memoryview(audio) if audio is not None else _file(source, store), level.add)
+    info = check(memoryview(audio) if audio is not None else _file(source, store), level.add, form.max_missing)
     if drop := _silence(source, level, 0.0, info.duration_s, form):
-        return drop
+        return [drop]
     known = {
         "frames": info.frames,
         "sample_rate": info.sample_rate,
@@ -260,7 +275,7 @@ def _keep(task: Task, form: Form, store: RemoteStore | None) -> Clip | Drop:
         "sha256": digest.hexdigest(),
         "level_db": round(level.db, 2),
     }
-    return Clip(source, source.key, source.ending, audio, size, _meta(source, known))
+    return [Clip(source, source.key, source.ending, audio, size, _meta(source, known)), *_missing(source, info)]
 
 
 #: the latest source of several tasks that this process has open: to begin an MP3 anew takes a look at all before
@@ -279,7 +294,8 @@ def _recording(task: Task, store: RemoteStore | None) -> Recording:
 def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
     recording = _recording(task, store)
     try:
-        return [_piece(task, number, recording, form) for number in range(task.first, task.stop)]
+        pieces: list[Clip | Drop] = [_piece(task, number, recording, form) for number in range(task.first, task.stop)]
+        return pieces + (_missing(task.source, task.info) if task.is_last else [])
     finally:
         if task.is_last:
             _opened.pop()[2].close()

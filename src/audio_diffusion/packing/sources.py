@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from audio_diffusion.data.audio import EXTENSIONS
+from audio_diffusion.data.audio import PACKED as EXTENSIONS
 from audio_diffusion.data.members import MAX_JSON_BYTES, read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, redact
 

@@ -29,6 +29,7 @@ class Tally:
         digital_silence: clips of zeros alone.
         silent: of each source, pieces left out, their seconds, and where the first ones start.
         refused: (file, reason).
+        missing: (file, seconds, where and why) of files that are used without what they lack.
     """
 
     clips: int = 0
@@ -48,12 +49,15 @@ class Tally:
     digital_silence: int = 0
     silent: dict[str, tuple[int, float, list[float]]] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[tuple[str, float, str]] = field(default_factory=list)
 
     def add(self, event: Clip | Drop) -> None:
         """Counts a clip or what is left out."""
         if isinstance(event, Drop):
             if event.kind == "refused":
                 self.refused.append((event.name, event.reason))
+            elif event.kind == "missing":
+                self.missing.append((event.name, event.seconds, event.reason))
             else:
                 self._add_silent(event.name, 1, event.seconds, [event.start_s])
             return
@@ -103,6 +107,7 @@ class Tally:
         tally.formats = Counter(plain.get("formats", {}))
         tally.silent = {name: (count, seconds, starts) for name, (count, seconds, starts) in plain["silent"].items()}
         tally.refused = [(name, reason) for name, reason in plain["refused"]]
+        tally.missing = [(name, seconds, reason) for name, seconds, reason in plain.get("missing", [])]
         return tally
 
     def silent_rows(self, silence_db: float | None) -> list[tuple[str, str]]:
@@ -142,6 +147,10 @@ class Tally:
             "silent": {
                 "pieces": sum(count for count, _, _ in self.silent.values()),
                 "seconds": round(sum(seconds for _, seconds, _ in self.silent.values()), 3),
+            },
+            "missing": {
+                "files": len(self.missing),
+                "seconds": round(sum(seconds for _, seconds, _ in self.missing), 3),
             },
             "clipped": {"clips": self.clipped_clips, "samples": self.clipped_samples},
             "loudness": {"limited": self.loudness_limited, "unknown": self.loudness_unknown},
