@@ -29,6 +29,7 @@ from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.redaction import without_redacted
 from audio_diffusion.use.asked import Sample, batches, samples
+from audio_diffusion.use.levels import told
 from audio_diffusion.use.processes import devices_of, load, run
 from audio_diffusion.use.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
 
@@ -98,6 +99,8 @@ def main(cfg: DictConfig) -> None:
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
     for file in {file.path: file for sample in asked for file in sample.files if file.converted}.values():
         print(f"{file.path}: {file.converted}")
+    for path, note in {file.path: file.note for sample in asked for file in sample.files if file.note}.items():
+        print(f"{path}: {note}")
 
     home = home_of(model)
     output = Path(options["output"] or home / ("generated" if task == "generate" else task))
@@ -143,6 +146,8 @@ def tell(rows: list[dict[str, Any]], task: str, format: str, home: Path) -> None
     clipped = sum(row["samples_clipped"] > 0 for row in rows)
     if clipped:
         print(f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files")
+    if troubles := {row["file"]: row["trouble"] for row in rows if "trouble" in row}:
+        print(f"warning: {told(troubles, len(rows))}")
     if format == "flac" and any(row["subtype"] == "PCM_24" for row in rows):
         print("FLAC holds no floats: 24 bits; format=wav keeps every bit")
     if task == "interpolate":

@@ -23,6 +23,7 @@ from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.training.module import DiffusionModule
+from audio_diffusion.use.levels import limited, limited_name, told, trouble
 
 
 def level_row(clip: Tensor) -> dict[str, float]:
@@ -200,16 +201,20 @@ class SampleAudio(L.Callback):
         name = getattr(getattr(self.sampler, "func", self.sampler), "__name__", str(self.sampler))
         table = []
         for clip, label, seed, file in zip(audio, words, self.seeds, names, strict=True):
-            write_audio(folder / f"{file}.wav", clip, self.sample_rate)
+            write_audio(folder / f"{file}.wav", limited(clip), self.sample_rate)
             row = {"step": trainer.global_step, "label": label, "seed": seed, "sampler": name, "nfe": nfe}
             table.append({**row, "guidance": scale, **level_row(clip)})
         with open(folder / "samples.csv", "w", newline="") as f:
             writer = csv.DictWriter(f, list(table[0]))
             writer.writeheader()
             writer.writerows(table)
-        grid = pictures.sample_grid([("generated", list(audio[:12]), names[:12])], self.sample_rate)
+        if troubles := {file: wrong for clip, file in zip(audio, names, strict=True) if (wrong := trouble(clip))}:
+            warnings.warn(f"samples of step {trainer.global_step}: {told(troubles, len(names))}", stacklevel=2)
+        heard = [limited(clip) for clip in audio]  # their own levels are in the table and above the picture
+        titles = [limited_name(file, clip) for file, clip in zip(names, audio, strict=True)]
+        grid = pictures.sample_grid([("generated", heard[:12], titles[:12])], self.sample_rate)
         files = {"spectrograms": pictures.save(grid, folder / "spectrograms.png")}
         if process:
             figure = pictures.reverse_process(process, self.sample_rate)
             files["reverse_process"] = pictures.save(figure, folder / "reverse_process.png")
-        log_samples(trainer, list(audio), names, self.sample_rate, files, table)
+        log_samples(trainer, heard, names, self.sample_rate, files, table)

@@ -47,6 +47,8 @@ class Input:
     info: AudioInfo | None  # None: a mel spectrogram
     clip: Tensor  # [C, T], at the model's rate; of a mel [C·n_mels, F]
     converted: str = ""  # how it was made to fit, empty where it was not
+    clipped: Tensor | None = None  # bool [C, T], task=declip: which samples of the clip stand where the file is clipped
+    note: str = ""  # what was found in it
 
     @cached_property
     def sha256(self) -> str:
@@ -80,9 +82,55 @@ def _read_mel(path: Path, mel: Mel) -> Tensor:
     return frames
 
 
-def read_inputs(model: Generator, given: str | Sequence[str], mel: Mel | None = None) -> list[Input]:
+def _clipped(path: Path, info: AudioInfo, clip: Tensor, sample_rate: int, level: float | None) -> tuple[Tensor, str]:
+    """Where a file is clipped, bool of the clip's shape ``[C, T]``, and a line about it.
+
+    It is looked for in the file as it is: resampled, what was clipped is no longer at one level. Without a level it is
+    the file's peak, to a 16-bit step, and clipped is what stays there for two samples or more.
+
+    Raises:
+        ValueError: if no sample is at the level.
+    """
+    own = read_file(path, info.sample_rate, info.channels).abs()
+    least = max(own.max().item() - 1.5 / 2**15, 1e-9) if level is None else level
+    at = own >= least
+    if level is None and not (at[:, 1:] & at[:, :-1]).any():
+        raise ValueError(
+            f"it is not clipped: {int(at.sum())} of {at.numel()} samples are at its peak of {own.max().item():.4f}, "
+            "none beside another; level=MAGNITUDE chooses a lower one"
+        )
+    if not at.any():
+        raise ValueError(f"none of its samples is at level={level:g} or above; its peak is {own.max().item():.4f}")
+    share = at.float().mean().item()
+    note = f"{int(at.sum())} of {at.numel()} samples ({100 * share:.2g} %) are at the clip level {least:.4f} or above"
+    if len(at) != len(clip):
+        at = at.any(0, keepdim=True).expand(len(clip), -1)
+    return _at_rate(at, clip.shape[1], info.sample_rate, sample_rate), note
+
+
+def _at_rate(mask: Tensor, length: int, from_rate: int, to_rate: int) -> Tensor:
+    """A mask ``[C, T]`` at another rate: True at each sample that lies beside one where it is True."""
+    if from_rate == to_rate:
+        return mask[:, :length]
+    place, last = torch.arange(length, dtype=torch.float64) * from_rate / to_rate, mask.shape[1] - 1
+    out = mask[:, place.floor().long().clamp(max=last)] | mask[:, place.ceil().long().clamp(max=last)]
+    channel, position = mask.nonzero(as_tuple=True)
+    exact = position.double() * to_rate / from_rate
+    for near in (exact.floor(), exact.ceil()):
+        out[channel, near.long().clamp(max=length - 1)] = True
+    return out
+
+
+def read_inputs(
+    model: Generator,
+    given: str | Sequence[str],
+    mel: Mel | None = None,
+    *,
+    declip: bool = False,
+    level: float | None = None,
+) -> list[Input]:
     """The files to edit, converted to the model's rate and channels; for a vocoder, whose ``mel`` is given, also
-    spectrograms (.npy).
+    spectrograms (.npy); with ``declip`` it is looked for where they are clipped, at a ``level`` or their peak.
 
     Raises:
         ConfigError: for a file that cannot be read or converted.
@@ -95,6 +143,7 @@ def read_inputs(model: Generator, given: str | Sequence[str], mel: Mel | None = 
                 continue
             info = probe(path)
             clip = read_file(path, model.sample_rate, model.channels)
+            clipped, note = _clipped(path, info, clip, model.sample_rate, level) if declip else (None, "")
         except (OSError, ValueError, UnusableAudio) as error:
             raise ConfigError(f"input: {str(path)!r} cannot be used: {error}") from error
         changes = []
@@ -102,7 +151,7 @@ def read_inputs(model: Generator, given: str | Sequence[str], mel: Mel | None = 
             changes.append(f"resampled from {info.sample_rate} to {model.sample_rate} Hz")
         if info.channels != model.channels:
             changes.append(f"of {info.channels} channels made {model.channels}")
-        inputs.append(Input(path, info, clip, ", ".join(changes)))
+        inputs.append(Input(path, info, clip, ", ".join(changes), clipped, note))
     return inputs
 
 
@@ -150,7 +199,8 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
         ConfigError: for labels, conditions or files that cannot be used.
     """
     mel = model.mel[1] if options["task"] == "vocode" else None
-    inputs = read_inputs(model, options["input"], mel) if "input" in options else []
+    look = {"declip": True, "level": options["level"]} if options["task"] == "declip" else {}
+    inputs = read_inputs(model, options["input"], mel, **look) if "input" in options else []
     of_files: list[tuple[Input, ...]] = [(file,) for file in inputs]
     if options["task"] == "interpolate":
         if len(inputs) < 2:

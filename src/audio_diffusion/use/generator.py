@@ -233,7 +233,14 @@ class Generator(Model):
         return LowBand(audio, part).onto(made)  # once more: what was made may be longer than the clip
 
     def declip(
-        self, audio: Tensor, seeds: Seeds, labels: Labels = None, *, level: float | None = None, cond: Given = None
+        self,
+        audio: Tensor,
+        seeds: Seeds,
+        labels: Labels = None,
+        *,
+        level: float | None = None,
+        clipped: Tensor | None = None,
+        cond: Given = None,
     ) -> Tensor:
         """Samples at the clip level made anew, at it or beyond it; all others are kept.
 
@@ -242,6 +249,7 @@ class Generator(Model):
             seeds: one a clip.
             labels: class names, one a clip.
             level: magnitude at which and above which samples were clipped; None is each clip's peak, to a 16-bit step.
+            clipped: which samples were, bool ``[B, C, T]``, in place of a level: of clips that were resampled since.
             cond: other conditions by name.
 
         Raises:
@@ -252,8 +260,19 @@ class Generator(Model):
             raise ValueError(f"level: expected a positive magnitude, at most the clip's peak, got {level}")
         peak = audio.abs().amax((1, 2), keepdim=True)
         least = (peak - 1.5 / 2**15).clamp(min=1e-9) if level is None else torch.full_like(peak, level)
+        if clipped is not None:
+            if clipped.shape != audio.shape or clipped.dtype != torch.bool:
+                raise ValueError(
+                    f"clipped: expected bool {list(audio.shape)}, got {clipped.dtype} {list(clipped.shape)}"
+                )
+            least = torch.where(clipped, audio.abs().clamp(min=1e-9), torch.inf)
         at = self.representation.encode(least)
-        made = self._edit(audio, seeds, labels, cond, lambda x0: Unclipped(x0, at.to(x0.device)))
+
+        def unclipped(x0: Tensor) -> Constraint:
+            beyond = at if at.shape[-1] == 1 else F.pad(at, (0, x0.shape[-1] - at.shape[-1]), value=torch.inf)
+            return Unclipped(x0, beyond.to(x0.device))
+
+        made = self._edit(audio, seeds, labels, cond, unclipped)
         clipped = audio.abs() >= least
         made = torch.where(audio > 0, made.maximum(audio), made.minimum(audio))  # decoding rounds
         return torch.where(clipped, made, audio)

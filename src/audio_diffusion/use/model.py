@@ -23,7 +23,7 @@ Labels = Sequence[str] | None
 Given = Mapping[str, Values | Sequence[float]] | None
 
 
-@dataclass
+@dataclass(repr=False)
 class Model(ABC):
     """Network, process and configuration of a checkpoint.
 
@@ -48,6 +48,17 @@ class Model(ABC):
     weights: str
     source: Path
     guidance: Guidance | None = None
+
+    def __repr__(self) -> str:
+        """One line: the network, what it makes, and where it comes from."""
+        parameters = sum(p.numel() for p in self.net.parameters()) / 1e6
+        told = ", ".join(self.conditions.by_name) or "nothing"
+        channels = {1: "mono", 2: "stereo"}.get(self.channels, f"{self.channels} channels")
+        return (
+            f"{type(self).__name__}({type(self.net).__name__} of {parameters:.2f} M parameters, {self.sample_rate} Hz "
+            f"{channels}, {self.num_samples / self.sample_rate:.2f} s, conditions: {told}, step {self.step}, "
+            f"{self.weights} weights, on {self.device}, from {self.source})"
+        )
 
     @property
     def sample_rate(self) -> int:

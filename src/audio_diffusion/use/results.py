@@ -13,6 +13,7 @@ from torch import Tensor
 from audio_diffusion import pictures
 from audio_diffusion.data.audio import write_audio
 from audio_diffusion.use.asked import Sample
+from audio_diffusion.use.levels import trouble
 
 COLUMNS, ROWS = 10, 5  # clips in the picture
 
@@ -69,9 +70,9 @@ def write_files(
             made_of = [
                 {"file": str(f.path), "sha256": f.sha256, "converted": f.converted or None} for f in sample.files
             ]
-            rows.append(
-                {"file": file, **about, "input": made_of, "subtype": subtype, "samples_clipped": over, **result.figures}
-            )
+            row = {"file": file, **about, "input": made_of, "subtype": subtype, "samples_clipped": over}
+            wrong = {"trouble": words} if (words := trouble(clip)) else {}
+            rows.append({**row, **wrong, **result.figures})
     return rows
 
 

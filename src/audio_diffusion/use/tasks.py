@@ -18,7 +18,7 @@ _EDITS: dict[str, Callable[[Generator, Tensor, Options, Options], Tensor]] = {
     "continue": lambda model, audio, o, told: model.continue_(audio, o["seconds"], **told),
     "vary": lambda model, audio, o, told: model.vary(audio, o["strength"], **told),
     "extend_bandwidth": lambda model, audio, o, told: model.extend_bandwidth(audio, o["cutoff"], **told),
-    "declip": lambda model, audio, o, told: model.declip(audio, level=o["level"], **told),
+    "declip": lambda model, audio, o, told: model.declip(audio, **told),
     "denoise": lambda model, audio, o, told: model.denoise(audio, snr_db=o["snr_db"], mean=o["mean"], **told),
     "vocode": lambda model, audio, o, told: model.vocode(audio, **told),
 }
@@ -50,4 +50,6 @@ def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list
             Result(to_cpu(clips), names, {"round_trip_error_db": [round(db, 1) for db in error.tolist()]})
             for clips, error in zip(made.clips, made.error_db, strict=True)
         ]
+    if task == "declip":  # looked for in the files as they are
+        seeded["clipped"] = torch.stack([sample.files[0].clipped for sample in batch])  # type: ignore[misc]
     return [Result([clip]) for clip in to_cpu(_EDITS[task](model, audio[0], options, seeded))]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion import grids
+from audio_diffusion.diffusion.editing import vary
 from audio_diffusion.diffusion.editing.vary import From, edit, time_of_noise
 from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.parameterization import Velocity
@@ -100,3 +101,24 @@ def test_bad_values_are_refused(process: Diffusion) -> None:
         edit(net, process, unipc, clip, [0, 1], {}, strength=1.5)
     with pytest.raises(ValueError, match="seeds: expected one for each of 2 clips, got 1"):
         edit(net, process, unipc, clip, [0], {})
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("num_steps", [2, 7, 25])
+def test_the_finer_grid_is_the_coarsest_that_is_enough(strength: float, num_steps: int) -> None:
+    """Found in few tries, it is that of trying one after the other."""
+    schedule, grid = lowered(linear()), grids.balanced
+    start = vary.time_of_strength(schedule, strength)
+    tried: list[int] = []
+
+    def counted(schedule: Schedule, num_steps: int | None) -> list[float]:
+        tried.append(num_steps or 0)
+        return grid(schedule, num_steps)
+
+    got = vary.From(start, counted)(schedule, num_steps)
+    wanted = len(grid(schedule, num_steps)) - 1
+    counts = range(num_steps, 4 * num_steps + 1)
+    later = [[t for t in grid(schedule, count) if t < start] for count in counts]
+    first = next((times for times in later if len(times) >= wanted), later[-1])
+    assert got[1:] in (first, first[1:])
+    assert len(tried) < 12

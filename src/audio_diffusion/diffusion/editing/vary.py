@@ -1,5 +1,7 @@
 """The one way from seeds to an edited clip: where the chain starts, and what it is held to."""
 
+import bisect
+import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -56,11 +58,14 @@ class From:
         finest = 4 * len(times)
         if schedule.num_steps is not None:
             finest = min(finest, len(self.grid(schedule, None)))  # a chain has no more
-        count = len(times)
-        later = [t for t in times if t < self.start]
-        while len(later) < len(times) - 1 and count < finest:
-            count += 1
-            later = [t for t in self.grid(schedule, count) if t < self.start]
+        later_of = functools.cache(lambda count: [t for t in self.grid(schedule, count) if t < self.start])
+        enough = lambda count: len(later_of(count)) >= len(times) - 1  # noqa: E731
+        count = bisect.bisect_left(
+            range(finest), True, lo=len(times), key=enough
+        )  # finest, if none before it is enough
+        while count > len(times) and enough(count - 1):  # rounding may make a coarser one enough
+            count -= 1
+        later = later_of(count)
         return [self.start, *later[self._is_near(schedule, later) :]]
 
     def _is_near(self, schedule: Schedule, later: list[float]) -> bool:
