@@ -27,6 +27,7 @@ from audio_diffusion.config import ConfigError
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.redaction import without_redacted
 from audio_diffusion.use.asked import Sample, batches, samples
 from audio_diffusion.use.levels import told
@@ -97,6 +98,9 @@ def main(cfg: DictConfig) -> None:
     asked = samples(model, options)
     where = devices[0] if len(devices) == 1 else f"{len(devices)} processes, {', '.join(sorted(set(devices)))}"
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
+    if "sampler" in options:  # another than that of training, of which train.py has said it
+        for line in describe_levels(model.process, model.sampler)[1:]:
+            print(line)
     for file in {file.path: file for sample in asked for file in sample.files if file.converted}.values():
         print(f"{file.path}: {file.converted}")
     for path, note in {file.path: file.note for sample in asked for file in sample.files if file.note}.items():
