@@ -26,8 +26,8 @@ from tqdm import tqdm
 from audio_diffusion import checkpoint, config, pictures
 from audio_diffusion.config import ConfigError, build
 from audio_diffusion.data.batch import AudioBatch, collate
-from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards, held_out
+from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.data.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
 from audio_diffusion.redaction import REDACTED, redacted, without_redacted
@@ -47,10 +47,26 @@ def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
     trained_on = model.config["data"]
     if data is None and REDACTED in str((trained_on["train"], trained_on["val"])):
         raise ConfigError("data: the address of the training data was stored without its secrets; give it: data=SHARDS")
-    if data is None:
-        return list(held_out(trained_on["train"], trained_on["val"]).values())
-    is_folder = Path(data).is_dir() or not data.endswith(".tar")
-    return list(held_out(data, None).values()) if is_folder else [data]
+    if data is not None and not Path(data).is_dir() and data.endswith(".tar"):
+        return [data]
+    train, val = (trained_on["train"], trained_on["val"]) if data is None else (data, None)
+    try:
+        found = find_held_out(train, val, make_store(model))
+    except RemoteError as error:
+        raise ConfigError(f"data: {error}") from error
+    if not found:
+        where = data or ", ".join(by_name(train).values())
+        raise ConfigError(
+            f"data: expected held-out shards (val-*.tar) in {where}, found none; give shards to evaluate on: "
+            "data=SHARDS, or, of those that were trained on, which tells little of new clips: 'data=SHARDS/train-*.tar'"
+        )
+    return list(found.values())
+
+
+def make_store(model: checkpoint.Generator) -> RemoteStore:
+    """What reads shards that are URLs."""
+    options = (model.config["data"].get("store") or {}).get("storage_options")
+    return RemoteStore(None, storage_options=without_redacted(options))
 
 
 def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
@@ -59,10 +75,8 @@ def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
     Raises:
         ConfigError: if there are none.
     """
-    options = (model.config["data"].get("store") or {}).get("storage_options")
-    store = RemoteStore(None, storage_options=without_redacted(options))
     try:
-        return Shards.open(patterns(model, data), store)
+        return Shards.open(patterns(model, data), make_store(model), model.config["data"].get("audio_member"))
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 

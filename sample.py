@@ -57,7 +57,8 @@ def real_clips(model: Generator, shards: str | None, labels: list[str] | None, c
     store = data.get("store") or {}
     try:
         patterns = [shards] if shards else list(held_out(data["train"], data["val"]).values())
-        real = Shards.open(patterns, RemoteStore(None, storage_options=without_redacted(store.get("storage_options"))))
+        remote = RemoteStore(None, storage_options=without_redacted(store.get("storage_options")))
+        real = Shards.open(patterns, remote, data.get("audio_member"))
     except (ValueError, RemoteError):
         if shards:
             raise

@@ -146,6 +146,7 @@ def quiet() -> None:
         ".*module.s. in eval mode at the start of training.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not have many workers.*",
+        ".*Total length of `list` across ranks is zero.*",  # nothing is held out: the data's summary says so
         ".*sync_dist=True.*",  # what is logged was summed over the ranks already
         ".*`srun` command is available.*",  # callbacks.cluster.slurm says so where it matters
         ".*dataloader is not resumable.*",  # the stream goes on from the position in the checkpoint
@@ -219,7 +220,8 @@ def main(cfg: DictConfig) -> None:
         logger=loggers,
         plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
         default_root_dir=str(run_dir),
-        val_check_interval=min(plain["val_every_steps"], steps) * accumulate,  # it counts batches
+        val_check_interval=min(plain["val_every_steps"] or steps, steps) * accumulate,  # it counts batches
+        **({"limit_val_batches": 0} if plain["val_every_steps"] is None else {}),
         check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
         log_every_n_steps=plain["log_every_steps"],
         use_distributed_sampler=False,  # the stream is split by rank already
@@ -245,6 +247,8 @@ def main(cfg: DictConfig) -> None:
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
         rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {steps}, in {run_dir}/")
         rank_zero_info(str(split))
+        for line in data.summary(plain["val_every_steps"] is not None) if trainer.is_global_zero else ():
+            rank_zero_info(line)
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
     for callback in callbacks:

@@ -71,7 +71,7 @@ class Config:
     check: bool
     max_steps: int
     batch_size: int
-    val_every_steps: int
+    val_every_steps: int | None
     log_every_steps: int
     classes: list[str] | None
     audio: AudioFormat
@@ -265,5 +265,5 @@ def check_root(cfg: DictConfig) -> None:
         if not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], bool | int | float):
             cfg[name] = str(cfg[name])
     for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
-        if cfg[name] < 1:
+        if cfg[name] is not None and cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")

@@ -22,6 +22,7 @@ from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.shards import Shards
 from audio_diffusion.data.stream import ClipReader
 from audio_diffusion.data.transforms import Augment
+from audio_diffusion.packing.pack import pack, scan_folder
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]
 
@@ -543,7 +544,63 @@ def test_impossible_options_are_refused(
 def test_the_first_held_out_clips_are_those_of_validation_and_come_round(make_data) -> None:
     data = make_data(1)
     validated = clips_of(fit(data).validated)
-    num_clips = data.val_mixture.num_clips
+    num_clips = int(data.val_shards.num_clips.sum())
     held_out = clips_of([data.held_out(num_clips + 2)])
     assert held_out[:num_clips] == validated[:num_clips]
     assert held_out[num_clips:] == held_out[:2]
+
+
+# --- nothing is held out
+
+
+@pytest.fixture
+def all_for_training(drum_folder: Path, tmp_path: Path) -> Path:
+    """The drum hits as shards, with none held out."""
+    pack(scan_folder(drum_folder, True), tmp_path / "all", val_fraction=0)
+    return tmp_path / "all"
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_without_held_out_shards_training_goes_without_validation(
+    make_data: Callable[..., AudioDataModule], all_for_training: Path, is_foreign: bool, num_workers: int
+) -> None:
+    if is_foreign:
+        (all_for_training / "manifest.json").unlink()
+    data = make_data(3, train=str(all_for_training), num_workers=num_workers)
+    recorder = fit(data, val_check_interval=1)
+    assert len(recorder.trained) == 3
+    assert recorder.validated == []
+    assert data.num_clips() == 40
+    assert data.describe().keys() == {"train"}
+    assert data.refused() == []
+
+
+def test_without_held_out_shards_conditions_come_from_training_clips(
+    make_data: Callable[..., AudioDataModule], all_for_training: Path
+) -> None:
+    data = make_data(1, train=str(all_for_training))
+    data.setup()
+    batch = data.held_out(50)
+    keys = load_index(all_for_training / "train-000000.tar").keys
+    assert list(batch.keys) == [*keys, *keys[:10]]
+    assert batch.valid.all()
+
+
+def test_held_out_shards_that_the_manifest_lists_must_be_there(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(drum_shards, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("val-*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"shards: expected files at '.*val-\*.tar', but '.*' does not exist"):
+        make_data(1, train=str(tmp_path / "copy")).prepare_data()
+
+
+def test_of_several_data_sets_one_may_hold_out_nothing(
+    make_data: Callable[..., AudioDataModule], drum_shards: Path, all_for_training: Path
+) -> None:
+    data = make_data(1, train={"held": str(drum_shards), "all": str(all_for_training)})
+    data.setup()
+    assert data.val_shards is not None
+    assert all(Path(path).parent == drum_shards for path in data.val_shards.paths)

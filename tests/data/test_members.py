@@ -124,7 +124,7 @@ def test_a_hostile_shard_runs_no_code_and_writes_nothing(
     members += [("__key__.wav", good), ("../../up.wav", good), ("/tmp/root.wav", good), ("b.wav", evil)]
     (tmp_path / "s").mkdir()
     shards = Shards.open([str(write_tar(tmp_path / "s" / "s.tar", members))])
-    assert set(READERS) == {"json", "npy", "txt"}
+    assert set(READERS) == {"json", "npy", "txt", "cls"}
     for fields in ([], ["label"], ["txt"], ["npy"], ["e.npy"]):
         order = ClipOrder(shards.num_clips, None)
         reader = ClipReader([shards], Mixture([order], [1], None), 16_000, [], None, fields=fields)

@@ -13,8 +13,9 @@ from audio_diffusion.data.batch import AudioBatch, BatchSplit, Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.pipeline import Batches, ReadAhead
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards, by_name, held_out
+from audio_diffusion.data.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import BatchReader, ClipReader
+from audio_diffusion.data.summary import summarize
 from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.transport import SharedSlots
 from audio_diffusion.data.workers import START_METHODS, ShieldedLoader, prepare
@@ -30,7 +31,8 @@ class AudioDataModule(L.LightningDataModule):
     Args:
         train: training shards: a folder made by make_shards.py, a glob or a brace pattern, local or a URL; or several
             data sets by name, ``{music: s3://.., speech: data/speech}``, to be mixed.
-        val: held-out shards, likewise; None: the val-*.tar beside the training shards.
+        val: held-out shards, likewise; None: the val-*.tar beside the training shards. Where there are none, training
+            goes without validation.
         sample_rate: of the crops, Hz; clips of another rate are resampled.
         channels: of the crops; stereo becomes mono by the mean, mono becomes stereo by copying.
         num_samples: T of the crops.
@@ -51,6 +53,8 @@ class AudioDataModule(L.LightningDataModule):
         store: reads URLs; None for one that keeps nothing on disk.
         worker_start: how workers are started: fork, forkserver, spawn; None: forkserver, where the system has it, else
             spawn. A fork of a process that has threads may hang.
+        audio_member: which member of a clip is its audio, by its ending (``flac``, ``vocals.wav``), in shards of other
+            tools where clips have several; None: the only one.
 
     Raises:
         ValueError: for sizes that are not positive, or weights for other data sets than there are.
@@ -78,6 +82,7 @@ class AudioDataModule(L.LightningDataModule):
         augment: Augment | None = None,
         store: RemoteStore | None = None,
         worker_start: str | None = None,
+        audio_member: str | None = None,
     ):
         super().__init__()
         sizes = {
@@ -90,7 +95,7 @@ class AudioDataModule(L.LightningDataModule):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if num_workers < 0:
             raise ValueError(f"num_workers: expected 0 or more, got {num_workers}")
-        self.train, self.val = by_name(train), held_out(train, val)
+        self.train, self.val = by_name(train), by_name(val) if val else None
         if weights is not None and set(weights) != set(self.train):
             raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")
         if worker_start is not None and worker_start not in START_METHODS:
@@ -103,6 +108,7 @@ class AudioDataModule(L.LightningDataModule):
         self.weights, self.temperature, self.crops_per_clip = weights, temperature, crops_per_clip
         self.fields, self.convert, self.pad, self.augment = tuple(fields), convert, pad, augment
         self.store, self.worker_start = store or RemoteStore(None), worker_start
+        self.audio_member = audio_member.lstrip(".") if audio_member else None
         #: place in the stream of the first clip that is still to be trained on, at step `_resume_step`
         self._resume_position, self._resume_step = 0, 0
 
@@ -110,15 +116,20 @@ class AudioDataModule(L.LightningDataModule):
         """On one rank of each node: indexes the shards that have no index yet, and checks that all are whole."""
         if self.num_workers:
             prepare(self.worker_start)  # imports what workers need meanwhile
-        for pattern in [*self.train.values(), *self.val.values()]:
-            Shards.open([pattern], self.store).check_sizes()
+        for pattern in [*self.train.values(), *find_held_out(self.train, self.val, self.store).values()]:
+            Shards.open([pattern], self.store, self.audio_member).check_sizes()
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the shards and lays out the order of the run."""
-        self.train_shards = {name: Shards.open([pattern], self.store) for name, pattern in self.train.items()}
-        self.val_shards = Shards.open(list(self.val.values()), self.store)
+        self.train_shards = {
+            name: Shards.open([pattern], self.store, self.audio_member) for name, pattern in self.train.items()
+        }
+        self.val_patterns = find_held_out(self.train, self.val, self.store)
+        #: None: nothing is held out
+        self.val_shards = (
+            Shards.open(list(self.val_patterns.values()), self.store, self.audio_member) if self.val_patterns else None
+        )
         self.mixture = self._mix(self.train_shards)
-        self.val_mixture = Mixture([ClipOrder(self.val_shards.num_clips, None)], [1], None)
 
     def _mix(self, train: Mapping[str, Shards]) -> Mixture:
         orders = []
@@ -129,13 +140,21 @@ class AudioDataModule(L.LightningDataModule):
             return Mixture(orders, [self.weights[name] for name in train], self.seed)
         return Mixture(orders, shares_of([order.num_clips for order in orders], self.temperature), self.seed)
 
+    def summary(self, validates: bool = True) -> list[str]:
+        """Lines about the data for the start of training, see ``data.summary``. ``validates``: validation is wanted."""
+        audio = {"sample_rate": self.sample_rate, "channels": self.channels, "num_samples": self.num_samples}
+        return summarize(self.train, self.val, self.store, audio, self.classes, validates, self.audio_member)
+
     def refused(self) -> list[Skipped]:
         """What the shards were found to hold, while they were indexed, that cannot be used."""
-        return [skip for shards in [*self.train_shards.values(), self.val_shards] for skip in shards.refused]
+        return [skip for shards in self._all_shards() for skip in shards.refused]
+
+    def _all_shards(self) -> list[Shards]:
+        return [*self.train_shards.values(), *([self.val_shards] if self.val_shards else [])]
 
     def num_clips(self) -> int:
         """Clips in all shards, training and held-out."""
-        return sum(int(shards.num_clips.sum()) for shards in [*self.train_shards.values(), self.val_shards])
+        return sum(int(shards.num_clips.sum()) for shards in self._all_shards())
 
     def describe(self) -> dict[str, Any]:
         """The data as plain values, for the log: where, shards, clips, bytes, share of the stream."""
@@ -152,7 +171,7 @@ class AudioDataModule(L.LightningDataModule):
             }
             for name, pattern, shards in [
                 *((name, self.train[name], shards) for name, shards in self.train_shards.items()),
-                ("val", ", ".join(self.val.values()), self.val_shards),
+                *([("val", ", ".join(self.val_patterns.values()), self.val_shards)] if self.val_shards else []),
             ]
         }
 
@@ -227,33 +246,39 @@ class AudioDataModule(L.LightningDataModule):
         # the length includes the batches that lie behind, as Lightning counts them
         return self._loader(reader, positions, self.max_steps * accumulate)
 
-    def val_dataloader(self) -> DataLoader:
-        """All held-out clips once, the start of each, in order; the last batch is filled with empty slots."""
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """All held-out clips once, the start of each, in order; the last batch is filled with empty slots. None at all
+        where nothing is held out, which Lightning takes for a run without validation."""
         assert self.trainer is not None
         per_rank, world_size = self._per_rank(), self.trainer.world_size
-        num_clips = self.val_mixture.num_clips
-        num_batches = -(-num_clips // (per_rank * world_size))
-        positions = Positions(self.val_mixture, per_rank, num_batches, self.trainer.global_rank, world_size)
-        return self._loader(self._held_out_reader(), positions, num_batches)
+        if self.val_shards is None:
+            return []
+        reader = self._reader_from_start(self.val_shards)
+        num_batches = -(-reader.mixture.num_clips // (per_rank * world_size))
+        positions = Positions(reader.mixture, per_rank, num_batches, self.trainer.global_rank, world_size)
+        return self._loader(reader, positions, num_batches)
 
-    def _held_out_reader(self) -> ClipReader:
-        """Reads the held-out clips from their start."""
+    def _reader_from_start(self, shards: Shards) -> ClipReader:
+        """Reads each clip once, in the order of the shards, from its start."""
+        mixture = Mixture([ClipOrder(shards.num_clips, None)], [1], None)
         return ClipReader(
-            [self.val_shards],
-            self.val_mixture,
+            [shards],
+            mixture,
             self.sample_rate,
             self.classes,
             None,
-            self.val_mixture.num_clips,
+            mixture.num_clips,
             fields=self.fields,
             convert=self.convert,
             pad=self.pad,
         )
 
     def held_out(self, num: int) -> AudioBatch:
-        """The first ``num`` held-out clips, again from the first where there are fewer; the same on every rank."""
-        read = BatchReader(self._held_out_reader(), (self.channels, self.num_samples), None)
-        batch = read([i % self.val_mixture.num_clips for i in range(num)])
+        """The first ``num`` held-out clips, again from the first where there are fewer; the same on every rank. Where
+        nothing is held out, clips of the first training set."""
+        reader = self._reader_from_start(self.val_shards or next(iter(self.train_shards.values())))
+        read = BatchReader(reader, (self.channels, self.num_samples), None)
+        batch = read([i % reader.mixture.num_clips for i in range(num)])
         assert isinstance(batch, AudioBatch)
         return batch
 

@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import tarfile
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -12,7 +13,7 @@ from audio_diffusion.data.audio import EXTENSIONS
 from audio_diffusion.data.batch import Skipped
 from audio_diffusion.data.members import MAX_JSON_BYTES, READERS, read_json
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 #: endings of audio that libsndfile does not read; other members are left alone
 UNREADABLE = ("aac", "ac3", "amr", "ape", "m4a", "mka", "mp4", "webm", "wma", "wv")
 
@@ -35,6 +36,9 @@ class ShardIndex:
         channels: 0 where not known.
         sha256: of the audio member, empty where not known.
         refused: (key, kind, reason) of what the tar holds and cannot be used.
+        choices: the endings of audio members, with the number of clips that have one, where clips have several, or
+            where an ending was chosen.
+        etag: of a remote shard: what its server says changes with its contents.
     """
 
     path: str
@@ -47,6 +51,8 @@ class ShardIndex:
     channels: list[int]
     sha256: list[str]
     refused: list[tuple[str, str, str]]
+    choices: dict[str, int] = field(default_factory=dict)
+    etag: str = ""
 
     def skipped(self) -> list[Skipped]:
         return [Skipped(self.path, *refused) for refused in self.refused]
@@ -72,7 +78,17 @@ def _owner(name: str, audio: dict[str, Place]) -> tuple[str, str]:
     return key, ending
 
 
-def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> ShardIndex:
+def _split(name: str, audio_member: str | None) -> tuple[str, str, bool]:
+    """(key, ending, whether it is a clip's audio) of a member."""
+    if audio_member and name.lower().endswith(f".{audio_member.lower()}"):
+        return name[: -len(audio_member) - 1], audio_member.lower(), True
+    key, _, ending = name.rpartition(".")
+    return key, ending, not audio_member and ending.lower() in EXTENSIONS
+
+
+def scan(
+    file: BinaryIO, path: str, num_bytes: int, with_json: bool = True, audio_member: str | None = None
+) -> ShardIndex:
     """Indexes a tar by reading its headers, not its audio.
 
     Args:
@@ -80,8 +96,11 @@ def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> S
         path: what the index says it is of.
         num_bytes: size of the tar.
         with_json: also read the json members, for the frames, rate, channels and sha256 that make_shards.py puts there.
+        audio_member: ending of the members that are the clips' audio, such as ``flac`` or ``vocals.wav``; None: any
+            ending of audio, and of several members of a clip the first.
     """
     audio: dict[str, Place] = {}
+    endings: dict[str, set[str]] = {}  # of the audio members of each key
     others: list[tuple[str, Place]] = []
     refused: list[tuple[str, str, str]] = []
     try:
@@ -89,9 +108,12 @@ def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> S
             for member in tar:
                 if member.size < 0:
                     raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
-                key, _, ending = member.name.rpartition(".")
-                is_audio = ending.lower() in EXTENSIONS
-                if ending.lower() in UNREADABLE:
+                key, ending, is_audio = _split(member.name, audio_member)
+                if ending.lower() in EXTENSIONS and member.isfile():
+                    base, _, all_endings = member.name.rpartition("/")[2].partition(".")
+                    owner = f"{member.name.rpartition('/')[0]}/{base}" if audio_member else key
+                    endings.setdefault(owner, set()).add((all_endings if audio_member else ending).lower())
+                if ending.lower() in UNREADABLE and not audio_member:
                     refused.append((member.name, "format", f"{ending} is no kind of audio that is read here"))
                 if member.isdir() or not (is_audio or ending in READERS):
                     continue
@@ -130,6 +152,7 @@ def scan(file: BinaryIO, path: str, num_bytes: int, with_json: bool = True) -> S
         channels=[_whole(meta.get("channels")) for meta in known],
         sha256=[str(meta.get("sha256", "")) for meta in known],
         refused=refused,
+        choices=dict(Counter(e for found in endings.values() if audio_member or len(found) > 1 for e in sorted(found))),
     )
 
 
@@ -155,16 +178,20 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def index_path(shard: str | Path) -> str:
-    """Where a shard's index lies, local or remote: beside it, ``x.index.json`` for ``x.tar``."""
+def index_path(shard: str | Path, audio_member: str | None = None) -> str:
+    """Where a shard's index lies, local or remote: beside it, ``x.index.json`` for ``x.tar``; that of chosen members as
+    ``x.flac.index.json``."""
     stem, _, query = str(shard).rpartition(".tar")
-    return f"{stem}.index.json{query}" if stem else f"{shard}.index.json"
+    chosen = f".{audio_member}" if audio_member else ""
+    return f"{stem}{chosen}.index.json{query}" if stem else f"{shard}{chosen}.index.json"
 
 
 def dumps(index: ShardIndex) -> str:
     """The text of an index file; without the path, as the folder may be moved."""
     columns = {"version": INDEX_VERSION, **asdict(index)}
     del columns["path"]
+    if not index.etag:
+        del columns["etag"]
     return json.dumps(columns)
 
 
@@ -175,7 +202,9 @@ def loads(text: str | bytes, path: str) -> ShardIndex:
         ValueError: if it is of another version, or no index at all.
     """
     columns = json.loads(text)
-    if not isinstance(columns, dict) or columns.pop("version", None) != INDEX_VERSION:
+    version = columns.pop("version", None) if isinstance(columns, dict) else None
+    # version 2 knew no .cls members, which shards of make_shards.py, the ones with a hash of every clip, do not have
+    if version != INDEX_VERSION and not (version == 2 and all(columns.get("sha256") or [""])):
         raise ValueError(f"the index of {path} is not of version {INDEX_VERSION}")
     try:
         return ShardIndex(path=path, **columns)
@@ -183,22 +212,22 @@ def loads(text: str | bytes, path: str) -> ShardIndex:
         raise ValueError(f"the index of {path} is incomplete: {error}") from error
 
 
-def write_index(shard: str | Path) -> ShardIndex:
+def write_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex:
     """Indexes a shard and writes the index beside it (kept in memory only where the folder cannot be written)."""
     with open(shard, "rb", buffering=1 << 16) as file:
-        index = scan(cast(BinaryIO, file), str(shard), os.path.getsize(shard))
+        index = scan(cast(BinaryIO, file), str(shard), os.path.getsize(shard), audio_member=audio_member)
     with contextlib.suppress(OSError):
-        write_atomic(Path(index_path(shard)), dumps(index))
+        write_atomic(Path(index_path(shard, audio_member)), dumps(index))
     return index
 
 
-def load_index(shard: str | Path) -> ShardIndex:
+def load_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex:
     """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
-    path, tar = Path(index_path(shard)), os.stat(shard)
+    path, tar = Path(index_path(shard, audio_member)), os.stat(shard)
     try:
         index = loads(path.read_text(), str(shard))
         if index.num_bytes == tar.st_size and path.stat().st_mtime_ns >= tar.st_mtime_ns:
             return index
     except (OSError, ValueError):
         pass
-    return write_index(shard)
+    return write_index(shard, audio_member)

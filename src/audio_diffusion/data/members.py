@@ -12,6 +12,7 @@ import numpy as np
 
 MAX_BYTES = 16_000_000  # of a member beside the audio
 MAX_JSON_BYTES = 1_000_000
+MAX_CLS_BYTES = 1_000
 MAX_JSON_DEPTH = 64
 
 
@@ -92,4 +93,16 @@ def read_npy(member: bytes | memoryview) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-READERS = {"json": read_json, "npy": read_npy, "txt": read_text}
+def read_cls(member: bytes | memoryview) -> str:
+    """A class: the name or number in a ``.cls`` member, as WebDataset's tools write it.
+
+    Raises:
+        ValueError: if it is no UTF-8, has more than ``MAX_CLS_BYTES``, or is empty.
+    """
+    text = read_text(_limit(member, MAX_CLS_BYTES, "cls")).strip()
+    if not text:
+        raise ValueError("its cls is empty")
+    return text
+
+
+READERS = {"json": read_json, "npy": read_npy, "txt": read_text, "cls": read_cls}

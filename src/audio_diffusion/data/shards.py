@@ -5,8 +5,10 @@ import hashlib
 import json
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from glob import escape, glob, has_magic
 from pathlib import Path
@@ -18,12 +20,13 @@ import webdataset as wds
 from audio_diffusion.data import index as indexes
 from audio_diffusion.data.batch import Skipped
 from audio_diffusion.data.index import Place, ShardIndex
-from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, version_seal
 
-MANIFEST = "manifest.json"
+MANIFEST, HELD_OUT = "manifest.json", "val-*.tar"
 _LOADING = 16  # threads that read indexes or ask for sizes
 _KEPT_CLIPS = 100_000  # clips whose index entries a process keeps, about 600 bytes each
 _KEPT_MAPS = 256  # shards a process keeps mapped
+_FEW = 0.1  # of the clips; where fewer have a second audio member it is named as a duplicate
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -41,7 +44,7 @@ def _folder(pattern: str) -> str | None:
     return pattern if Path(pattern).is_dir() else None
 
 
-def _parent(path: str) -> str:
+def parent(path: str) -> str:
     return path.rpartition("/")[0] if is_remote(path) else str(Path(path).parent)
 
 
@@ -121,14 +124,38 @@ def _held_out(pattern: str) -> str:
     folder = _folder(pattern)
     if folder and not is_remote(folder):
         folder = escape(folder)  # a folder may have brackets in its name
-    return join(folder or _parent(wds.shardlists.expand_urls(pattern)[0]), "val-*.tar")
+    return join(folder or parent(wds.shardlists.expand_urls(pattern)[0]), HELD_OUT)
+
+
+def find_held_out(
+    train: str | Mapping[str, str], val: str | Mapping[str, str] | None, store: RemoteStore | None = None
+) -> dict[str, str]:
+    """The patterns of the held-out shards, as ``held_out`` gives them, without those of data sets that hold out
+    nothing: no ``val-*.tar`` is beside their training shards nor in their manifest. Those of ``val`` must exist.
+
+    Raises:
+        RemoteError: if a server cannot say which shards there are.
+    """
+    patterns = held_out(train, val)
+    if val:
+        return patterns
+    return {name: patterns[name] for name, pattern in by_name(train).items() if _holds_out(pattern, store)}
+
+
+def _holds_out(pattern: str, store: RemoteStore | None) -> bool:
+    folder = _folder(pattern) or parent(wds.shardlists.expand_urls(pattern)[0])
+    if listed := read_manifest(folder, store).get("shards"):
+        return any(fnmatchcase(shard["name"], HELD_OUT) for shard in listed)
+    if is_remote(folder):
+        return bool((store or RemoteStore(None)).list(join(folder, HELD_OUT)))
+    return bool(glob(join(escape(folder), HELD_OUT)))
 
 
 def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> list[str]:
     """The class names in the manifests beside the shards; none where one of them has no manifest or no label."""
     classes: set[str] = set()
     for pattern in patterns:
-        of_one = read_manifest(_parent(expand(pattern, store)[0]), store).get("classes") or []
+        of_one = read_manifest(parent(expand(pattern, store)[0]), store).get("classes") or []
         if not of_one:
             return []
         classes.update(of_one)
@@ -139,7 +166,7 @@ def describe_manifests(patterns: Mapping[str, str], store: RemoteStore | None) -
     """Which version of which data: where, clips, seconds and a hash of the manifest of each data set."""
     described = {}
     for name, pattern in patterns.items():
-        manifest = read_manifest(_parent(expand(pattern, store)[0]), store)
+        manifest = read_manifest(parent(expand(pattern, store)[0]), store)
         text = json.dumps(manifest, sort_keys=True).encode()
         known = {key: manifest[key] for key in ("clips", "seconds") if key in manifest}
         described[name] = {"shards": pattern, **known, "manifest_sha256": hashlib.sha256(text).hexdigest()}
@@ -155,6 +182,8 @@ class Shards:
         num_bytes: of each.
         store: for shards that are URLs.
         refused: what the shards were found to hold that cannot be used.
+        versions: of each remote shard something that changes with its contents, or "" where the shard's index has it.
+        audio_member: which member of a clip is its audio, by its ending; None: see ``index.scan``.
     """
 
     def __init__(
@@ -164,9 +193,12 @@ class Shards:
         num_bytes: Sequence[int],
         store: RemoteStore | None = None,
         refused: Sequence[Skipped] = (),
+        versions: Sequence[str] = (),
+        audio_member: str | None = None,
     ):
         self.paths, self.num_clips, self.num_bytes = list(paths), np.asarray(num_clips), np.asarray(num_bytes)
         self.store, self.refused = store, list(refused)
+        self.versions, self.audio_member = list(versions) or [""] * len(self.paths), audio_member
         self._forget()
 
     def _forget(self) -> None:
@@ -177,29 +209,35 @@ class Shards:
         return {**self.__dict__, "_indexes": {}, "_maps": {}}  # maps stay in the process that made them
 
     @classmethod
-    def open(cls, patterns: Sequence[str], store: RemoteStore | None = None) -> "Shards":
-        """The shards that the patterns match. What their manifests say is taken from there, the others are indexed.
+    def open(
+        cls, patterns: Sequence[str], store: RemoteStore | None = None, audio_member: str | None = None
+    ) -> "Shards":
+        """The shards that the patterns match. What their manifests say is taken from there, the others are indexed, and
+        all are where ``audio_member`` chooses among their members.
 
         Raises:
             ValueError: if shards are missing, hold no audio, or are not those that the manifest beside them tells of.
         """
         paths = [path for pattern in patterns for path in expand(pattern, store)]
-        folders = {_parent(path) for path in paths}
+        folders = {parent(path) for path in paths}
         listed = {
             join(folder, shard["name"]): shard
             for folder in folders
             for shard in read_manifest(folder, store).get("shards", [])
         }
         _check_manifests(patterns, paths, listed)
-        unlisted = [path for path in paths if path not in listed]
-        built = dict(zip(unlisted, _parallel(lambda path: load_index(path, store), unlisted), strict=True))
+        unlisted = [path for path in paths if path not in listed or audio_member]
+        of_them = _parallel(lambda path: load_index(path, store, audio_member=audio_member), unlisted)
+        built = dict(zip(unlisted, of_them, strict=True))
+        _check_choices(of_them, audio_member)
         num_clips = [len(built[path].keys) if path in built else listed[path]["clips"] for path in paths]
         refused = [skip for index in built.values() for skip in index.skipped()]
         if not sum(num_clips):
             such = f"; of {len(refused)} members that cannot be used the first: {refused[0]}" if refused else ""
             raise ValueError(f"shards: expected audio in the {len(paths)} shards of {list(patterns)}, found none{such}")
         num_bytes = [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths]
-        return cls(paths, num_clips, num_bytes, store, refused)
+        versions = [str(listed[path].get("sha256", "")) if path in listed else "" for path in paths]
+        return cls(paths, num_clips, num_bytes, store, refused, versions, audio_member)
 
     @property
     def is_remote(self) -> bool:
@@ -225,7 +263,7 @@ class Shards:
     def _listed_sizes(self) -> dict[str, int]:
         """Bytes of the shards in buckets: a listing tells those of a thousand with one request."""
         listed: dict[str, int] = {}
-        for folder in {_parent(path) for path in self.paths if is_remote(path) and not path.startswith("http")}:
+        for folder in {parent(path) for path in self.paths if is_remote(path) and not path.startswith("http")}:
             assert self.store is not None
             with contextlib.suppress(RemoteError):  # who may read need not be allowed to list
                 listed |= self.store.sizes(folder)
@@ -248,7 +286,9 @@ class Shards:
 
     def index(self, shard: int) -> ShardIndex:
         """A shard's index; the latest ones are kept."""
-        index = self._indexes.pop(shard, None) or load_index(self.paths[shard], self.store, int(self.num_bytes[shard]))
+        index = self._indexes.pop(shard, None) or load_index(
+            self.paths[shard], self.store, int(self.num_bytes[shard]), self.audio_member, not self.versions[shard]
+        )
         self._indexes[shard] = index  # last in the dict: used latest
         while len(self._indexes) > 1 and sum(len(kept.keys) for kept in self._indexes.values()) > _KEPT_CLIPS:
             del self._indexes[next(iter(self._indexes))]
@@ -270,9 +310,14 @@ class Shards:
         if not is_remote(path):
             return self._map(shard)[offset : offset + size]
         assert self.store is not None
+        seal = self._seal(shard, sha256)
         if size > self.store.block_bytes:
-            return self.store.open(path, offset, offset + size, sha256)
-        return memoryview(self.store.read(path, offset, offset + size, sha256))
+            return self.store.open(path, offset, offset + size, seal)
+        return memoryview(self.store.read(path, offset, offset + size, seal))
+
+    def _seal(self, shard: int, sha256: str) -> str:
+        """What tells the bytes of a remote member from those of another version of the shard."""
+        return sha256 or version_seal(self.versions[shard] or self.index(shard).etag)
 
     def whole_members(self, shard: int, clip: int, fields: Sequence[str]) -> list[tuple[str, int, int, str]]:
         """The (URL, start, stop, sha256) that `member` will fetch for a remote clip's audio and fields."""
@@ -284,13 +329,29 @@ class Shards:
         places += [(index.fields[name][clip], "") for name in fields if name in index.fields]
         assert self.store is not None
         limit = self.store.block_bytes
-        return [(path, at, at + size, sha256) for (at, size), sha256 in places if 0 < size <= limit]
+        return [(path, at, at + size, self._seal(shard, sha)) for (at, size), sha in places if 0 < size <= limit]
+
+
+def _check_choices(built: Sequence[ShardIndex], audio_member: str | None) -> None:
+    """Raises ValueError where clips have several audio members and none is chosen, or a member that none has is."""
+    found = sum((Counter(index.choices) for index in built), Counter())
+    num_clips = sum(len(index.keys) for index in built)
+    endings = ", ".join(sorted(found))
+    if audio_member and not num_clips:
+        raise ValueError(
+            f"audio_member: expected one that clips have ({endings or 'there are none'}), got {audio_member}"
+        )
+    if not audio_member and found and max(found.values()) > _FEW * num_clips:
+        raise ValueError(
+            f"shards: expected one audio member for each clip of {built[0].path}, found several ({endings}); choose "
+            f"one by its ending: data.audio_member={min(found)}"
+        )
 
 
 def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict[str, dict]) -> None:
     """Raises ValueError where a folder lacks training shards that its manifest lists."""
     for folder in filter(None, map(_folder, patterns)):
-        expected = [path for path, shard in listed.items() if _parent(path) == folder and shard.get("split") == "train"]
+        expected = [path for path, shard in listed.items() if parent(path) == folder and shard.get("split") == "train"]
         if missing := sorted(set(expected) - set(paths)):
             raise ValueError(
                 f"shards: the manifest of {folder!r} lists {len(expected)} training shards, but {missing[0]!r} does "
@@ -298,17 +359,27 @@ def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict
             )
 
 
-def load_index(path: str, store: RemoteStore | None, num_bytes: int | None = None) -> ShardIndex:
+def load_index(
+    path: str,
+    store: RemoteStore | None,
+    num_bytes: int | None = None,
+    audio_member: str | None = None,
+    with_etag: bool = True,
+) -> ShardIndex:
     """A shard's index: the one beside it, or one made on first sight and cached.
 
     Args:
         path: of the shard.
         store: for a URL.
         num_bytes: of the shard, where that is known: an index of another version of it in the cache is not taken.
+        audio_member: which member of a clip is its audio, by its ending.
+        with_etag: also ask the server of a URL for what changes with the shard's contents.
     """
     if not is_remote(path):
-        return indexes.load_index(path)
+        return indexes.load_index(path, audio_member)
     assert store is not None
+    if audio_member:
+        return _index_foreign(path, store, audio_member)
     for cache in (True, False):
         try:
             index = indexes.loads(store.read(indexes.index_path(path), cache=cache), path)
@@ -319,20 +390,23 @@ def load_index(path: str, store: RemoteStore | None, num_bytes: int | None = Non
                 raise
             break
         if num_bytes is None or index.num_bytes == num_bytes:
-            return index
+            return replace(index, etag=store.stat(path).etag) if with_etag else index
     return _index_foreign(path, store)
 
 
-def _index_foreign(path: str, store: RemoteStore) -> ShardIndex:
+def _index_foreign(path: str, store: RemoteStore, audio_member: str | None = None) -> ShardIndex:
     """The index of a remote shard that has none beside it, from its headers; kept in the cache folder."""
-    size, cached = store.size(path), None
+    stat, cached = store.stat(path), None
+    size = stat.size
     if store.cache_dir:
-        cached = Path(store.cache_dir) / "indexes" / f"{hashlib.sha256(path.encode()).hexdigest()}.json"
+        name = hashlib.sha256(f"{path} {audio_member}".encode() if audio_member else path.encode()).hexdigest()
+        cached = Path(store.cache_dir) / "indexes" / f"{name}.json"
         with contextlib.suppress(OSError, ValueError):
             index = indexes.loads(cached.read_bytes(), path)
-            if index.num_bytes == size:
+            if (index.num_bytes, index.etag) == (size, stat.etag):
                 return index
-    index = indexes.scan(store.open(path, 0, size), path, size, with_json=False)
+    file = store.open(path, 0, size, version_seal(stat.etag))
+    index = replace(indexes.scan(file, path, size, with_json=False, audio_member=audio_member), etag=stat.etag)
     if cached:
         cached.parent.mkdir(parents=True, exist_ok=True)
         indexes.write_atomic(cached, indexes.dumps(index))

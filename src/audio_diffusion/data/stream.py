@@ -25,7 +25,9 @@ class ClipReader:
         sources: the data sets.
         mixture: which clip of which of them stands where; its numbers count crops, ``crops_per_clip`` of each clip.
         sample_rate: of the crop, Hz.
-        classes: class names; empty ignores labels. A clip whose label is none of them is skipped.
+        classes: class names; empty ignores labels. A clip's label is that of its json, else its ``.cls`` member, which
+            may be a number: the place of its class in this list. A clip whose label is none of them is skipped, one
+            whose label is null is "not given".
         seed: of the crops' places; None takes the start of each clip.
         last: positions from here on are empty slots, which fill the last batch of a pass; None: endless.
         crops_per_clip: crops of each clip in an epoch, each from its own stretch of the clip.
@@ -52,6 +54,7 @@ class ClipReader:
     ):
         self.sources, self.mixture = list(sources), mixture
         self.sample_rate, self.label_of = sample_rate, {name: i for i, name in enumerate(classes)}
+        self._are_numbers = any(name.isdecimal() for name in classes)
         self.seed, self.last, self.crops_per_clip, self.fields = seed, last, crops_per_clip, tuple(fields)
         self.convert, self.pad, self.augment = convert, pad, augment
 
@@ -97,6 +100,7 @@ class ClipReader:
         places = shards.index(shard).fields
         beside = [name for name in self.fields if name.rpartition(".")[2] in READERS]
         needed = [*beside, *(["json"] if self.label_of or len(beside) < len(self.fields) else [])]
+        needed += ["cls"] if self.label_of and "cls" in places and "cls" not in beside else []
         found: dict = {}
         try:
             for name in needed:
@@ -112,12 +116,24 @@ class ClipReader:
             raise UnusableAudio(f"has no {error.args[0]}", "metadata") from error
         except ValueError as error:
             raise UnusableAudio(str(error), "metadata") from error
-        if not self.label_of:
-            return -1, fields
-        label = meta.get("label")
-        if not isinstance(label, str) or label not in self.label_of:
+        return self._label(meta, found.get("cls")), fields
+
+    def _label(self, meta: dict, cls: str | None) -> int:
+        """The number of a clip's class by its json, else by its ``.cls`` member; -1 where there are no classes, or the
+        json says that it has no label.
+
+        Raises:
+            UnusableAudio: if it is none of the classes.
+        """
+        if not self.label_of or ("label" in meta and meta["label"] is None):
+            return -1
+        label = meta.get("label", cls)
+        number = self.label_of.get(_as_text(label))
+        if number is None and "label" not in meta and cls is not None and cls.isdecimal() and not self._are_numbers:
+            number = int(cls) if int(cls) < len(self.label_of) else None  # its place in the list of classes
+        if number is None:
             raise UnusableAudio(f"label {label!r} is not one of {', '.join(self.label_of)}", "label")
-        return self.label_of[label], fields
+        return number
 
     def whole_members(self, positions: Sequence[int]) -> list[tuple[str, int, int, str]]:
         """What reading these positions will fetch of remote shards, see ``Shards.whole_members``."""
@@ -127,6 +143,13 @@ class ClipReader:
                 source, _, shard, number = self.mixture.locate(position)
                 ranges += self.sources[source].whole_members(shard, number // self.crops_per_clip, self.fields)
         return ranges
+
+
+def _as_text(label: object) -> str:
+    """A label as the name of a class: numbers become text."""
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return str(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else ""
 
 
 def _plain(name: str, value: object) -> str | np.ndarray:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from audio_diffusion.data.audio import CONVERTED, MAX_MISSING, SAMPLE_RATES, AudioInfo, UnusableAudio, check
 from audio_diffusion.data.recording import Recording, encode, probe, resampled_length, to_int16
-from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.data.remote import RemoteError, RemoteStore, version_seal
 from audio_diffusion.packing.sources import EXTENSIONS, Source
 
 FORMATS = {"keep": "", "flac": "flac", "pcm16": "wav"}  # and the ending of the file's name
@@ -210,7 +210,8 @@ def _file(source: Source, store: RemoteStore | None) -> Path | BinaryIO:
     if isinstance(source.path, Path):
         return source.path
     assert store is not None
-    return store.open(source.path, 0, store.size(source.path))
+    stat = store.stat(source.path)
+    return store.open(source.path, 0, stat.size, version_seal(stat.etag))
 
 
 class _Level:

@@ -1,6 +1,7 @@
 """Shards that lie elsewhere: on web servers and in buckets, through a local cache."""
 
 from audio_diffusion.data.remote.address import SCHEMES, RemoteError, is_remote, local_path, redact
+from audio_diffusion.data.remote.fetch import version_seal
 from audio_diffusion.data.remote.store import RemoteFile, RemoteStore
 
-__all__ = ["SCHEMES", "RemoteError", "RemoteFile", "RemoteStore", "is_remote", "local_path", "redact"]
+__all__ = ["SCHEMES", "RemoteError", "RemoteFile", "RemoteStore", "is_remote", "local_path", "redact", "version_seal"]

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from fsspec.asyn import get_loop
 
 from audio_diffusion.data.remote.address import RemoteError, redact, scheme_of
-from audio_diffusion.data.remote.transport import Bucket, Transport, Web, explain, looks_html
+from audio_diffusion.data.remote.transport import Bucket, Stat, Transport, Web, explain, looks_html
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Range = tuple[str, int, int, str]  # address, start, stop, sha256 or ""
+Range = tuple[str, int, int, str]  # address, start, stop, and the sha256, a `version_seal`, or ""
 
 _MAX_BACKOFF_S = 30.0
 
@@ -38,12 +38,23 @@ class Errand:
             future.cancel()
 
 
+def version_seal(version: str) -> str:
+    """In place of a range's sha256: a version of the object. Bytes of other versions in the cache are not taken."""
+    return f"~{version}" if version else ""
+
+
+def is_version(seal: str) -> bool:
+    """Whether it is a version and not a hash."""
+    return seal.startswith("~")
+
+
 def checked(data: bytes, num_bytes: int, sha256: str) -> bytes:
     """The data, if they are what was asked for.
 
     Raises:
         RemoteError: if they are of another length (``short``), another hash (``hash``) or a page (``html``).
     """
+    sha256 = "" if is_version(sha256) else sha256
     if len(data) == num_bytes and (not sha256 or hashlib.sha256(data).hexdigest() == sha256):
         return data
     if looks_html(data):
@@ -99,9 +110,9 @@ class Fetcher:
 
         return self.retry(errand, url, attempt, bytes_of(part))
 
-    def size(self, errand: Errand, url: str) -> int | None:
-        """Bytes of an object, None where the server does not say; see ``retry`` for errors."""
-        return self.retry(errand, url, lambda: self.request(errand, url, lambda transport: transport.size(url)))
+    def stat(self, errand: Errand, url: str) -> Stat:
+        """An object's size and version, as far as the server tells them; see ``retry`` for errors."""
+        return self.retry(errand, url, lambda: self.request(errand, url, lambda transport: transport.stat(url)))
 
     def list(self, errand: Errand, pattern: str, recursive: bool = False) -> dict[str, int | None]:
         """The objects in a folder, below it, or of a glob, with their bytes where known; see ``retry`` for errors."""

@@ -5,18 +5,25 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from audio_diffusion.data.remote.address import SCHEMES, RemoteError, redact, scheme_of
 from audio_diffusion.data.remote.cache import Cache
-from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, checked
+from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, checked, is_version, version_seal
 from audio_diffusion.data.remote.file import RemoteFile
-from audio_diffusion.data.remote.whole import read_from_whole
+from audio_diffusion.data.remote.whole import read_from_whole, whole_key
 
 T = TypeVar("T")
 
 _MAX_AT_ONCE = 1 << 30  # bytes of an object that is read as a whole into memory
 _INHERITED: list[object] = []  # a forked process must not finalize its parent's connections
+
+
+class ObjectStat(NamedTuple):
+    """Bytes of an object, and something that changes with its contents; "" where nothing is known of it."""
+
+    size: int
+    etag: str
 
 
 class RemoteStore:
@@ -117,11 +124,19 @@ class RemoteStore:
         Raises:
             RemoteError: if it is not there, or the server does not say.
         """
+        return self.stat(url).size
+
+    def stat(self, url: str) -> "ObjectStat":
+        """Bytes of an object, and something that changes with its contents ("" where the server tells nothing of it).
+
+        Raises:
+            RemoteError: if it is not there, or the server does not say how large it is.
+        """
         self._enter()
-        size = self._fetcher.size(self._direct, url)
+        size, etag = self._fetcher.stat(self._direct, url)
         if size is None:
             raise RemoteError(f"{redact(url)}: the server does not say how large it is", "refused")
-        return size
+        return ObjectStat(size, etag)
 
     def read(self, url: str, start: int = 0, stop: int | None = None, sha256: str = "", cache: bool = True) -> bytes:
         """Bytes [start, stop) of an object, or all of it; at once where ``read_ahead`` has them.
@@ -130,7 +145,7 @@ class RemoteStore:
             url: address.
             start: first byte.
             stop: after the last byte; None: the end of the object.
-            sha256: of these bytes, hexadecimal; "" checks their number only.
+            sha256: of these bytes, hexadecimal, or a ``version_seal``; without a hash their number alone is checked.
             cache: whether they may come from the cache and are kept there. False for what may change under its address
                 and has no known hash, such as a manifest.
 
@@ -159,7 +174,8 @@ class RemoteStore:
 
         def read_block(first: int, last: int) -> bytes:
             self._enter()
-            return self._load(self._direct, (url, start + first, start + last, ""), version=sha256)
+            part = (url, start + first, start + last, sha256 if is_version(sha256) else "")
+            return self._load(self._direct, part, version=sha256)
 
         return cast(BinaryIO, RemoteFile(stop - start, self.block_bytes, read_block))
 
@@ -217,12 +233,12 @@ class RemoteStore:
         return part[2] - part[1]
 
     def _load_to_end(self, url: str, start: int, sha256: str, cache: bool) -> bytes:
-        size = self._fetcher.size(self._direct, url)
+        size, etag = self._fetcher.stat(self._direct, url)
         if size is None:
             return self._load_unsized(url, start, sha256)
         if size - start > _MAX_AT_ONCE:
             raise RemoteError(f"{redact(url)}: {size - start} bytes are too many to be read at once", "refused")
-        return self._load(self._direct, (url, start, size, sha256), cache)
+        return self._load(self._direct, (url, start, size, sha256 or version_seal(etag)), cache)
 
     def _load_unsized(self, url: str, start: int, sha256: str) -> bytes:
         """All of an object whose length the server does not say; only a hash can show that it is complete."""
@@ -253,7 +269,7 @@ class RemoteStore:
         if kept is not None and (data := kept.get(key)) is not None:
             self._fetcher.count("cache_hits")
             return data
-        if kept is not None and kept.path(url).exists():
+        if kept is not None and kept.path(whole_key(part)).exists():
             return read_from_whole(self._fetcher, self._cache, errand, part)
         try:
             data = self._fetcher.range(errand, part)

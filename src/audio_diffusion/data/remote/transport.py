@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 import fsspec
@@ -19,11 +19,18 @@ _CUT_OFF = {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "Resp
 _NO_LOGIN = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"}
 
 
+class Stat(NamedTuple):
+    """Bytes of an object, None where the server does not say, and its ETag or time of change, "" where it has none."""
+
+    size: int | None
+    etag: str
+
+
 class Transport(Protocol):
     """What the store needs of a protocol. All methods run in fsspec's event loop."""
 
-    async def size(self, url: str) -> int | None:
-        """Bytes of an object; None where the server does not say."""
+    async def stat(self, url: str) -> "Stat":
+        """What is known of an object before it is fetched."""
 
     async def get(self, url: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop), as many as came."""
@@ -67,19 +74,20 @@ class Web:
         async with session.get(self._fs.encode_url(url), **{**self._fs.kwargs, "headers": headers}) as response:
             yield response
 
-    async def size(self, url: str) -> int | None:
+    async def stat(self, url: str) -> Stat:
         # not HEAD: signed addresses allow one method only
         async with self._response(url, 0, 1) as response:
+            etag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             if response.status in (206, 416) and total.isdigit():
-                return int(total)
+                return Stat(int(total), etag)
             _check_status(response)
             _check_page(response, await response.content.read(512))
             if response.status == 200 and response.content_length is not None:
-                return response.content_length
+                return Stat(response.content_length, etag)
         session = await self._fs.set_session()
         async with session.head(self._fs.encode_url(url), **self._fs.kwargs) as response:
-            return response.content_length if response.status == 200 else None
+            return Stat(response.content_length if response.status == 200 else None, etag)
 
     async def get(self, url: str, start: int, stop: int) -> bytes:
         async with self._response(url, start, stop) as response:
@@ -139,11 +147,12 @@ class Bucket:
                 await self._fs.set_session()
         return self._fs
 
-    async def size(self, url: str) -> int | None:
+    async def stat(self, url: str) -> Stat:
         info = await (await self._connected())._info(url)
         if info["type"] != "file":
             raise RemoteError("expected an object, found a folder", "not_found")
-        return info["size"]
+        known = next((info[name] for name in ("ETag", "etag", "LastModified", "updated") if info.get(name)), "")
+        return Stat(info["size"], str(known))
 
     async def get(self, url: str, start: int, stop: int) -> bytes:
         return await (await self._connected())._cat_file(url, start=start, end=stop)

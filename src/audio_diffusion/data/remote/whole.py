@@ -2,7 +2,12 @@
 
 from audio_diffusion.data.remote.address import RemoteError, redact
 from audio_diffusion.data.remote.cache import Cache
-from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, bytes_of, checked
+from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, bytes_of, checked, is_version
+
+
+def whole_key(part: Range) -> str:
+    """The key of a whole object in the cache: its address, with its version where that is known."""
+    return f"{part[0]}\n{part[3]}" if is_version(part[3]) else part[0]
 
 
 def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part: Range) -> bytes:
@@ -18,7 +23,7 @@ def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part:
             f"{what}: the server ignores ranges and sends whole objects; set a cache folder (store.cache_dir), "
             "so that each is fetched only once", "ranges",
         )  # fmt: skip
-    data = cache.get(url, start, stop)
+    data = cache.get(whole_key(part), start, stop)
     if data is not None:
         fetcher.count("cache_hits")
     else:
@@ -26,7 +31,7 @@ def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part:
     try:
         return checked(data, stop - start, sha256)
     except RemoteError:
-        cache.drop(url)
+        cache.drop(whole_key(part))
     try:  # it may have been of an earlier version
         return checked(_fetch(fetcher, cache, errand, part), stop - start, sha256)
     except RemoteError as error:
@@ -40,21 +45,22 @@ def _fetch(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> bytes
 def _download(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> bytes:
     """Fetches an object into the cache, unless another process does; the bytes of its range."""
     url, start, stop, _ = part
+    key = whole_key(part)
     try:
-        with cache.lock(url, errand.stopped):
-            if (data := cache.get(url, start, stop)) is not None:
+        with cache.lock(key, errand.stopped):
+            if (data := cache.get(key, start, stop)) is not None:
                 return data
-            size = fetcher.request(errand, url, lambda transport: transport.size(url))
+            size, _ = fetcher.request(errand, url, lambda transport: transport.stat(url))
             if size is not None and size > cache.max_bytes:
                 raise RemoteError(
                     f"the server ignores ranges, and {size} bytes do not fit: set data.store.cache_gb", "cache"
                 )
-            with cache.writer(url) as writer:
+            with cache.writer(key) as writer:
                 fetcher.stream(errand, url, writer.write)
                 if size is not None and writer.length != size:
                     raise RemoteError(f"expected {size} bytes, got {writer.length}", "short")
                 writer.commit()
-            data = cache.get(url, start, stop)
+            data = cache.get(key, start, stop)
     except OSError as error:
         raise RemoteError(f"the server ignores ranges, and the cache does not work: {error}", "cache") from None
     if data is None:
