@@ -147,7 +147,12 @@ def _holds_out(pattern: str, store: RemoteStore | None) -> bool:
     if listed := read_manifest(folder, store).get("shards"):
         return any(fnmatchcase(shard["name"], HELD_OUT) for shard in listed)
     if is_remote(folder):
-        return bool((store or RemoteStore(None)).list(join(folder, HELD_OUT)))
+        try:
+            return bool((store or RemoteStore(None)).list(join(folder, HELD_OUT)))
+        except RemoteError as error:
+            if error.kind not in ("not_found", "forbidden"):  # many web servers list nothing
+                raise
+            return False
     return bool(glob(join(escape(folder), HELD_OUT)))
 
 

@@ -1,6 +1,7 @@
 """A web server on loopback that does what it is told to do wrong."""
 
 import contextlib
+import hashlib
 import re
 import socket
 import struct
@@ -51,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes, length: int | None = -1, **headers: str) -> None:
         """``length``: what Content-Length says; None: nothing, the body ends with the connection."""
         self.send_response(status)
+        if data := self.server.objects.get(self.path.partition("?")[0]):
+            headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
         for name, value in {"Content-Type": "application/octet-stream", **headers}.items():
             self.send_header(name, value)
         if length is None or length > len(body):

@@ -77,6 +77,31 @@ def test_the_stream_is_the_same_from_a_web_server(
     assert fetched == []
 
 
+@pytest.mark.parametrize("sends_whole_files", [False, True])
+def test_a_shard_replaced_by_another_of_the_same_size_is_not_served_from_the_cache(
+    make_data: Callable[..., AudioDataModule],
+    web: Any,
+    fault: Any,
+    tmp_path: Path,
+    write_tar: Callable[..., Path],
+    encode: Callable[..., bytes],
+    noise: Callable[..., Any],
+    sends_whole_files: bool,
+) -> None:
+    found = []
+    for seed in (1, 2, 1):
+        clips = [(f"{i}.wav", encode(noise(4000, seed=10 * seed + i), 16_000)) for i in range(3)]
+        folder = tmp_path / f"{len(found)}"
+        folder.mkdir()
+        write_tar(folder / "s.tar", clips)
+        local = contents(batches_of(make_data(str(folder / "s.tar"))))
+        options = {"fault": fault.no_ranges} if sends_whole_files else {}
+        url = web.put("other/s.tar", (folder / "s.tar").read_bytes(), **options)
+        found.append(contents(batches_of(make_data(url))))
+        assert found[-1] == local
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_server_that_stumbles_changes_nothing_and_is_heard_of(
     make_data: Callable[..., AudioDataModule], web: Any, fault: SimpleNamespace, drum_shards: Path, caplog: Any
 ) -> None:
