@@ -249,6 +249,8 @@ def main(cfg: DictConfig) -> None:
         rank_zero_info(str(split))
         for line in data.summary(plain["val_every_steps"] is not None) if trainer.is_global_zero else ():
             rank_zero_info(line)
+        if not plain["callbacks"].get("checkpoint"):
+            rank_zero_info("callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from")
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
     for callback in callbacks:

@@ -32,6 +32,32 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_named(tmp_path: Path) -> No
 
     path = tmp_path / "step_00000001.ckpt"
     torch.save({"state_dict": Canary()}, path)
-    with pytest.raises(ConfigError, match="cannot be read as plain data"):
+    with pytest.raises(ConfigError, match="cannot be read as plain data: it holds ") as caught:
         checkpoint.read(path)
+    assert "weights_only" not in str(caught.value)  # torch's advice is to switch that off
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a text", "it is no checkpoint; they are written by torch.save"),
+        (b'{"step": 3}', "it is no checkpoint; they are written by torch.save"),
+        (b"", "it is no checkpoint; they are written by torch.save"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_so_without_advice_to_run_its_code(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.read(path)
+    assert str(caught.value) == f"ckpt: {str(path)!r} cannot be read as plain data: {message}"
+
+
+def test_a_manifest_given_for_its_checkpoint_names_it(tmp_path: Path) -> None:
+    (tmp_path / "step_00000001.ckpt").touch()
+    (tmp_path / "step_00000001.json").touch()
+    with pytest.raises(ConfigError, match=r"is the manifest of a checkpoint; write ckpt=.*step_00000001\.ckpt"):
+        checkpoint.find(str(tmp_path / "step_00000001.json"))

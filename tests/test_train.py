@@ -111,6 +111,7 @@ def test_wandb_holds_audio_pictures_table_config_and_commit(trained: Path) -> No
         u.key for r in everything for u in r.config.update
     )
     assert "git_commit" in config
+    assert "num_workers" in config
     assert "manifest_sha256" in config
     assert any("train/loss" in json.dumps(row) for row in history)
 

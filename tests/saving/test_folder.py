@@ -257,3 +257,19 @@ def test_older_ones_stay_while_there_are_too_few_good_ones(tmp_path):
     save(tmp_path, 3)
     Keep(2).prune(tmp_path, 3)
     assert [step_of(path) for path in all_in(tmp_path)] == [2, 3]
+
+
+def test_one_that_was_renamed_to_a_later_step_is_not_believed(tmp_path):
+    """Its manifest, renamed with it, still names the file it is of, or the step."""
+    good = save(tmp_path, 2)
+    later = path_of(tmp_path, 9)
+    later.write_bytes(good.read_bytes())
+    later.with_suffix(".json").write_bytes(good.with_suffix(".json").read_bytes())
+    choice = newest_verified(tmp_path)
+    assert choice.path == good
+    assert choice.problems == [
+        "step_00000009.ckpt: its manifest is that of step_00000002.ckpt; it was renamed: give it that name again"
+    ]
+    manifest = later.with_suffix(".json")
+    manifest.write_text(manifest.read_text().replace(good.name, later.name))
+    assert problem_of(later) == "step_00000009.ckpt: its manifest says step 2; it was renamed"

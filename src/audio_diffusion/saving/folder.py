@@ -52,9 +52,7 @@ def _name_problem(checkpoint: Path, manifest: Manifest) -> str | None:
     of_another = [name for name in manifest.files if PurePosixPath(name).parts[0] != checkpoint.name]
     if of_another:
         original = PurePosixPath(of_another[0]).parts[0]
-        return (
-            f"{checkpoint.name}: its manifest is that of {original}; it was renamed or copied: give it that name again"
-        )
+        return f"{checkpoint.name}: its manifest is that of {original}; it was renamed: give it that name again"
     if step_of(checkpoint) not in (-1, manifest.step):
         return f"{checkpoint.name}: its manifest says step {manifest.step}; it was renamed"
     return None
