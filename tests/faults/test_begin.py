@@ -118,9 +118,9 @@ def test_init_takes_the_weights_alone_and_names_what_is_new(train, tmp_path: Pat
 
 
 def test_what_init_cannot_take_is_said() -> None:
-    with pytest.raises(config.ConfigError, match="^init: expected a checkpoint file, but 'nowhere' does not exist"):
+    with pytest.raises(config.ConfigError, match=r"^init: expected a checkpoint file, but 'nowhere' does not exist"):
         start_from(None, "nowhere", "ema", {"classes": []})
-    with pytest.raises(config.ConfigError, match="^init_weights: expected ema or raw, got 'best'"):
+    with pytest.raises(config.ConfigError, match=r"^init_weights: expected ema or raw, got 'best'"):
         start_from(None, "nowhere", "best", {"classes": []})
 
 

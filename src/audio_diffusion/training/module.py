@@ -212,7 +212,8 @@ class DiffusionModule(L.LightningModule):
         for group, given in zip(optimizer.param_groups, self._optimizer_options, strict=True):
             scheduled = group["lr"]
             if given["lr"] != group["initial_lr"]:
-                scheduled *= given["lr"] / group["initial_lr"]
+                # of a rate of 0 the schedule's factor is not known: the full rate for one step
+                scheduled = scheduled * (given["lr"] / group["initial_lr"]) if group["initial_lr"] else given["lr"]
             group.update(given, initial_lr=given["lr"], lr=scheduled)
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
