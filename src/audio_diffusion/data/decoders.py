@@ -130,7 +130,7 @@ class Decoder(sf.SoundFile):
     @property
     def can_seek(self) -> bool:
         """Whether frames are reached without decoding all before them: not in GSM and some others."""
-        return bool(self._info.seekable)
+        return bool(self._info.seekable) and not self.subtype.startswith("DWVW")  # which says so and fails
 
     @property
     def encoding(self) -> str:
@@ -152,7 +152,8 @@ class Decoder(sf.SoundFile):
         if format == "OGG":
             preroll = max(0, min(first, first - self.promised + _OGG_TAIL))
             ahead = first - preroll - self._at
-            is_near = self._at > 0 and 0 <= ahead <= _VORBIS_NEAR_S * self.samplerate and self.subtype == "VORBIS"
+            is_known = self._at > 0 or (self._at == 0 and self.frames < self.promised)  # there, seeks to the start fail
+            is_near = is_known and 0 <= ahead <= _VORBIS_NEAR_S * self.samplerate and self.subtype == "VORBIS"
             preroll += ahead if is_near else 0
         needed = (count + preroll) * self.channels
         scratch = getattr(self._scratch, "array", None)
@@ -166,7 +167,7 @@ class Decoder(sf.SoundFile):
                 samples = self.read(count + preroll, out=into)[preroll:]
             self._at = first + len(samples)
         except (sf.LibsndfileError, RuntimeError) as error:
-            self._at = 0
+            self._at = -1
             raise UnusableAudio(f"broken near {first / self.samplerate:.1f} s: {error}") from error
         if len(samples) < count and format != "MP3":  # whose length is an estimate
             have = first + len(samples)
@@ -181,7 +182,7 @@ class Decoder(sf.SoundFile):
         Raises:
             UnusableAudio: if they cannot be decoded.
         """
-        count, self._at = 0, 0
+        count = 0
         try:
             self.seek(first)
             while len(block := self.read(_BLOCK, dtype="float32", always_2d=True)):
@@ -189,7 +190,7 @@ class Decoder(sf.SoundFile):
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"broken near {first / self.samplerate:.1f} s: {error}") from error
         finally:
-            self._at = self.promised
+            self._at = -1
         return count
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
@@ -200,7 +201,7 @@ class Decoder(sf.SoundFile):
         """
         done = 0
         try:
-            if self.subtype == "OPUS" or self._at:
+            if self.subtype == "OPUS":
                 self.seek(0)  # in Opus pages from the middle of a stream, this is not where reading begins
             while done < self.frames:
                 with _Quiet():

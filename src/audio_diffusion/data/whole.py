@@ -251,8 +251,14 @@ def open_whole(file: File, with_ffmpeg: bool = False) -> Whole:
     if not plain.can_seek:
         plain.close()
         return Whole(Forward(lambda: _reopened(file)), layout.losses)
-    plain.limit(frames or real_frames(plain))
-    return Whole(plain, layout.losses)
+    frames = frames or real_frames(plain)
+    if frames == plain.frames and plain.encoding != "OGG/VORBIS":
+        return Whole(plain, layout.losses)
+    is_short = frames < plain.frames <= 2 * _TAIL
+    plain.close()  # it has been read from already
+    reader = Forward(lambda: _reopened(file)) if is_short else _reopened(file)  # there, seeks to the start fail
+    reader.limit(frames)
+    return Whole(reader, layout.losses)
 
 
 def _reopened(file: File) -> Reader:
