@@ -35,7 +35,7 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
         ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
         ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
         ("trainer=null", "trainer=null: expected the name of a config. There are: auto, cpu, ddp, debug, fsdp, gpu,"),
-        ("experiment=", "experiment=: expected the name of a config. There are: drums, oneshots, sc09, speech,"),
+        ("experiment=", "experiment=: expected the name of a config. There are: drums, environment, music,"),
         ("max_steps", "max_steps: expected OPTION=VALUE"),
         ("=5", "=5: expected OPTION=VALUE"),
         ("max_steps:5", "max_steps:5: expected OPTION=VALUE"),
