@@ -169,14 +169,14 @@ def read_crop(
     try:
         return _crop(f, out, sample_rate, where, convert, pad)
     except UnusableAudio as error:
-        if frames or error.kind not in ("corrupt", "truncated"):
+        if error.kind not in ("corrupt", "truncated"):
             raise
-        length, problem = f.frames, error
+        before, problem = (type(f), f.frames), error
     finally:
         f.close()
-    f = second_try(file, 0, problem)
+    f = second_try(file, frames, problem)
     try:
-        if f.frames == length:
+        if (type(f), f.frames) == before:
             raise problem
         return _crop(f, out, sample_rate, where, convert, pad)
     finally:

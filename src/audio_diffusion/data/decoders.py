@@ -193,6 +193,13 @@ class Decoder(sf.SoundFile):
             self._at = -1
         return count
 
+    def goes_back(self) -> bool:
+        """Whether its beginning can be sought: not in a Vorbis file whose first page trims much of it."""
+        try:
+            return self.seek(0) == 0 and len(self.read(1)) == 1
+        except (sf.LibsndfileError, RuntimeError):
+            return False
+
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """All frames, block by block; fewer than ``frames`` where the file ends before.
 

@@ -254,9 +254,9 @@ def open_whole(file: File, with_ffmpeg: bool = False) -> Whole:
     frames = frames or real_frames(plain)
     if frames == plain.frames and plain.encoding != "OGG/VORBIS":
         return Whole(plain, layout.losses)
-    is_short = frames < plain.frames <= 2 * _TAIL
+    goes_back = isinstance(plain, Pcm16) or plain.goes_back()
     plain.close()  # it has been read from already
-    reader = Forward(lambda: _reopened(file)) if is_short else _reopened(file)  # there, seeks to the start fail
+    reader = _reopened(file) if goes_back else Forward(lambda: _reopened(file))
     reader.limit(frames)
     return Whole(reader, layout.losses)
 
