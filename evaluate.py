@@ -75,8 +75,9 @@ def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
     Raises:
         ConfigError: if there are none.
     """
+    found = patterns(model, data)
     try:
-        return Shards.open(patterns(model, data), make_store(model), model.config["data"].get("audio_member"))
+        return Shards.open(found, make_store(model), model.config["data"].get("audio_member"))
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 
