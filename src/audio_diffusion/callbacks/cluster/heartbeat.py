@@ -24,7 +24,7 @@ class Heartbeat(L.Callback):
     prints the stacks of all its threads and of its DataLoader workers, and exits with status 70.
 
     Args:
-        minutes: without life; generous, as the start, compiling and writing a large checkpoint count too.
+        minutes: without life; generous, as the start and writing a large checkpoint count too. Compiling does not.
 
     Raises:
         ValueError: if ``minutes`` is not positive.
@@ -35,11 +35,21 @@ class Heartbeat(L.Callback):
             raise ValueError(f"minutes: expected more than 0, got {minutes:g}")
         self.seconds = 60 * minutes
         self._ended, self._beat_at, self._doing = threading.Event(), 0.0, "starting"
+        self._paused = False
         self._thread: threading.Thread | None = None
 
     def beat(self, doing: str) -> None:
         """The run moves; ``doing`` is what it says it was at, should this be the last time."""
         self._beat_at, self._doing = time.monotonic(), doing
+
+    def pause(self, doing: str) -> None:
+        """The run is at something that may take any time; nothing counts as stuck until ``resume``."""
+        self._doing, self._paused = doing, True
+
+    def resume(self, doing: str) -> None:
+        """The run goes on after a pause."""
+        self.beat(doing)
+        self._paused = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or self._thread is not None:
@@ -89,6 +99,8 @@ class Heartbeat(L.Callback):
             if time.monotonic() - woke_at > every + self.seconds / 2:
                 self.beat(self._doing)  # this thread stood still as well: the job was suspended
             woke_at = time.monotonic()
+            if self._paused:
+                self.beat(self._doing)
             # should even this thread get no turn, as where the main one holds the interpreter: C code does it instead
             faulthandler.dump_traceback_later(2 * self.seconds, exit=True)
             still = time.monotonic() - self._beat_at
