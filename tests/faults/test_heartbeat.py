@@ -30,7 +30,9 @@ def test_a_read_that_never_returns_is_named(launch, tiny, drum_shards: Path, tmp
     arguments = [f"data.train={drum_shards}", *tiny, "name=run", *SOON, "data.num_workers=1"]
     run = launch(tmp_path, "train.py", *arguments)
     run.until(lambda: (tmp_path / "runs/run/metrics.jsonl").exists())
-    (worker,) = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(pid) == run.pids[0]]
+    (worker,) = [  # a child of the fork server
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(parent(pid)) == run.pids[0]
+    ]
     os.kill(worker, signal.SIGSTOP)
     run.until(lambda: "and of its worker" in run.text, timeout=30)
     os.kill(worker, signal.SIGCONT)

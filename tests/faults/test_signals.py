@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +96,9 @@ def test_a_signal_while_starting_is_not_too_early(begin, tmp_path: Path) -> None
     assert (tmp_path / "stop.done").exists()
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
 def test_without_a_stop_file_the_status_tells_the_signal(begin, signum: int, status: int) -> None:
     run, run_dir = begin(stop_file=False)
     run.kill(signum)
@@ -127,3 +131,40 @@ def test_a_run_stopped_again_and_again_is_the_run_never_stopped(launch, tiny, dr
     assert lives > 1
     assert through.wait() == [0]
     assert rows(tmp_path / "runs/run") == rows(tmp_path / "runs/through")
+
+
+IN_A_TERMINAL = """
+import fcntl, pathlib, signal, termios, threading
+from audio_diffusion import signals
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # closing it then sends this process SIGHUP, as a terminal's window does
+if {nohup}:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signals.listen()
+print("ready", flush=True)
+while not signals.received() and not pathlib.Path("closed").exists():
+    threading.Event().wait(0.05)
+try:
+    print("saving", flush=True)
+    printed = True
+except OSError:
+    printed = False
+pathlib.Path("said").write_text(f"{{signals.received()}} {{printed}}")
+"""
+
+
+@pytest.mark.parametrize(("nohup", "said"), [(False, f"{int(signal.SIGHUP)} True"), (True, "None False")])
+def test_a_closed_terminal_asks_to_stop_but_under_nohup(tmp_path: Path, nohup: bool, said: str) -> None:
+    controller, terminal = os.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL.format(nohup=nohup)]
+    program = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, start_new_session=True
+    )
+    os.close(terminal)
+    while b"ready" not in os.read(controller, 100):
+        pass
+    os.close(controller)
+    if nohup:
+        (tmp_path / "closed").touch()
+    program.wait(timeout=120)
+    assert (tmp_path / "said").read_text() == said

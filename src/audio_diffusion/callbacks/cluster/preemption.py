@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from audio_diffusion import signals
 from audio_diffusion.callbacks.cluster.heartbeat import beat
 
-_BY_FILE = 1  # what asked, beside the numbers of signals; 1 is none of those that are listened to
+_BY_FILE = 1000  # what asked, beside the numbers of signals, of which this is none
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the file, which may lie on a slow, shared file system
 
 
@@ -25,8 +25,8 @@ class Interrupted(Exception):
 class StopWhenAsked(L.Callback):
     """Ends training cleanly when a signal came, to any rank, or once a file is there.
 
-    slurm/train.sh makes the file when Slurm warns of the end. Signals (SIGTERM, SIGUSR1, the first Ctrl-C) only set a
-    flag. At ends of optimizer steps, and during validation, the ranks look and agree, so all stop at the same step.
+    slurm/train.sh makes the file when Slurm warns of the end. Signals (SIGTERM, SIGUSR1, SIGHUP, the
+    first Ctrl-C) only set a flag. At ends of optimizer steps, and during validation, the ranks look and agree, so all stop at the same step.
     What is left to save is saved as at any end of training; no validation and no sampling is begun. Then
     ``<file>.done`` asks the batch script to queue the job again.
 
