@@ -36,6 +36,7 @@ from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
 from audio_diffusion.callbacks.throughput import ProgressBar
 from audio_diffusion.config import ConfigError, build
+from audio_diffusion.data import workers
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
@@ -189,6 +190,8 @@ def main(cfg: DictConfig) -> None:
     run_dir = Path(plain["run_dir"])
     cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
     check_writable(plain)
+    if plain["data"]["num_workers"]:
+        workers.prepare(plain["data"].get("worker_start"))  # its imports take as long as building the network
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")

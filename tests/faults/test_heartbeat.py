@@ -17,7 +17,7 @@ def test_where_one_rank_stands_still_the_others_say_so_and_leave(launch, tiny, d
     run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny, *two, "name=run", *SOON, ranks=2)
     run.until(lambda: '"step": 3' in text_of(tmp_path / "runs/run/metrics.jsonl"))
     run.kill(signal.SIGSTOP, ranks=[1])
-    run.until(lambda: len(run.running) == 1, timeout=30)
+    run.until(lambda: len(run.running) == 1)
     run.kill(signal.SIGKILL, ranks=[1])  # as srun does
     assert run.wait() == [STUCK, -signal.SIGKILL]
     assert "rank 0 (process" in run.text
@@ -27,14 +27,15 @@ def test_where_one_rank_stands_still_the_others_say_so_and_leave(launch, tiny, d
 
 
 def test_a_read_that_never_returns_is_named(launch, tiny, drum_shards: Path, tmp_path: Path) -> None:
-    arguments = [f"data.train={drum_shards}", *tiny, "name=run", *SOON, "data.num_workers=1"]
+    longer = "callbacks.heartbeat.minutes=0.4"  # than it takes to start a worker
+    arguments = [f"data.train={drum_shards}", *tiny, "name=run", *SOON, longer, "data.num_workers=1"]
     run = launch(tmp_path, "train.py", *arguments)
     run.until(lambda: (tmp_path / "runs/run/metrics.jsonl").exists())
     (worker,) = [  # a child of the fork server
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(parent(pid)) == run.pids[0]
     ]
     os.kill(worker, signal.SIGSTOP)
-    run.until(lambda: "and of its worker" in run.text, timeout=30)
+    run.until(lambda: "and of its worker" in run.text)
     os.kill(worker, signal.SIGCONT)
     assert run.wait() == [STUCK]
     assert f"and of its worker, process {worker}:" in run.text
