@@ -25,9 +25,9 @@ class Interrupted(Exception):
 class StopWhenAsked(L.Callback):
     """Ends training cleanly when a signal came, to any rank, or once a file is there.
 
-    slurm/train.sh makes the file when Slurm warns of the end. Signals (SIGTERM, SIGUSR1, SIGHUP, the
-    first Ctrl-C) only set a flag. At ends of optimizer steps, and during validation, the ranks look and agree, so all
-    stop at the same step. What is left to save is saved as at any end of training; no validation and no sampling is begun. Then
+    slurm/train.sh makes the file when Slurm warns of the end. Signals (SIGTERM, SIGUSR1, SIGHUP, the first Ctrl-C)
+    only set a flag. At ends of optimizer steps, and during validation, the ranks look and agree, so all stop at the
+    same step. What is left to save is saved as at any end of training; no validation and no sampling is begun. Then
     ``<file>.done`` asks the batch script to queue the job again.
 
     Args:
