@@ -31,7 +31,7 @@ class Compiling(L.Callback):
         self._announced, self._begun_at = False, 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or pl_module.net._compiled_call_impl is None:
+        if stage != "fit" or getattr(pl_module.net, "_compiled_call_impl", None) is None:
             return
         with signals.shielded(tracked=True):  # the compiler's helper processes may be started by this import
             from torch._dynamo import callback
