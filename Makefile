@@ -25,7 +25,7 @@ data/drums/manifest.json: | install
 
 train: install data
 	$(BIN)/python train.py experiment=drums name=quickstart
-	$(BIN)/python sample.py ckpt=runs/quickstart num_samples=20
+	$(BIN)/python sample.py ckpt=runs/quickstart num_samples=20 output=runs/quickstart/generated
 
 # has it learnt? names 100 generated hits by a classifier of real ones; looks for copies and for sameness
 learnt: install data

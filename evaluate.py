@@ -8,6 +8,10 @@ import os
 import sys
 
 import audio_diffusion  # noqa: F401  before torch, whose threads it tells how to wait
+from audio_diffusion.use.interruption import CtrlC, end, leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before imports that take seconds
 
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
@@ -25,7 +29,7 @@ from tqdm import tqdm
 
 from audio_diffusion import checkpoint, config, pictures
 from audio_diffusion.config import ConfigError, build
-from audio_diffusion.data.batch import AudioBatch, collate
+from audio_diffusion.data.batch import AudioBatch, collate, counted
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
@@ -95,34 +99,39 @@ def read(model: checkpoint.Generator, shards: Shards, num_clips: int | None, bat
 def likelihood(
     model: checkpoint.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device
 ) -> dict:
-    """Bits per dimension by the bound and by the flow, as plain data."""
+    """Bits per dimension by the bound and by the flow, as plain data; after Ctrl-C of the finished batches."""
     bound = build(options["bound"], "bound") if options["bound"] else None
     flow = build(options["flow"], "flow") if options["flow"] else None
     bounds: list[ClipBounds] = []
     nats, nfe, dims, counts = [], [], [], torch.zeros(2**16, dtype=torch.int64)
-    for batch in tqdm(batches, desc="likelihood", unit="batch"):
-        dims.append(count_dims(batch.audio, batch.mask))
-        counts += value_counts(batch.audio, batch.mask)
-        on_device = batch.to(device)
-        cond = model.conditions.read({**on_device.cond, "audio": on_device.audio}, device)
-        clips = (
-            model.process.denoiser(model.net, cond),
-            model.process.schedule,
-            on_device.audio,
-            on_device.mask,
-            model.representation.scale,
-            [(options["seed"], key) for key in batch.keys],
-        )
-        if bound:
-            bounds.append(bound(*clips))
-        if flow:
-            found = flow(*clips)
-            nats.append(found.nats)
-            nfe.append(found.nfe)
+    with CtrlC() as ctrl_c:
+        for batch in tqdm(batches, desc="likelihood", unit="batch"):
+            on_device = batch.to(device)
+            cond = model.conditions.read({**on_device.cond, "audio": on_device.audio}, device)
+            clips = (
+                model.process.denoiser(model.net, cond),
+                model.process.schedule,
+                on_device.audio,
+                on_device.mask,
+                model.representation.scale,
+                [(options["seed"], key) for key in batch.keys],
+            )
+            by_bound, by_flow = bound(*clips) if bound else None, flow(*clips) if flow else None
+            with ctrl_c.held():
+                dims.append(count_dims(batch.audio, batch.mask))
+                counts += value_counts(batch.audio, batch.mask)
+                if by_bound:
+                    bounds.append(by_bound)
+                if by_flow:
+                    nats.append(by_flow.nats)
+                    nfe.append(by_flow.nfe)
+    if not dims and ctrl_c.received:
+        end("no batch was finished, so there are no figures; a smaller batch_size or num_clips is finished sooner")
     if not dims:
         raise ConfigError("data: none of the clips can be used")
     results: dict[str, Any] = {
         "clips": sum(len(of_batch) for of_batch in dims),
+        "interrupted": ctrl_c.received,
         "dimensions": int(counts.sum()),
         "white_gaussian": {"bits_per_dim": white_gaussian(counts)},
     }
@@ -199,6 +208,8 @@ def main(cfg: DictConfig) -> None:
         figure = pictures.noise_levels(curve["snr_db"], curve["loss"], curve["bits_per_db"], results["bound"]["title"])
         print(f"what each noise level costs: {pictures.save(figure, output / 'noise_levels.png')}")
     print(f"all figures: {output}/evaluation.json")
+    if results["interrupted"]:
+        end(f"the figures are of the {counted(results['clips'], 'clip')} that were finished; kept in {output}/")
 
 
 if __name__ == "__main__":

@@ -9,29 +9,31 @@ python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'
 import os
 
 import audio_diffusion  # before torch, whose threads it tells how to wait
+from audio_diffusion.use.interruption import CtrlC, end, leave_at_once
 
+if __name__ == "__main__":
+    leave_at_once()  # before imports that take seconds
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import sys
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 from tqdm import tqdm
 
 from audio_diffusion import Generator, config
 from audio_diffusion.config import ConfigError
-from audio_diffusion.data.remote import RemoteError, RemoteStore
-from audio_diffusion.data.shards import Shards, held_out
-from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.data.batch import counted
 from audio_diffusion.diffusion.levels import describe_levels
-from audio_diffusion.redaction import without_redacted
 from audio_diffusion.use.asked import Sample, batches, samples
 from audio_diffusion.use.levels import told
+from audio_diffusion.use.output import beside, claim, default_folder, note_of
 from audio_diffusion.use.processes import devices_of, load, run
+from audio_diffusion.use.real import real_clips
 from audio_diffusion.use.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
 
 TYPES = {
@@ -48,44 +50,12 @@ TASK_TYPES = {
 }  # fmt: skip
 
 
-def real_clips(model: Generator, shards: str | None, labels: list[str] | None, count: int) -> list[Tensor]:
-    """One held-out clip per wanted label (``count`` of any, where there are none), each another; fewer where there are
-    not so many."""
-    data, audio = model.config.get("data") or {}, model.config["audio"]
-    if not data and not shards:
-        return []  # an exported model knows nothing of them
-    store = data.get("store") or {}
-    try:
-        patterns = [shards] if shards else list(held_out(data["train"], data["val"]).values())
-        remote = RemoteStore(None, storage_options=without_redacted(store.get("storage_options")))
-        real = Shards.open(patterns, remote, data.get("audio_member"))
-    except (ValueError, RemoteError):
-        if shards:
-            raise
-        return []  # the shards of training are not here: the picture does without
-    classes = model.classes if labels else []
-    wanted = [classes.index(label) for label in labels[:count]] if labels else [-1] * count
-    found: list[Tensor | None] = [None] * len(wanted)
-    clips = read_in_order(real, audio["sample_rate"], audio["channels"], audio["num_samples"], classes)
-    for clip, audio_of_clip in clips:
-        slot = next((i for i, label in enumerate(wanted) if found[i] is None and label == clip.label), None)
-        if slot is not None and clip.num_valid:
-            found[slot] = audio_of_clip
-        if all(audio is not None for audio in found):
-            break
-    return [audio for audio in found if audio is not None]
+def check(options: dict[str, Any]) -> None:
+    """Refuses values that cannot be.
 
-
-def home_of(model: Generator) -> Path:
-    """Where its sounds go by default: the run's folder, or that which the file or the exported folder is in."""
-    path = model.source
-    return path.parents[1] if path.parent.name == "checkpoints" else path.parent
-
-
-@config.entry("sample")
-def main(cfg: DictConfig) -> None:
-    """Load, make batch by batch, write."""
-    options: dict[str, Any] = config.to_plain(cfg)
+    Raises:
+        ConfigError: naming the option.
+    """
     config.check_types(options, TYPES | {name: kind for name, kind in TASK_TYPES.items() if name in options})
     for name in ("num_samples", "batch_size"):
         if options[name] is not None and options[name] < 1:
@@ -94,26 +64,45 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
     if options["format"] not in ("wav", "flac"):
         raise ConfigError(f"format: expected wav or flac, got {options['format']!r}")
-    task, devices = options["task"], devices_of(options["device"], options["devices"])
-    model = load(options, devices[0] if len(devices) == 1 else "cpu")
-    asked = samples(model, options)
+
+
+def announce(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str]) -> None:
+    """Prints what is used, and what was done to the files that came in."""
     where = devices[0] if len(devices) == 1 else f"{len(devices)} processes, {', '.join(sorted(set(devices)))}"
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
     if "sampler" in options:  # another than that of training, of which train.py has said it
         for line in describe_levels(model.process, model.sampler)[1:]:
             print(line)
-    for file in {file.path: file for sample in asked for file in sample.files if file.converted}.values():
-        print(f"{file.path}: {file.converted}")
-    for path, note in {file.path: file.note for sample in asked for file in sample.files if file.note}.items():
-        print(f"{path}: {note}")
+    files = [file for sample in asked for file in sample.files]
+    for line in dict.fromkeys(f"{f.path}: {words}" for f in files for words in (f.converted, f.note) if words):
+        print(line)
 
-    home = home_of(model)
-    output = Path(options["output"] or home / ("generated" if task == "generate" else task))
-    rows: list[dict[str, Any]] = []
-    shown: list[tuple[Sample, Result]] = []  # in the picture
-    work = list(batches(asked, options["batch_size"]))
+
+@dataclass
+class Work:
+    """What was made so far."""
+
+    output: Path
+    is_named: bool  # by the user; else the folder is a new one, made with the first result
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[tuple[Sample, Result]] = field(default_factory=list)  # in the picture
+
+    def write(self, batch: list[Sample], results: list[Result], sample_rate: int, options: dict[str, Any]) -> None:
+        """Writes the results of a batch."""
+        if not self.rows and not self.is_named:
+            self.output = claim(self.output)
+        self.rows += write_files(batch, results, self.output, sample_rate, options["task"], options["format"])
+        self.shown += list(zip(batch, results, strict=True))[: COLUMNS - len(self.shown)]
+
+
+def make(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str], work: Work) -> bool:
+    """Makes and writes batch after batch; returns whether Ctrl-C ended it early."""
+    planned = list(batches(asked, options["batch_size"]))
     seconds = 0.1 if sys.stderr.isatty() else 10  # a log file wants few lines
-    with tqdm(total=len(asked), desc=task, unit="sample", mininterval=seconds, miniters=0) as bar:
+    with (
+        CtrlC() as ctrl_c,
+        tqdm(total=len(asked), desc=options["task"], unit="sample", mininterval=seconds, miniters=0) as bar,
+    ):
         if len(devices) == 1:  # a batch may take minutes: that it goes on is seen by these
             calls = count(1)
 
@@ -122,15 +111,15 @@ def main(cfg: DictConfig) -> None:
                 bar.update(0)
 
             model.net.register_forward_pre_hook(called)
-        for batch, results in zip(work, run(model, options, work, devices), strict=True):
-            rows += write_files(batch, results, output, model.sample_rate, task, options["format"])
-            shown += list(zip(batch, results, strict=True))[: COLUMNS - len(shown)]
-            bar.update(len(batch))
+        for batch, results in zip(planned, run(model, options, planned, devices), strict=True):
+            with ctrl_c.held():
+                work.write(batch, results, model.sample_rate, options)
+                bar.update(len(batch))
+    return ctrl_c.received
 
-    real = []
-    if task == "generate":
-        real = real_clips(model, options["real"], [s.label for s, _ in shown if s.label], len(shown))
-    picture = draw(shown, real, model.sample_rate, output.with_suffix(".png"))
+
+def record(model: Generator, options: dict[str, Any], work: Work) -> Path:
+    """Writes the json that says how each file was made; returns its path."""
     about = {
         "command": ["python", "sample.py", *sys.argv[1:]],
         "checkpoint": {"path": str(model.source), "sha256": sha256_of(model.source), "step": model.step},
@@ -140,13 +129,47 @@ def main(cfg: DictConfig) -> None:
         "versions": {"audio_diffusion": audio_diffusion.__version__, "torch": torch.__version__},
         "sample_rate": model.sample_rate,
     }
-    record = output.with_suffix(".json")
-    write_record(record, about, rows)
-    tell(rows, task, options["format"], home)
-    print(f"{len(rows)} files: {output}/   how each was made: {record}   picture: {picture}")
+    path = beside(work.output, ".json")
+    write_record(path, about, work.rows)
+    return path
 
 
-def tell(rows: list[dict[str, Any]], task: str, format: str, home: Path) -> None:
+@config.entry("sample")
+def main(cfg: DictConfig) -> None:
+    """Load, make batch by batch, write."""
+    options: dict[str, Any] = config.to_plain(cfg)
+    check(options)
+    task, devices = options["task"], devices_of(options["device"], options["devices"])
+    model = load(options, devices[0] if len(devices) == 1 else "cpu")
+    asked = samples(model, options)
+    announce(model, options, asked, devices)
+
+    default = default_folder(model, options["ckpt"], task)
+    work = Work(Path(options["output"] or default), options["output"] is not None)
+    if work.is_named and (note := note_of(work.output)):
+        print(note)
+    interrupted = False
+    try:
+        interrupted = make(model, options, asked, devices, work)
+    finally:  # whatever ends it, what is there has its json
+        if work.rows:
+            written = record(model, options, work)
+    if interrupted and not work.rows:
+        end("nothing was made")
+    if interrupted:
+        end(f"{counted(len(work.rows), 'file')} finished and kept: {work.output}/   how each was made: {written}")
+
+    real = []
+    if task == "generate":
+        real = real_clips(model, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
+    picture = draw(work.shown, real, model.sample_rate, beside(work.output, ".png"))
+    tell(work.rows, task, options["format"])
+    if work.output.name != default.name and not work.is_named:
+        print(f"{default} is of an earlier command: a new folder was made")
+    print(f"{counted(len(work.rows), 'file')}: {work.output}/   how each was made: {written}   picture: {picture}")
+
+
+def tell(rows: list[dict[str, Any]], task: str, format: str) -> None:
     """What is to be known of the files."""
     clipped = sum(row["samples_clipped"] > 0 for row in rows)
     if clipped:
@@ -160,8 +183,6 @@ def tell(rows: list[dict[str, Any]], task: str, format: str, home: Path) -> None
         print(f"to noise and back: {worst:.1f} dB at worst (0 dB would be the clip's own level)")
         if worst > FAILED_DB:
             print("the network does not know such sounds well enough to come back to them: doubt what is between")
-    if (home / "wandb").is_dir():
-        print(f"the training run in W&B: wandb login && wandb sync {home}/wandb/offline-run-*   (if it ran offline)")
     kinds = ", ".join(sorted({row["subtype"] for row in rows}))
     print(f"listen with any player: the files are {format.upper()} ({kinds}), named <index>_<name>.{format}")
 

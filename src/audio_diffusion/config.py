@@ -210,6 +210,9 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
                 if not _is_ours(error):
                     raise
                 _refuse(error)
+            except KeyboardInterrupt:
+                print("\ninterrupted", file=sys.stderr)
+                raise SystemExit(130) from None
 
         def run() -> None:
             try:

@@ -50,7 +50,11 @@ def _show_wave(axes: Axes, audio: Tensor, sample_rate: int) -> None:
     axes.set_yticks([-1, 0, 1] if axes.get_subplotspec().is_first_col() else [])  # type: ignore[union-attr]
 
 
-def sample_grid(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[str]]], sample_rate: int) -> Figure:
+#: title, clips each [C, T] or None for an empty place, name of each clip
+Row = tuple[str, Sequence[Tensor | None], Sequence[str]]
+
+
+def sample_grid(rows: Sequence[Row], sample_rate: int) -> Figure:
     """Rows of clips, each as waveform above mel spectrogram (0 to half the rate, in mel; -90 to 0 dB).
 
     Args:
@@ -68,12 +72,13 @@ def sample_grid(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[str]]], sam
     for row, (title, clips, names) in enumerate(rows):
         for column in range(columns):
             wave, mel = axes[2 * row, column], axes[2 * row + 1, column]
-            if column >= len(clips):
+            clip = clips[column] if column < len(clips) else None
+            if clip is None:
                 wave.set_axis_off()
                 mel.set_axis_off()
                 continue
-            _show_wave(wave, clips[column], sample_rate)
-            _show_mel(mel, clips[column], sample_rate)
+            _show_wave(wave, clip, sample_rate)
+            _show_mel(mel, clip, sample_rate)
             wave.set_title(names[column], fontsize=8)
             mel.tick_params(labelsize=6)
         axes[2 * row, 0].set_ylabel(title, fontsize=9)

@@ -216,4 +216,4 @@ def test_an_exported_folder_is_sampled_like_its_checkpoint(
     done = launch(user, "sample.py", "ckpt=exported", "device=cpu", "num_samples=2")
     assert done.wait() == [0], done.text
     for name in ("000_hat.wav", "001_kick.wav"):
-        assert (user / "generated" / name).read_bytes() == (user / "from_ckpt" / name).read_bytes()
+        assert (user / "exported_generated" / name).read_bytes() == (user / "from_ckpt" / name).read_bytes()

@@ -1,13 +1,14 @@
 """What a command line asks for -> samples, each with its seed, conditions and files, in batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, file_name
@@ -192,6 +193,19 @@ def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
     return [{name: values[i % len(values)] for name, values in lists.items()} for i in range(num)]
 
 
+def _of_one_length(first: Input, second: Input, sample_rate: int) -> tuple[Input, Input]:
+    """Two files to go between; the shorter one is followed by silence up to the length of the longer one."""
+    length = max(first.clip.shape[1], second.clip.shape[1])
+    padded = []
+    for file, other in ((first, second), (second, first)):
+        missing = length - file.clip.shape[1]
+        if missing:
+            note = f"{missing / sample_rate:.3g} s of silence added at its end, to be as long as {other.path}"
+            file = replace(file, clip=F.pad(file.clip, (0, missing)), note=note)
+        padded.append(file)
+    return padded[0], padded[1]
+
+
 def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
     """All samples that the options of sample.py ask for.
 
@@ -205,7 +219,7 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
     if options["task"] == "interpolate":
         if len(inputs) < 2:
             raise ConfigError(f"input: expected two files or more to go between, got {len(inputs)}")
-        of_files = list(pairwise(inputs))
+        of_files = [_of_one_length(first, second, model.sample_rate) for first, second in pairwise(inputs)]
     num = options["num_samples"] or len(of_files)
     if num < 1:
         raise ConfigError(f"num_samples: expected at least 1, got {num}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from audio_diffusion import signals
 from audio_diffusion.checkpoint import device_of
 from audio_diffusion.loading import load as load_model
 from audio_diffusion.targets import ConfigError, build
@@ -81,8 +82,16 @@ def run(
         places.put(device)
     options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer one by now
     with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
-        for result in pool.map(_work, [pickle.dumps(batch) for batch in work]):
-            if isinstance(result, str):
-                pool.shutdown(cancel_futures=True)
-                raise ConfigError(result)
-            yield pickle.loads(result)
+        try:
+            with signals.shielded(tracked=True):  # a Ctrl-C is this process's to hear of
+                made = pool.map(_work, [pickle.dumps(batch) for batch in work])
+            for result in made:
+                if isinstance(result, str):
+                    pool.shutdown(cancel_futures=True)
+                    raise ConfigError(result)
+                yield pickle.loads(result)
+        except (KeyboardInterrupt, GeneratorExit):  # nobody waits for batches that are begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise

@@ -81,9 +81,13 @@ def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
     path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str))
 
 
-def draw(shown: Sequence[tuple[Sample, Result]], real: list[Tensor], sample_rate: int, path: Path) -> Path:
-    """The picture: real clips or inputs above, what was made below; of many clips a sample, one row a sample."""
+def draw(
+    shown: Sequence[tuple[Sample, Result]], real: Sequence[tuple[str, Tensor | None]], sample_rate: int, path: Path
+) -> Path:
+    """The picture: real clips by title or inputs above, what was made below; of many clips a sample, one row a
+    sample."""
     names, of_files = [sample.name for sample, _ in shown], bool(shown[0][0].files)
+    rows: list[pictures.Row]
     if len(shown[0][1].clips) > 1:
         rows = [
             (sample.name, result.clips[:COLUMNS], [suffix.lstrip("_") for suffix in result.suffixes[:COLUMNS]])
@@ -94,7 +98,7 @@ def draw(shown: Sequence[tuple[Sample, Result]], real: list[Tensor], sample_rate
         if of_files and all(sample.files[0].info for sample, _ in shown):
             rows.insert(0, ("input", [sample.files[0].clip for sample, _ in shown], names))
         elif real:
-            rows.insert(0, ("real", real, names[: len(real)]))
+            rows.insert(0, ("real", [clip for _, clip in real], [title for title, _ in real]))
     return pictures.save(pictures.sample_grid(rows, sample_rate), path)
 
 
