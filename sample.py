@@ -28,12 +28,12 @@ from tqdm import tqdm
 from audio_diffusion import Generator, config
 from audio_diffusion.config import ConfigError
 from audio_diffusion.data.batch import counted
+from audio_diffusion.data.real import real_clips
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.use.asked import Sample, batches, samples
 from audio_diffusion.use.levels import told
 from audio_diffusion.use.output import beside, claim, default_folder, note_of
 from audio_diffusion.use.processes import devices_of, load, run
-from audio_diffusion.use.real import real_clips
 from audio_diffusion.use.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
 
 TYPES = {
@@ -161,7 +161,7 @@ def main(cfg: DictConfig) -> None:
 
     real = []
     if task == "generate":
-        real = real_clips(model, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
+        real = real_clips(model.config, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
     picture = draw(work.shown, real, model.sample_rate, beside(work.output, ".png"))
     tell(work.rows, task, options["format"])
     if work.output.name != default.name and not work.is_named:

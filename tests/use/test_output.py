@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 from audio_diffusion import Generator
+from audio_diffusion.data.real import real_clips
 from audio_diffusion.use.asked import samples
 from audio_diffusion.use.interruption import CtrlC
 from audio_diffusion.use.output import beside, claim, default_folder, note_of
-from audio_diffusion.use.real import real_clips
 
 
 def test_an_earlier_folder_is_never_written_into_unasked(tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ def test_files_of_unlike_length_are_padded_and_named(model: Generator, tmp_path:
 
 def test_real_clips_have_their_own_titles(model: Generator, drum_shards: Path) -> None:
     known = replace(model, config={**model.config, "classes": ["kick", "snare", "gong"], "data": {"train": "nowhere"}})
-    found = real_clips(known, str(drum_shards / "val-*.tar"), ["snare", "gong", "kick"], 3)
+    found = real_clips(known.config, str(drum_shards / "val-*.tar"), ["snare", "gong", "kick"], 3)
     assert [title for title, _ in found] == ["snare", "gong", "kick"]
     assert [clip is None for _, clip in found] == [False, True, False]
     assert not torch.equal(found[0][1], found[2][1])  # type: ignore[arg-type]
-    (title, clip), *_ = real_clips(known, str(drum_shards / "val-*.tar"), None, 2)
+    (title, clip), *_ = real_clips(known.config, str(drum_shards / "val-*.tar"), None, 2)
     assert title
     assert clip is not None
 

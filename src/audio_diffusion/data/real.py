@@ -1,17 +1,19 @@
 """Held-out clips for the picture of what was generated: real ones above, each under its own title."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor
 
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards import Shards, held_out
 from audio_diffusion.data.stream import Clip, read_in_order
 from audio_diffusion.redaction import without_redacted
-from audio_diffusion.use.generator import Generator
 
 
-def _open(model: Generator, shards: str | None) -> Shards | None:
+def _open(config: Mapping[str, Any], shards: str | None) -> Shards | None:
     """The shards that the user names, else the held-out ones of training; None where those are not here."""
-    data = model.config.get("data") or {}
+    data = config.get("data") or {}
     if not data and not shards:
         return None  # an exported model knows nothing of them
     store = data.get("store") or {}
@@ -26,18 +28,19 @@ def _open(model: Generator, shards: str | None) -> Shards | None:
 
 
 def real_clips(
-    model: Generator, shards: str | None, labels: list[str] | None, count: int
+    config: Mapping[str, Any], shards: str | None, labels: Sequence[str] | None, count: int
 ) -> list[tuple[str, Tensor | None]]:
     """(title, clip) of ``count`` held-out clips, to be shown above what was generated.
 
-    With ``labels`` there is one place a label, its clip of that label and each another; None where there are not so
-    many. Without, the first clips are taken, whatever they are, and titled by their own words, label or key.
+    ``config`` is that of the run. With ``labels`` there is one place a label, its clip of that label and each another;
+    None where there are not so many. Without, the first clips are taken, whatever they are, and titled by their own
+    words, label or key.
     """
-    audio, classes = model.config["audio"], model.classes
-    real = _open(model, shards)
+    audio, classes = config["audio"], list(config["classes"])
+    real = _open(config, shards)
     if real is None:
         return []
-    words = [f.field or name for name, f in model.conditions.by_name.items() if (f.field or name) == "caption"]
+    words = [name for name in (config.get("data") or {}).get("fields") or [] if name == "caption"]
     wanted = [classes.index(label) for label in labels[:count]] if labels else [-1] * count
     found: list[tuple[str, Tensor | None]] = [(label, None) for label in (labels or [])[:count]] or [("", None)] * count
     clips = read_in_order(real, audio["sample_rate"], audio["channels"], audio["num_samples"], classes, words)
