@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.skipped import ReportSkipped
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.index import load_index
@@ -190,13 +191,36 @@ def test_a_resumed_run_names_none_twice(make_run: Callable[..., Any], shards: Pa
 def test_the_first_of_them_are_warned_about(make_run: Callable[..., Any], shards: Path, tmp_path: Path) -> None:
     spoilt = spoil(shards, keys_per_shard=100)
     run = run_on(make_run, shards, max_steps=1, callbacks=[ReportSkipped(str(tmp_path / "run"))])
-    with pytest.warns(
-        UserWarning, match=r"skipped clip \w+ of .*train-.*\.tar: cannot be decoded.*skipped\.csv"
-    ) as caught:
+    with (
+        pytest.warns(
+            UserWarning, match=r"skipped clip \w+ of .*train-.*\.tar: cannot be decoded.*skipped\.csv"
+        ) as caught,
+        pytest.raises(ValueError, match="data: none of the 4 clips read so far can be trained on"),
+    ):
         run.fit()
     named = [str(warning.message) for warning in caught if "skipped clip" in str(warning.message)]
     assert len(named) == 3  # of a batch of four
     assert all(message.split()[2] in spoilt for message in named)
+
+
+@pytest.mark.filterwarnings("ignore:skipped clip")
+def test_a_condition_that_no_clip_has_stops_the_run(make_run: Callable[..., Any], shards: Path, tmp_path: Path) -> None:
+    run = run_on(make_run, shards, max_steps=50, val_every=1, callbacks=[ReportSkipped(str(tmp_path / "run"), 0.5)])
+    run.data.fields = ("caption",)
+    with pytest.raises(
+        ValueError, match=r"none of the \d+ clips read so far can be trained on \(\d+ × json or fields.*caption"
+    ):
+        run.fit()
+    assert run.trainer.global_step <= 8
+
+
+@pytest.mark.filterwarnings("ignore:skipped clip")
+def test_a_validation_without_clips_has_no_loss(make_run: Callable[..., Any], shards: Path, tmp_path: Path) -> None:
+    spoil(shards, 100, "val-*.tar")
+    run = run_on(make_run, shards, val_every=1, callbacks=[Diagnostics(), ReportSkipped(str(tmp_path / "run"), 1)])
+    with pytest.warns(UserWarning, match="none of the held-out clips could be used, so there is no val/loss"):
+        run.fit()
+    assert not any("val/loss" in row or "val/loss_ema" in row for row in run.rows)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])

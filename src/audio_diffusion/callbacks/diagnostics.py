@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
@@ -160,6 +161,9 @@ class Diagnostics(L.Callback):
             return
         total: Tensor = trainer.strategy.reduce(self._validation, reduce_op="sum")  # type: ignore[assignment]
         raw, ema, count = total.tolist()
-        metrics = {"val/loss": raw / max(count, 1), "val/loss_ema": ema / max(count, 1)}
+        if not count:
+            rank_zero_warn("validation: none of the held-out clips could be used, so there is no val/loss")
+            return
+        metrics = {"val/loss": raw / count, "val/loss_ema": ema / count}
         log_metrics(trainer, metrics)
         pl_module.log("val_loss_ema", metrics["val/loss_ema"], prog_bar=True, logger=False)

@@ -15,7 +15,8 @@ from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
 from audio_diffusion.redaction import redacted
 
 _TABLE_ROWS = 10_000  # of the latest, in W&B
-_HELD_OUT, _SOURCE = "held out", "of "  # keys of counts, beside KINDS
+_HELD_OUT, _SOURCE, _USED = "held out", "of ", "used"  # keys of counts, beside KINDS
+_ENOUGH = 32  # clips of which none could be trained on: the next ones will not be either
 
 
 class ReportSkipped(L.Callback):
@@ -23,7 +24,8 @@ class ReportSkipped(L.Callback):
 
     Logged are ``data/clips``, of several data sets ``data/clips/NAME`` too, ``data/skipped_clips`` and
     ``data/skipped_clips/KIND``, over all ranks and lives of the run, every ``log_every_n_steps`` optimizer steps and as
-    soon as something is skipped where there is one rank.
+    soon as something is skipped where there is one rank. A run that finds nothing to train on stops after its first 32
+    clips, or fails as it ends, unless ``max_fraction`` is 1.
 
     Args:
         folder: the run's folder.
@@ -40,6 +42,7 @@ class ReportSkipped(L.Callback):
             raise ValueError(f"max_fraction: expected 0 to 1, got {max_fraction}")
         self.path, self.max_fraction, self.min_clips = Path(folder) / "skipped.csv", max_fraction, min_clips
         self._read: Counter[int] = Counter()  # by number of the data set; -1 for held-out clips
+        self._used = 0  # clips that were trained on
         self._skipped: Counter[str] = Counter()  # by kind
         self._refused: Counter[str] = Counter()  # of them, by kind: whole shards' clips, which each life counts again
         self._before: dict[str, int] = {}  # of earlier lives and all ranks, on rank 0: like _totals
@@ -84,7 +87,10 @@ class ReportSkipped(L.Callback):
         checkpoint["skipped"] = totals
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._before = dict(checkpoint.get("skipped") or {}) if trainer.is_global_zero else {}
+        before = dict(checkpoint.get("skipped") or {})
+        if before:
+            before.setdefault(_USED, 1)  # older checkpoints do not count them
+        self._before = before if trainer.is_global_zero else {}
 
     def on_train_batch_end(
         self,
@@ -94,7 +100,9 @@ class ReportSkipped(L.Callback):
         batch: AudioBatch,
         batch_idx: int,
     ) -> None:
-        self._read.update(source for source in batch.sources if source >= 0)
+        sources = [source for source in batch.sources if source >= 0]
+        self._read.update(sources)
+        self._used += len(sources) - len(batch.skipped)
         self._note(batch)
         at_once = trainer.world_size == 1 and batch.skipped
         step = trainer.global_step
@@ -118,6 +126,10 @@ class ReportSkipped(L.Callback):
         self._report(trainer)
         self._send_names(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.should_stop:  # a run that was asked to stop goes on later
+            self._expect_some(self._totals(trainer))
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._send_names(trainer)
 
@@ -133,7 +145,7 @@ class ReportSkipped(L.Callback):
         """Counts over ranks and lives: clips read of each data set and of held-out ones, and skipped ones by kind."""
         names = [_SOURCE + name for name in trainer.datamodule.train]  # type: ignore[attr-defined]
         counts = [self._read[i] for i in range(-1, len(names))] + [self._skipped[kind] for kind in KINDS]
-        keys = [_HELD_OUT, *names, *KINDS]
+        keys, counts = [_HELD_OUT, *names, *KINDS, _USED], [*counts, self._used]
         mine = [count + self._before.get(key, 0) for key, count in zip(keys, counts, strict=True)]
         total = torch.tensor(mine, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
@@ -158,6 +170,25 @@ class ReportSkipped(L.Callback):
         lost = sum(n for kind, n in by_kind.items() if kind not in BY_RULE)
         if num_read >= self.min_clips and lost > self.max_fraction * num_read:
             self._stop(lost, num_read, self._latest)
+        if sum(by_source.values()) >= min(self.min_clips, _ENOUGH):
+            self._expect_some(totals)
+
+    def _expect_some(self, totals: dict[str, int]) -> None:
+        """Stops a run that has read clips and could train on none of them.
+
+        Raises:
+            ValueError: on all ranks.
+        """
+        num_read = sum(count for key, count in totals.items() if key.startswith(_SOURCE))
+        if totals[_USED] or not num_read or self.max_fraction == 1:
+            return
+        kinds = "; ".join(f"{totals[kind]} × {KINDS[kind]}" for kind in KINDS if totals[kind])
+        latest = f"The latest: {self._latest}. " if self._latest else ""
+        raise ValueError(
+            f"data: none of the {num_read} clips read so far can be trained on ({kinds}). {latest}All are named in "
+            f"{self.path}. Mend the data, or leave out what they lack (a condition: model.conditions.NAME=null, or "
+            "another condition=NAME; a rule: data.pad=true data.convert=true)"
+        )
 
     def _send_names(self, trainer: L.Trainer) -> None:
         """Sends what ``skipped.csv`` names, of all ranks, as a table, where there is something new."""
