@@ -162,7 +162,7 @@ def main(cfg: DictConfig) -> None:
     real = []
     if task == "generate":
         real = real_clips(model.config, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
-    picture = draw(work.shown, real, model.sample_rate, beside(work.output, ".png"))
+    picture = draw(work.shown, real, model.sample_rate, options, beside(work.output, ".png"))
     tell(work.rows, task, options["format"])
     if work.output.name != default.name and not work.is_named:
         print(f"{default} is of an earlier command: a new folder was made")

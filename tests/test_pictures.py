@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib import pyplot as plt
 
 from audio_diffusion import pictures
@@ -46,3 +47,25 @@ def test_classes_are_drawn_the_largest_first(
     assert widths[: len(largest)] == largest
     assert pictures.save(figure, tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
     assert not plt.get_fignums()
+
+
+def test_each_channel_of_a_clip_is_drawn_with_its_scales() -> None:
+    loud = torch.stack([torch.full((8000,), 0.5), torch.full((8000,), -2.0)])
+    rows = [
+        pictures.Row("real", [loud[:1] / 4, None], ["kick", ""]),
+        pictures.Row("result", [loud / 4, loud], ["quiet $", "loud"], [[(0.25, 0.5)], []]),
+    ]
+    figure = pictures.sample_grid(rows, 8000)
+    *axes, bar = figure.axes
+    assert len(axes) == 2 * (2 + 4)  # waveform and mel of one channel, and of two
+    assert bar.get_ylabel() == "dB of full scale"
+    titles = [place.get_title() for place in axes if place.get_title()]
+    assert titles[0] == "kick\npeak -18.1, RMS -18.1 dBFS"
+    assert titles[1:] == [
+        "quiet $\npeak -6.0, RMS -8.8 dBFS", "loud\npeak 6.0 (drawn at 0), RMS 3.3 dBFS"
+    ]  # fmt: skip
+    assert [place.get_ylabel() for place in axes if place.get_ylabel()] == ["real", "result L", "result R"]
+    assert [tick.get_text() for tick in axes[2].get_yticklabels()] == ["500 Hz", "1 kHz", "2 kHz"]
+    assert [len(place.patches) for place in axes if place.lines and place.get_ylim()[0] < 0] == [0, 1, 0, 1, 0]
+    assert abs(axes[9].lines[0].get_ydata()[0]) == pytest.approx(1)
+    plt.close(figure)

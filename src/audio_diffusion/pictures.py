@@ -1,6 +1,8 @@
 """Pictures: of sound, of the reverse process, of what a data set holds, and of what each noise level costs."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -32,58 +36,119 @@ def mel_db(audio: Tensor, sample_rate: int, n_mels: int = 64) -> Tensor:
     return 10 * torch.log10(power.clamp(min=10 ** (FLOOR_DB / 10)))
 
 
+def _mel(hz: float) -> float:
+    """Place of a frequency on the mel scale that torchaudio uses (HTK's)."""
+    return 2595 * math.log10(1 + hz / 700)
+
+
 def _show_mel(axes: Axes, audio: Tensor, sample_rate: int) -> None:
-    seconds = audio.shape[-1] / sample_rate
+    """The mel spectrogram of one channel ``[T]``, with frequencies in Hz and kHz."""
+    top = sample_rate / 2
     axes.imshow(
-        mel_db(audio, sample_rate).numpy(), origin="lower", aspect="auto", cmap="magma", vmin=FLOOR_DB, vmax=0,
-        extent=(0, seconds, 0, sample_rate / 2000), interpolation="nearest",
+        mel_db(audio[None], sample_rate).numpy(), origin="lower", aspect="auto", cmap="magma", vmin=FLOOR_DB, vmax=0,
+        extent=(0, audio.shape[-1] / sample_rate, 0, _mel(top)), interpolation="nearest",
     )  # fmt: skip
-    axes.set_yticks([])
+    ticks = [hz for hz in (500, 1000, 2000, 4000, 8000, 16000) if hz <= 0.9 * top]
+    is_first = axes.get_subplotspec().is_first_col()  # type: ignore[union-attr]
+    words = [f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in ticks] if is_first else [""] * len(ticks)
+    axes.set_yticks([_mel(hz) for hz in ticks], words)
 
 
-def _show_wave(axes: Axes, audio: Tensor, sample_rate: int) -> None:
+def _show_wave(axes: Axes, audio: Tensor, sample_rate: int, scale: float) -> None:
+    """The waveform of one channel ``[T]``, divided by ``scale``."""
     times = torch.arange(audio.shape[-1]) / sample_rate
-    axes.plot(times.numpy(), audio.detach().cpu().float().T.numpy(), linewidth=0.4)
+    axes.plot(times.numpy(), (audio / scale).numpy(), linewidth=0.4)
     axes.set_xlim(0, audio.shape[-1] / sample_rate)
     axes.set_ylim(-1.05, 1.05)
-    axes.set_xticks([])
     axes.set_yticks([-1, 0, 1] if axes.get_subplotspec().is_first_col() else [])  # type: ignore[union-attr]
+    axes.tick_params(labelbottom=False)
 
 
-#: title, clips each [C, T] or None for an empty place, name of each clip
-Row = tuple[str, Sequence[Tensor | None], Sequence[str]]
+def _db(magnitude: Tensor) -> float:
+    return 20 * math.log10(max(magnitude.item(), 1e-6))
+
+
+def _level(audio: Tensor) -> str:
+    """Peak and level of a clip ``[C, T]``, in dB of full scale."""
+    peak = audio.abs().max()
+    drawn = " (drawn at 0)" if peak > 1 else ""
+    return f"peak {_db(peak):.1f}{drawn}, RMS {_db(audio.square().mean().sqrt()):.1f} dBFS"
+
+
+@dataclass
+class Row:
+    """A row of clips in a picture.
+
+    Args:
+        title: what they are.
+        clips: each ``[C, T]``; None leaves a place empty.
+        names: of each clip.
+        made: (start, end) in seconds of what was made anew of each clip, which is shaded; None where that is all of it.
+    """
+
+    title: str
+    clips: Sequence[Tensor | None]
+    names: Sequence[str]
+    made: Sequence[Sequence[tuple[float, float]]] | None = None
 
 
 def sample_grid(rows: Sequence[Row], sample_rate: int) -> Figure:
-    """Rows of clips, each as waveform above mel spectrogram (0 to half the rate, in mel; -90 to 0 dB).
+    """Rows of clips: each channel as waveform above mel spectrogram (0 to half the rate; -90 to 0 dB of full scale).
+
+    Above each clip are its name, peak and RMS; the waveform of a clip over full scale is drawn scaled down to it.
 
     Args:
-        rows: (title, clips each ``[C, T]``, name of each clip); e.g. real ones above, generated ones below.
+        rows: e.g. real clips above, generated ones below.
         sample_rate: Hz.
     """
-    columns = max(len(clips) for _, clips, _ in rows)
+    columns = max(len(row.clips) for row in rows)
+    channels = [max((len(clip) for clip in row.clips if clip is not None), default=1) for row in rows]
     figure, axes = plt.subplots(
-        2 * len(rows),
-        columns,
-        squeeze=False,
-        figsize=(1.7 * columns + 0.6, 2.5 * len(rows)),
-        layout="constrained",
-    )
-    for row, (title, clips, names) in enumerate(rows):
+        2 * sum(channels), columns, squeeze=False, layout="constrained",
+        figsize=(max(1.7 * columns + 1.5, 4), 2.6 * sum(channels) + 0.2),
+        gridspec_kw={"height_ratios": [1, 1.6] * sum(channels)},
+    )  # fmt: skip
+    first = 0
+    for row, count in zip(rows, channels, strict=True):
         for column in range(columns):
-            wave, mel = axes[2 * row, column], axes[2 * row + 1, column]
-            clip = clips[column] if column < len(clips) else None
-            if clip is None:
-                wave.set_axis_off()
-                mel.set_axis_off()
-                continue
-            _show_wave(wave, clip, sample_rate)
-            _show_mel(mel, clip, sample_rate)
-            wave.set_title(names[column], fontsize=8)
-            mel.tick_params(labelsize=6)
-        axes[2 * row, 0].set_ylabel(title, fontsize=9)
-        axes[2 * row + 1, 0].set_ylabel("mel, dB", fontsize=7)
+            _show_clip(list(axes[first : first + 2 * count, column]), row, column, sample_rate)
+        for channel in range(count):
+            name = "" if count == 1 else f" {'LR'[channel]}" if count == 2 else f" {channel + 1}"
+            axes[first + 2 * channel, 0].set_ylabel(f"{row.title}{name}", fontsize=9)
+        first += 2 * count
+    colours = ScalarMappable(Normalize(FLOOR_DB, 0), "magma")
+    bar = figure.colorbar(colours, ax=axes.ravel().tolist(), aspect=40, fraction=0.02, pad=0.01)
+    bar.set_label("dB of full scale", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
     return figure
+
+
+def _show_clip(axes: Sequence[Axes], row: Row, column: int, sample_rate: int) -> None:
+    """Draws a clip into its column: two axes a channel. A place without a clip keeps its row's title alone."""
+    clip = row.clips[column] if column < len(row.clips) else None
+    if clip is None:
+        for place in axes:
+            place.set(frame_on=False, xticks=[], yticks=[])
+        return
+    clip = clip.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
+    scale = max(clip.abs().max().item(), 1.0)
+    made = row.made[column] if row.made is not None else ()
+    for channel, samples in enumerate(clip):
+        wave, mel = axes[2 * channel], axes[2 * channel + 1]
+        _show_wave(wave, samples, sample_rate, scale)
+        _show_mel(mel, samples, sample_rate)
+        for start, end in made:
+            wave.axvspan(start, end, color="tab:orange", alpha=0.25, linewidth=0)
+            for edge in (start, end):
+                mel.axvline(edge, color="white", linewidth=0.6, linestyle="--")
+        for place in (wave, mel):
+            place.xaxis.set_major_locator(MaxNLocator(nbins=3))
+            place.tick_params(labelsize=6)
+        mel.tick_params(labelbottom=channel == len(clip) - 1)
+    for place in axes[2 * len(clip) :]:
+        place.set_axis_off()
+    axes[0].set_title(f"{row.names[column]}\n{_level(clip)}", fontsize=6, parse_math=False)
+    axes[2 * len(clip) - 1].set_xlabel("seconds", fontsize=6, labelpad=1)
 
 
 def reverse_process(points: Sequence[tuple[float, Tensor]], sample_rate: int) -> Figure:
@@ -94,7 +159,7 @@ def reverse_process(points: Sequence[tuple[float, Tensor]], sample_rate: int) ->
         sample_rate: Hz.
     """
     clips, names = [clip for _, clip in points], [f"t = {t:.2f}" for t, _ in points]
-    return sample_grid([("x0 estimate", clips, names)], sample_rate)
+    return sample_grid([Row("x0 estimate", clips, names)], sample_rate)
 
 
 def noise_levels(snr_db: Sequence[float], loss: Sequence[float], bits_per_db: Sequence[float], title: str) -> Figure:

@@ -14,9 +14,10 @@ import torch
 
 from audio_diffusion import Generator
 from audio_diffusion.data.real import real_clips
-from audio_diffusion.use.asked import samples
+from audio_diffusion.use.asked import Input, Sample, samples
 from audio_diffusion.use.interruption import CtrlC
 from audio_diffusion.use.output import beside, claim, default_folder, note_of
+from audio_diffusion.use.results import made_anew
 
 
 def test_an_earlier_folder_is_never_written_into_unasked(tmp_path: Path) -> None:
@@ -87,6 +88,20 @@ def test_files_of_unlike_length_are_padded_and_named(model: Generator, tmp_path:
     assert not short.clip[:, 700:].any()
     assert short.note == f"0.0375 s of silence added at its end, to be as long as {tmp_path / 'long.wav'}"
     assert not long.note
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({"task": "inpaint", "regions": [[0.1, 0.2]]}, [(0.1, 0.2)]),
+        ({"task": "outpaint", "before": 0.5, "after": 0.25}, [(0.0, 0.5), (1.5, 1.75)]),
+        ({"task": "continue", "seconds": 0.5}, [(1.0, 1.5)]),
+        ({"task": "vary"}, []),
+    ],
+)
+def test_what_was_made_anew_is_shaded(options: dict[str, Any], made: list[tuple[float, float]]) -> None:
+    sample = Sample(0, 0, files=(Input(Path("a.wav"), None, torch.zeros(1, 8000)),))
+    assert made_anew(sample, options, 8000) == made
 
 
 def test_real_clips_have_their_own_titles(model: Generator, drum_shards: Path) -> None:

@@ -305,16 +305,18 @@ def log_samples(
     sample_rate: int,
     pictures: Mapping[str, Path],
     table: Sequence[Mapping[str, Any]],
+    captions: Sequence[str] | None = None,
 ) -> None:
-    """Sends generated audio, pictures (PNG files by name) and one table row per clip to W&B and TensorBoard."""
+    """Sends generated audio, pictures (PNG files by name) and one table row per clip to W&B and TensorBoard; captions
+    are shown beside the audio in W&B, the names if left out."""
     step = trainer.global_step
 
     def send(logger: Logger) -> None:
         if isinstance(logger, WandbLogger):
             media: dict[str, Any] = {f"samples/{k}": wandb.Image(str(path)) for k, path in pictures.items()}
             media["samples/audio"] = [
-                wandb.Audio(clip.cpu().float().clamp(-1, 1).T.numpy(), sample_rate=sample_rate, caption=name)
-                for clip, name in zip(clips, names, strict=True)
+                wandb.Audio(clip.cpu().float().clamp(-1, 1).T.numpy(), sample_rate=sample_rate, caption=caption)
+                for clip, caption in zip(clips, captions or names, strict=True)
             ]
             columns: list[Any] = list(table[0])
             media["samples/table"] = wandb.Table(columns, [[row[c] for c in columns] for row in table])

@@ -210,11 +210,11 @@ class SampleAudio(L.Callback):
             writer.writerows(table)
         if troubles := {file: wrong for clip, file in zip(audio, names, strict=True) if (wrong := trouble(clip))}:
             warnings.warn(f"samples of step {trainer.global_step}: {told(troubles, len(names))}", stacklevel=2)
-        heard = [limited(clip) for clip in audio]  # their own levels are in the table and above the picture
-        titles = [limited_name(file, clip) for file, clip in zip(names, audio, strict=True)]
-        grid = pictures.sample_grid([("generated", heard[:12], titles[:12])], self.sample_rate)
+        heard = [limited(clip) for clip in audio]  # their own levels are in the table, picture and captions
+        captions = [limited_name(file, clip) for file, clip in zip(names, audio, strict=True)]
+        grid = pictures.sample_grid([pictures.Row("generated", list(audio[:12]), names[:12])], self.sample_rate)
         files = {"spectrograms": pictures.save(grid, folder / "spectrograms.png")}
         if process:
             figure = pictures.reverse_process(process, self.sample_rate)
             files["reverse_process"] = pictures.save(figure, folder / "reverse_process.png")
-        log_samples(trainer, heard, names, self.sample_rate, files, table)
+        log_samples(trainer, heard, names, self.sample_rate, files, table, captions)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,24 +81,44 @@ def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
     path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str))
 
 
+def made_anew(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
+    """(start, end) in seconds of what a task makes of a file and beside it; nothing where it changes all of it."""
+    task = options["task"]
+    if task == "inpaint":
+        return [(start, end) for start, end in options["regions"]]
+    if task not in ("outpaint", "continue"):
+        return []
+    seconds = sample.files[0].clip.shape[-1] / sample_rate
+    before, after = (options["before"], options["after"]) if task == "outpaint" else (0, options["seconds"])
+    parts = [(0.0, before), (before + seconds, before + seconds + after)]
+    return [(start, end) for start, end in parts if end > start]
+
+
 def draw(
-    shown: Sequence[tuple[Sample, Result]], real: Sequence[tuple[str, Tensor | None]], sample_rate: int, path: Path
+    shown: Sequence[tuple[Sample, Result]],
+    real: Sequence[tuple[str, Tensor | None]],
+    sample_rate: int,
+    options: Mapping[str, Any],
+    path: Path,
 ) -> Path:
     """The picture: real clips by title or inputs above, what was made below; of many clips a sample, one row a
     sample."""
     names, of_files = [sample.name for sample, _ in shown], bool(shown[0][0].files)
-    rows: list[pictures.Row]
     if len(shown[0][1].clips) > 1:
         rows = [
-            (sample.name, result.clips[:COLUMNS], [suffix.lstrip("_") for suffix in result.suffixes[:COLUMNS]])
+            pictures.Row(
+                sample.name, result.clips[:COLUMNS], [suffix.lstrip("_") for suffix in result.suffixes[:COLUMNS]]
+            )
             for sample, result in shown[:ROWS]
         ]
     else:
-        rows = [("result" if of_files else "generated", [result.clips[0] for _, result in shown], names)]
+        made = [made_anew(sample, options, sample_rate) for sample, _ in shown]
+        title = "result" if of_files else "generated"
+        rows = [pictures.Row(title, [result.clips[0] for _, result in shown], names, made)]
         if of_files and all(sample.files[0].info for sample, _ in shown):
-            rows.insert(0, ("input", [sample.files[0].clip for sample, _ in shown], names))
+            rows.insert(0, pictures.Row("input", [sample.files[0].clip for sample, _ in shown], names))
         elif real:
-            rows.insert(0, ("real", [clip for _, clip in real], [title for title, _ in real]))
+            rows.insert(0, pictures.Row("real", [clip for _, clip in real], [title for title, _ in real]))
     return pictures.save(pictures.sample_grid(rows, sample_rate), path)
 
 
