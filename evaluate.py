@@ -162,6 +162,20 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verdict(results: dict[str, Any]) -> list[str]:
+    """What the figures mean, in words: lower is better, and what is above white noise has learnt nothing yet."""
+    noise = results["white_gaussian"]["bits_per_dim"]
+    lines = ["bits per dimension: lower is better; white noise of the same level is what a model must fall below"]
+    for key, name in (("bound", "variational bound"), ("flow", "probability-flow ODE")):
+        if key in results:
+            bits = results[key]["bits_per_dim"]
+            word = "better" if bits < noise else "worse"
+            line = f"{name}: {bits:.4g} bits is {word} than the {noise:.4g} of white noise"
+            more = "" if bits < noise else ": the model has not learnt such sounds, or the shards are unlike its data"
+            lines.append(line + more)
+    return lines
+
+
 def _without_nan(value: Any) -> Any:
     """NaN, which json does not know, as null."""
     if isinstance(value, dict):
@@ -203,6 +217,8 @@ def main(cfg: DictConfig) -> None:
     everything = {**about, "seed": options["seed"], "likelihood": results}
     (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1))
     print(table(results))
+    for line in verdict(results):
+        print(line)
     if "bound" in results:
         curve = results["bound"]["curve"]
         figure = pictures.noise_levels(curve["snr_db"], curve["loss"], curve["bits_per_db"], results["bound"]["title"])

@@ -7,18 +7,21 @@ python train.py diffusion=v_cosine check=true     # what its schedule can do at 
 """
 
 import os
+import sys
 
 from audio_diffusion import signals
 
 if __name__ == "__main__":
     signals.listen()  # before imports that take ten seconds: a signal is never too early
+    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0") == "0":
+        print("audio_diffusion: loading ..", file=sys.stderr, flush=True)
 os.environ.pop("WANDB_SERVICE", None)  # of whoever started this, as the notebook that called sbatch; not for this run
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import json
 import logging
+import shlex
 import subprocess
-import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -140,8 +143,11 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
 
 
 def quiet() -> None:
-    """Leaves out what Lightning says of things that are meant: advertising, the stream's length, EMA in eval mode."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    """Leaves out what libraries say of things that are meant: advertising, TPUs, the stream's length, EMA in eval."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available"))
+    )
+    logging.getLogger("gcsfs").setLevel(logging.WARNING)  # of experimental features, where no bucket is used
     for message in (
         ".*IterableDataset. has .__len__. defined.*",
         ".*module.s. in eval mode at the start of training.*",
@@ -176,6 +182,16 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
     if ckpt is not None:
         return [f"init={plain['init']} is where this run began: it goes on from its own {ckpt.name}"]
     return start_from(module, plain["init"], plain["init_weights"], plain)
+
+
+def what_next(plain: dict[str, Any]) -> str:
+    """What to say of a run that is finished: where its results are, and what to type."""
+    run_dir, callbacks = plain["run_dir"], plain["callbacks"]
+    saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "no checkpoint was asked for, "
+    sampling = callbacks.get("sampling")
+    listen = f"listen in {sampling['folder']}/, " if sampling else ""
+    command = f"python sample.py ckpt={shlex.quote(str(run_dir))}" if callbacks.get("checkpoint") else ""
+    return f"finished: {saved}{listen}" + (f"next: {command}" if command else f"curves in {run_dir}/metrics.jsonl")
 
 
 @config.entry("train")
@@ -256,6 +272,8 @@ def main(cfg: DictConfig) -> None:
             rank_zero_info("callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from")
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        if trainer.global_step >= steps:
+            rank_zero_info(what_next(plain))
     for callback in callbacks:
         if isinstance(callback, StopWhenAsked) and callback.status:
             raise SystemExit(callback.status)

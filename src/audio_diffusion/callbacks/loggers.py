@@ -73,7 +73,7 @@ def wandb_logger(
                 "W&B: offline, as the server cannot be reached, there are no credentials, or offline was asked for. "
                 f"To see the run there, later:\n    wandb login && wandb sync {run_dir}/wandb/offline-run-*"
             )
-        return WandbLogger(
+        logger = WandbLogger(
             name=name,
             project=project,
             save_dir=run_dir,
@@ -82,6 +82,8 @@ def wandb_logger(
             mode=mode,
             settings=wandb.Settings(init_timeout=timeout_s, finish_timeout=timeout_s, finish_timeout_raises=True),
         )
+        logger._wandb_init.pop("anonymous", None)  # W&B warns of it, though it is Lightning that sets it
+        return logger
 
     def make_offline() -> WandbLogger:
         wandb.teardown()  # W&B's service still holds the run that could not be started

@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from tqdm import tqdm
 
 from audio_diffusion import pictures
 from audio_diffusion.callbacks.cluster.preemption import Interrupted, breathe
 from audio_diffusion.callbacks.failures import Tolerated
 from audio_diffusion.callbacks.loggers import log_samples
 from audio_diffusion.data.audio import file_name, write_audio
-from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.batch import AudioBatch, counted
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.seeding import seed_of
@@ -45,6 +47,23 @@ class _Made:
     words: list[str]  # what to call each slot, of all ranks
     points: list[tuple[float, Tensor]]  # (t, x0 estimate of the first slot) of every step
     scale: float  # of the guidance
+
+
+def progress(trainer: L.Trainer, count: int) -> tqdm:
+    """The bar of a round of ``count`` sounds, on rank 0 and where the run has a bar; it counts network calls. It comes
+    after two seconds; in a log file a line every ten."""
+    is_terminal = sys.stdout.isatty()
+    return tqdm(
+        desc=f"sampling at step {trainer.global_step}: {counted(count, 'sound')}",
+        unit=" network calls",
+        bar_format="{desc}, {n_fmt}{unit} [{elapsed}]",
+        file=sys.stdout,
+        leave=not is_terminal,
+        mininterval=0.1 if is_terminal else 10,
+        miniters=0,
+        delay=2,
+        disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
+    )
 
 
 class SampleAudio(L.Callback):
@@ -148,22 +167,25 @@ class SampleAudio(L.Callback):
         cond, words = self._tell(trainer, module)
         scale = self.guidance_scale if cond else 1.0  # nothing to be guided by
         points: list[tuple[float, Tensor]] = []
+        bar = progress(trainer, len(slots))
 
         def on_step(t: float, estimate: Tensor) -> None:
             points.append((t, estimate[:1].clone()))
+            bar.update()
             breathe(trainer, f"sampling at step {trainer.global_step}", may_stop=module.device_mesh is None)
 
-        x0 = generate(
-            module.ema.net,
-            module.process,
-            self.sampler,
-            module.representation.shape(*self.shape),
-            [self.seeds[slot] for slot in slots],
-            {name: value[slots] for name, value in cond.items()},
-            guidance_scale=scale,
-            device=module.device,
-            on_step=on_step,
-        )
+        with bar:
+            x0 = generate(
+                module.ema.net,
+                module.process,
+                self.sampler,
+                module.representation.shape(*self.shape),
+                [self.seeds[slot] for slot in slots],
+                {name: value[slots] for name, value in cond.items()},
+                guidance_scale=scale,
+                device=module.device,
+                on_step=on_step,
+            )
         return _Made(module.representation.decode(x0), words, points, scale)
 
     def _tell(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:

@@ -29,6 +29,10 @@ class ProgressBar(TQDMProgressBar):
         self.every_s = every_s
         self._shown = -math.inf
 
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What is shown at the bar's end; without the version that Lightning's loggers give a run."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_start()
         bar, done = self.train_progress_bar, trainer.fit_loop.epoch_loop.batch_progress.current.ready
