@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from audio_diffusion import config
+from audio_diffusion.command_line import without_flags
 from audio_diffusion.config import ConfigError
 from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
@@ -182,7 +183,11 @@ def _verify(place: str, workers: int, store: RemoteStore) -> None:
 
 def _refuse_bare_words(arguments: list[str]) -> None:
     """Ends with the right line for ``make_shards.py FOLDER OUT``."""
-    bare = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    try:
+        options = without_flags(arguments)
+    except config.ConfigError:
+        return  # a dash too many, which is explained as by all programs
+    bare = [option for option in options if "=" not in option and not option.startswith(("+", "~"))]
     if not bare:
         return
     given = [argument for argument in arguments if argument not in bare]

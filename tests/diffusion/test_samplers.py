@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion import grids
+from audio_diffusion.diffusion import grids, plans
 from audio_diffusion.diffusion.parameterization import Epsilon, Prediction
 from audio_diffusion.diffusion.process import Denoise, Diffusion
 from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
@@ -480,6 +480,8 @@ def test_the_loop_traces_into_one_graph(sampler: Sampler) -> None:
     def sample(x: Tensor) -> Tensor:
         return sampler(denoise, x, schedule, lambda: noise, num_steps=5)
 
+    for made in vars(plans).values():
+        getattr(made, "forget", lambda: None)()  # torch.compile cannot look into a table with grids that have options
     expected = sample(x_t)
     torch.compiler.reset()  # it counts every sampler as the same function
     torch.testing.assert_close(torch.compile(sample, fullgraph=True, backend="eager")(x_t), expected)

@@ -186,7 +186,7 @@ def test_wrong_conditions_are_refused(num_classes: int, given: list[str], messag
         ({"widths": (0, 64)}, r"widths: expected multiples of 8, got \[0, 64\]"),
         ({"factors": (3,)}, r"factors: expected even numbers, got \[3\]"),
         ({"factors": (0,)}, r"factors: expected even numbers, got \[0\]"),
-        ({"widths": (16, 32)}, "head_width: expected a divisor of the width 32, got 64"),
+        ({"widths": (16, 32)}, "widths: expected the last to be a multiple of 64, the width of a head of"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:

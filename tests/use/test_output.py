@@ -59,7 +59,7 @@ def test_two_models_do_not_share_a_folder(
 
 def test_ctrl_c_waits_for_what_is_held_and_is_over_after_the_block() -> None:
     done = []
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a program in the background
     try:
         with CtrlC() as ctrl_c:
             with ctrl_c.held():

@@ -55,6 +55,7 @@ def _kept(make: Callable[..., T]) -> Callable[..., T]:
             known[given] = make(*given)
         return known[given]
 
+    look_up.forget = known.clear  # type: ignore[attr-defined]
     return look_up
 
 
