@@ -105,7 +105,7 @@ def runs(start: Start) -> dict[str, Watched]:
 @pytest.fixture(scope="session")
 def others(start: Start, runs: dict[str, Watched]) -> dict[str, Watched]:
     """A few steps of each choice of trainer that nothing above takes, on the CPU."""
-    steps = {"auto": ["max_steps=2"], "cpu": ["max_steps=2"], "gpu": ["max_steps=2"], "debug": []}
+    steps = {"auto": ["max_steps=2"], "cpu": ["max_steps=2"], "gpu": ["max_steps=2"], "debug": ["run_dir=runs/debug"]}
     waiting = {n: start(n, f"trainer={n}", "trainer.accelerator=cpu", *more) for n, more in steps.items()}
     return {name: ended() for name, ended in waiting.items()}
 
