@@ -17,6 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the processor's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import lightning as L
 import numpy as np
 import pytest
@@ -41,6 +44,18 @@ from audio_diffusion.training.optim import warmup_cosine
 from audio_diffusion.training.precision import make_precision
 
 HITS_PER_CLASS = 8
+LONGEST_FIRST = ("slurm", "faults", "ranks", "saving")  # folders of tests; then none is left alone at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (pytest -n), the tests of a file stay in one, and so do all of Slurm's: one cluster."""
+
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder(item) == "slurm" else str(item.path)))
+    items.sort(key=lambda item: [folder(item) != name for name in LONGEST_FIRST])
 
 
 @pytest.fixture(scope="session")
