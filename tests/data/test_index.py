@@ -117,6 +117,8 @@ def test_what_cannot_be_used_is_named_and_never_a_clip(tmp_path: Path, write_tar
         ("lonely.json", b"{}"),
         ("song.M4A", b"audio"),
         ("picture.jpg", b"none of ours"),
+        ("._good.wav", b"what macOS keeps of good.wav"),
+        ("__MACOSX/._good.json", b"and of its json"),
     ]
     index = load_index(write_tar(tmp_path / "s.tar", members))
     assert by_index(index) == {"good": (b"audio", b"{}")}
@@ -137,6 +139,7 @@ def test_what_cannot_be_used_is_named_and_never_a_clip(tmp_path: Path, write_tar
     assert all(expected[key] in kinds[kind] for key, kind, _ in index.refused)
     assert refused.keys() == expected.keys()
     assert all(reason.startswith(expected[key]) for key, reason in refused.items())
+    assert "pip install -e '.[av]'" in refused["song.M4A"]
     skipped = index.skipped()
     assert [s[1:] for s in skipped] == [tuple(refused) for refused in index.refused]
     assert {s.shard for s in skipped} == {str(tmp_path / "s.tar")}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from audio_diffusion.data import ogg
 from audio_diffusion.data.audio import AudioInfo, UnusableAudio, check, read_crop
-from audio_diffusion.data.decoders import Decoder
+from audio_diffusion.data.decoders import Decoder, open_plain
 from audio_diffusion.data.recording import Recording, probe
 
 Encode = Callable[..., bytes]
@@ -158,6 +158,37 @@ def test_ogg_files_behind_one_another_are_one(
     assert read_crop(memoryview(first + second), crop, rates[0], 1.0).seconds_total == 4  # no index tells it
 
 
+@pytest.mark.parametrize(("subtype", "sample_rate"), [("VORBIS", 44_100), ("OPUS", 48_000)])
+@pytest.mark.parametrize("followed", [False, True])
+def test_an_ogg_file_cut_between_two_pages_is_used_and_that_it_may_go_on_is_said(
+    encode: Encode, noise: Noise, tmp_path: Path, subtype: str, sample_rate: int, followed: bool
+) -> None:
+    data = encode(0.3 * noise(8 * sample_rate), sample_rate, "OGG", subtype)
+    whole = decoded(data)
+    assert check(memoryview(data)).missing == ""
+    cut = b"".join(split_pages(data)[:-2])
+    info, left = read_all(cut + (data if followed else b""), tmp_path)
+    alone = check(memoryview(cut), max_missing=0).frames  # never refused for that: there may be no more of it
+    assert len(whole) - 2 * sample_rate < alone < len(whole)
+    np.testing.assert_allclose(left[: alone - 2000], whole[: alone - 2000], atol=2e-6)
+    assert info.frames == alone + followed * len(whole)
+    assert info.missing_s == 0
+    assert info.missing.startswith(
+        f"an unknown length may be missing at {alone / sample_rate:.2f} s: no page is marked"
+    )
+
+
+@pytest.mark.parametrize("total", ["known", "unknown"])
+def test_flac_in_ogg_tells_its_end_by_its_header_or_its_pages(encode: Encode, noise: Noise, total: str) -> None:
+    flac = encode(0.3 * noise(40_000), 16_000, "FLAC")
+    *pages, last = split_pages(ogg_flac(flac if total == "known" else unknown_length(flac)))
+    unmarked = last[:5] + b"\0" + last[6:22] + bytes(4) + last[26:]
+    unmarked = unmarked[:22] + struct.pack("<I", ogg.checksum(unmarked)) + unmarked[26:]
+    info = check(memoryview(b"".join([*pages, unmarked])))
+    assert info.frames == 40_000
+    assert ("no page is marked as the end" in info.missing) == (total == "unknown")
+
+
 def test_an_ogg_file_whose_first_page_trims_its_beginning_is_read(encode: Encode, noise: Noise, tmp_path: Path) -> None:
     data = encode(0.3 * noise(100_000), 44_100, "OGG")
     pages, shifted = split_pages(data), []
@@ -205,6 +236,23 @@ def test_half_an_mp3_is_used_to_its_end_and_says_what_is_missing(noise: Noise, t
     assert "MPEG frames, though its header says" in info.missing
 
 
+@pytest.mark.parametrize("format", ["MP3", "OGG", "FLAC", "WAV", "AIFF", "W64", "CAF"])
+def test_a_crop_of_half_a_file_is_refused_with_the_share_that_packing_names(
+    encode: Encode, noise: Noise, format: str
+) -> None:
+    data = encode(0.3 * noise(8 * 44_100), 44_100, format)
+    half = memoryview(data)[: len(data) // 2]
+    if format == "OGG":  # which does not tell its length
+        assert check(half).missing
+        return
+    with pytest.raises(UnusableAudio, match=r"(4[5-9]|5\d)(\.\d)? % of it, more than max_missing=0.2 allows"):
+        check(half)
+    crop = torch.empty(1, 1000)
+    if format == "MP3":
+        with pytest.raises(UnusableAudio, match=r"^(4[5-9]|5\d) % of it are missing: ends after"):
+            read_crop(half, crop, 44_100, 0.5)
+
+
 def test_the_mp3_decoder_prints_nothing(noise: Noise, capfd: pytest.CaptureFixture[str]) -> None:
     file = io.BytesIO()
     sf.write(file, 0.5 * noise(16_000 * 6), 16_000, format="MP3", bitrate_mode="CONSTANT", compression_level=0.9)
@@ -224,6 +272,41 @@ def test_wav_whose_size_was_never_written_and_wav_behind_wav(encode: Encode, noi
         assert info.missing == ""
     _, whole = read_all(wav + wav, tmp_path)
     np.testing.assert_array_equal(whole, np.concatenate([samples, samples]))
+
+
+@pytest.mark.parametrize("riff_size", [0xFFFFFFFFFFFFFFFF, 0])
+def test_w64_whose_size_was_never_written(encode: Encode, noise: Noise, tmp_path: Path, riff_size: int) -> None:
+    samples = np.round(0.3 * noise(9_000, 2) * 32768).astype(np.float32) / 32768
+    w64 = encode(samples, 16_000, "W64")
+    at = w64.index(b"data\xf3\xac") + 16
+    info, whole = read_all(
+        w64[:16] + struct.pack("<Q", riff_size) + w64[24:at] + struct.pack("<Q", (1 << 63) - 1) + w64[at + 8 :],
+        tmp_path,
+    )
+    np.testing.assert_array_equal(whole[: len(samples)], samples)
+    assert (len(whole) - len(samples), info.missing) == (0, "")
+
+
+@pytest.mark.parametrize("format", ["WAV", "MP3", "FLAC", "OGG"])
+def test_what_lies_beside_a_file_does_not_matter(encode: Encode, noise: Noise, tmp_path: Path, format: str) -> None:
+    data = encode(0.3 * noise(20_000), 16_000, format)
+    name = f"x.{format.lower()}"
+    (tmp_path / name).write_bytes(data)
+    entry = struct.pack(">IIHIII", 0x00051607, 0x00020000, 1, 2, 50, 286)
+    (tmp_path / f"._{name}").write_bytes(entry.ljust(4096, b"\0"))  # as macOS keeps it
+    assert check(tmp_path / name) == check(memoryview(data))
+    with pytest.raises(UnusableAudio, match="cannot be decoded"):
+        check(tmp_path / f"._{name}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing lists what is open")
+def test_a_file_that_is_no_audio_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "x.au").write_bytes(b"words, which no name makes audio" * 30)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(UnusableAudio, match="cannot be decoded"):
+            open_plain(tmp_path / "x.au")
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
 
 @pytest.mark.parametrize("format", ["WAV", "AIFF", "AU", "W64", "CAF", "RF64"])

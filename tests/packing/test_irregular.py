@@ -109,3 +109,62 @@ def test_crops_of_a_kept_file_have_the_length_that_its_index_tells(encode: Encod
     data = without_a_page(encode(0.3 * noise(8 * 44_100), 44_100, "OGG"))
     crop = torch.empty(1, 1000)
     assert read_crop(memoryview(data), crop, 44_100, 1.0, frames=300_000).seconds_total == 300_000 / 44_100
+
+
+@pytest.mark.parametrize(
+    ("form", "kept", "what"),
+    [
+        ({}, 0, ""),
+        ({"format": "flac"}, 0, ""),
+        ({"format": "flac", "segment_s": 0.5}, 59, "left out from 15 to 15.5 s: "),
+        ({"format": "flac", "segment_s": 2}, 14, "left out from 14 to 16 s: "),
+        ({"format": "pcm16", "segment_s": 0.5, "sample_rate": 22_050}, 59, "left out from 15 to 15.5 s: "),
+    ],
+)
+@pytest.mark.parametrize("task_bytes", [1_000, 16_000_000])
+def test_a_sample_that_is_no_number_costs_the_clip_that_would_hold_it(
+    packed: Any,
+    encode: Encode,
+    noise: Noise,
+    monkeypatch: pytest.MonkeyPatch,
+    form: dict[str, Any],
+    kept: int,
+    what: str,
+    task_bytes: int,
+) -> None:
+    monkeypatch.setattr("audio_diffusion.packing.prepare._IN_MEMORY", task_bytes)
+    samples = 0.1 * noise(30 * 8000)
+    samples[15 * 8000 + 2000] = np.nan
+    report, _ = packed({"x.wav": encode(samples, 8000, subtype="FLOAT")}, **form)
+    assert report.refused == [("x.wav", f"{what}holds NaN or infinite samples, the first at 15.250 s")]
+    assert report.clips["train"] == kept + 1
+
+
+def test_pieces_in_a_row_that_cannot_be_used_are_named_as_one_stretch(
+    packed: Any, encode: Encode, noise: Noise
+) -> None:
+    samples = 0.1 * noise(10 * 8000)
+    samples[2 * 8000 : 5 * 8000] = 1e9
+    samples[8 * 8000] = np.inf
+    report, _ = packed({"x.wav": encode(samples, 8000, subtype="FLOAT")}, format="flac", segment_s=1)
+    assert [reason for _, reason in report.refused] == [
+        "left out from 2 to 5 s: holds samples of 1e+09, where full scale is 1, the first at 2.000 s",
+        "left out from 8 to 9 s: holds NaN or infinite samples, the first at 8.000 s",
+    ]
+    assert report.clips["train"] == 6 + 1
+
+
+def test_rests_are_named_and_counted(packed: Any, encode: Encode, noise: Noise) -> None:
+    files = {"x.wav": encode(0.1 * noise(2_300), 1_000), "y.wav": encode(0.1 * noise(2_600), 1_000)}
+    report, output = packed(files, format="flac", segment_s=1)
+    rows = (output / "refused.csv").read_text().splitlines()
+    assert rows == ["file,reason", "x.wav,its last 0.300 s are left out: less than half a piece"]
+    assert report.manifest["rests"] == {"pieces": 1, "seconds": 0.3}
+    assert report.refused == []  # used, but for that
+
+
+def test_what_macos_keeps_beside_files_is_no_audio(packed: Any, encode: Encode, noise: Noise) -> None:
+    mp3 = encode(0.1 * noise(16_000), 16_000, "MP3")
+    report, _ = packed({"x.mp3": mp3, "._x.mp3": b"\0\5\x16\7\0\2\0\0" + bytes(4000), "._y.wav": b"\0\5\x16\7"})
+    assert report.refused == []
+    assert report.manifest["files"]["found"] == 3

@@ -18,6 +18,7 @@ from audio_diffusion.data.decoders import (
     Reader,
     UnusableAudio,
     Window,
+    check_samples,
 )
 from audio_diffusion.data.resampling import check_fit, map_channels, read_window
 from audio_diffusion.data.whole import MAX_MISSING, Whole, open_for_crop, open_whole, second_try
@@ -35,6 +36,7 @@ __all__ = [
     "Window",
     "check",
     "file_name",
+    "is_sidecar",
     "map_channels",
     "read_crop",
     "write_audio",
@@ -101,6 +103,7 @@ def decode_all(whole: Whole, each: Callable[[NDArray[np.float32]], object] | Non
     """Decodes what was opened to its end, see ``check``."""
     reader, frames = whole.reader, 0
     for block in reader.blocks():
+        check_samples(block, frames, reader.samplerate)
         frames += len(block)
         if each is not None:
             each(block)
@@ -135,7 +138,7 @@ def _words(loss: Loss, duration_s: float) -> str:
     """What is missing, as it is told: such as "0.120 s at 207.0 s: ends after .."."""
     start_s = loss.start_s if loss.start_s >= 0 else duration_s
     amount = f"{loss.seconds:.3f} s" if loss.seconds else "an unknown length"
-    return f"{amount} missing at {start_s:.2f} s: {loss.reason}"
+    return f"{amount} {'' if loss.is_certain else 'may be '}missing at {start_s:.2f} s: {loss.reason}"
 
 
 def read_crop(
@@ -201,6 +204,11 @@ def _crop(f: Reader, out: Tensor, sample_rate: int, where: float, convert: bool,
 def write_audio(path: str | Path, audio: Tensor, sample_rate: int, subtype: str = "PCM_16") -> None:
     """Writes ``[C, T]`` (full scale ±1; louder is clipped in integer subtypes) in the format of the path's ending."""
     sf.write(path, audio.detach().cpu().float().T.numpy(), sample_rate, subtype=subtype)
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file is what macOS keeps of another one (``._x.mp3`` beside ``x.mp3``), and no audio."""
+    return name.rpartition("/")[2].startswith("._")
 
 
 def file_name(words: str) -> str:

@@ -154,6 +154,9 @@ def layout(data: Data, frames: int, sample_rate: int) -> Layout:
         return Layout()
     begin, size = told
     there, losses = data.size - begin, []
+    if head[:4] == b"riff" and (size + 24 in _UNKNOWN_64 or size > 1 << 62):  # libsndfile refuses those in memory
+        sizes = pack("<Q", data.size), pack("<Q", there + 24)
+        return Layout([Part([(0, 16), sizes[0], (24, begin - 8), sizes[1], (begin, data.size)])])
     if size < 1 << 62 and size not in (0, 0xFFFFFFFF):
         losses = _lost(size, there, there * sample_rate / frames if frames > 0 else _bytes_per_second(data, head))
     if head[:4] == b"caff" and size > there:  # libsndfile refuses those

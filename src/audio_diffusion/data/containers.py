@@ -17,11 +17,13 @@ _BLOCK = 1 << 18  # bytes that are read at once
 
 
 class Loss(NamedTuple):
-    """What is missing: from where in the audio, how much (0.0: nobody knows), both in seconds, and why."""
+    """What is missing: from where in the audio (-1.0: its end), how much (0.0: it cannot be known), both in seconds;
+    why; and ``is_certain``, False where perhaps nothing is."""
 
     start_s: float
     seconds: float
     reason: str
+    is_certain: bool = True
 
 
 class Data:
@@ -133,12 +135,14 @@ class Part:
         pieces: what it is made of, see ``Stitched``.
         end: Ogg: its last granule position.
         continues: Ogg: it goes on with the stream of the part before it, behind a hole.
+        has_end: False: it is not known whether the file once went on here.
         data: what the pieces are stretches of; None: the file itself.
     """
 
     pieces: list[tuple[int, int] | bytes]
     end: int = 0
     continues: bool = False
+    has_end: bool = True
     data: Data | None = None
 
 

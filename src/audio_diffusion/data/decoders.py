@@ -173,7 +173,7 @@ class Decoder(sf.SoundFile):
             have = first + len(samples)
             raise UnusableAudio(f"ends after {have} frames, though its header says {self.frames}", "truncated")
         if not self.subtype.startswith(_INTEGER):
-            check_samples(samples)
+            check_samples(samples, first, self.samplerate)
         return samples
 
     def tail(self, first: int) -> int:
@@ -204,7 +204,7 @@ class Decoder(sf.SoundFile):
         """All frames, block by block; fewer than ``frames`` where the file ends before.
 
         Raises:
-            UnusableAudio: if they cannot be decoded, or are NaN, infinite or absurdly large.
+            UnusableAudio: if they cannot be decoded.
         """
         done = 0
         try:
@@ -216,7 +216,6 @@ class Decoder(sf.SoundFile):
                 if not len(block):
                     return
                 done += len(block)
-                check_samples(block)
                 yield block
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"broken after {done} frames: {error}") from error
@@ -269,6 +268,18 @@ def pcm16(memory: memoryview) -> Pcm16 | None:
     return Pcm16(format[2], data.reshape(frames, format[1]))
 
 
+def _descriptor(path: str | bytes | Path) -> str | bytes | int:
+    """A file for libsndfile: open already, where the system's descriptors are its own. By its path it would also look
+    at the files beside it (macOS keeps ``._x.mp3`` beside ``x.mp3``) and take what it does not know for what its name
+    says."""
+    if os.name != "posix":
+        return os.fspath(path)
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # libsndfile closes it
+    except OSError as error:
+        raise UnusableAudio(f"cannot be decoded: System error: {error.strerror}", "read") from error
+
+
 def open_plain(file: File) -> Decoder | Pcm16:
     """The decoder of a file as its header describes it.
 
@@ -279,10 +290,8 @@ def open_plain(file: File) -> Decoder | Pcm16:
     if opened is None:
         if isinstance(file, memoryview):
             file = Window(file)  # type: ignore[assignment]
-        elif isinstance(file, str | Path) and os.name == "posix":
-            file = os.fsencode(file)  # not every file's name is UTF-8
         try:
-            opened = Decoder(file)  # type: ignore[arg-type]
+            opened = Decoder(_descriptor(file) if isinstance(file, str | bytes | Path) else file)  # type: ignore[arg-type]
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"cannot be decoded: {str(error).split(': ')[-1]}", "format") from error
     low, high = SAMPLE_RATES
@@ -297,9 +306,16 @@ def open_plain(file: File) -> Decoder | Pcm16:
     return opened
 
 
-def check_samples(samples: np.ndarray) -> None:
+def check_samples(samples: np.ndarray, first: int, sample_rate: int) -> None:
+    """Checks samples ``[n, C]`` that begin with frame ``first`` of a file.
+
+    Raises:
+        UnusableAudio: if any is NaN, infinite or absurdly large, with the time of the first one.
+    """
     loudest = max(samples.max(), -samples.min()) if samples.size else 0.0
+    if loudest <= MAX_SAMPLE:  # not so if it is NaN
+        return
+    at_s = (first + int((~(np.abs(samples) <= MAX_SAMPLE)).any(1).argmax())) / sample_rate
     if not np.isfinite(loudest):
-        raise UnusableAudio("holds NaN or infinite samples", "samples")
-    if loudest > MAX_SAMPLE:
-        raise UnusableAudio(f"holds samples of {loudest:.3g}, where full scale is 1", "samples")
+        raise UnusableAudio(f"holds NaN or infinite samples, the first at {at_s:.3f} s", "samples")
+    raise UnusableAudio(f"holds samples of {loudest:.3g}, where full scale is 1, the first at {at_s:.3f} s", "samples")

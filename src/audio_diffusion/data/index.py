@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from audio_diffusion.data.audio import EXTENSIONS
+from audio_diffusion.data.audio import CONVERTED, EXTENSIONS, is_sidecar
 from audio_diffusion.data.batch import Skipped
 from audio_diffusion.data.members import MAX_JSON_BYTES, READERS, read_json
 
 INDEX_VERSION = 3
-#: endings of audio that libsndfile does not read; other members are left alone
-UNREADABLE = ("aac", "ac3", "amr", "ape", "m4a", "mka", "mp4", "webm", "wma", "wv")
+#: said of a member that packing could convert
+_CONVERT = (
+    "{} is no kind of audio that is read here; to use it, unpack the shards and pack the files with make_shards.py "
+    "format=flac, which reads it with: pip install -e '.[av]'"
+)
 
 Place = tuple[int, int]  # (offset, size) in bytes; (0, 0): there is none
 
@@ -86,6 +89,67 @@ def _split(name: str, audio_member: str | None) -> tuple[str, str, bool]:
     return key, ending, not audio_member and ending.lower() in EXTENSIONS
 
 
+class _Members:
+    """The members of a tar, sorted into the audio of clips, what belongs to it, and what cannot be used.
+
+    Args:
+        num_bytes: size of the tar.
+        audio_member: see ``scan``.
+    """
+
+    def __init__(self, num_bytes: int, audio_member: str | None):
+        self._num_bytes, self._audio_member = num_bytes, audio_member
+        self.audio: dict[str, Place] = {}
+        self.refused: list[tuple[str, str, str]] = []
+        self._others: list[tuple[str, Place]] = []
+        self._endings: dict[str, set[str]] = {}  # of the audio members of each key
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Takes the next member."""
+        key, ending, is_audio = _split(member.name, self._audio_member)
+        if member.isdir() or is_sidecar(member.name):
+            return
+        self._note_ending(member, key, ending)
+        if ending.lower() in CONVERTED and not self._audio_member:
+            self.refused.append((member.name, "format", _CONVERT.format(ending)))
+        if not (is_audio or ending in READERS):
+            return
+        if problem := _problem(member, self._num_bytes):
+            self.refused.append((member.name, *problem))
+        elif not is_audio:
+            self._others.append((member.name, (member.offset_data, member.size)))
+        elif key in self.audio:
+            self.refused.append((member.name, "duplicate", "a second member of this name"))
+        else:
+            self.audio[key] = (member.offset_data, member.size)
+
+    def _note_ending(self, member: tarfile.TarInfo, key: str, ending: str) -> None:
+        """Notes the ending of an audio member, whether it is the one that is wanted or not."""
+        if ending.lower() not in EXTENSIONS or not member.isfile():
+            return
+        base, _, all_endings = member.name.rpartition("/")[2].partition(".")
+        owner = f"{member.name.rpartition('/')[0]}/{base}" if self._audio_member else key
+        self._endings.setdefault(owner, set()).add((all_endings if self._audio_member else ending).lower())
+
+    def fields(self) -> dict[str, dict[str, Place]]:
+        """By ending and key the members beside the audio; those without audio are refused."""
+        fields: dict[str, dict[str, Place]] = {}
+        for name, place in self._others:
+            key, ending = _owner(name, self.audio)
+            if key not in self.audio:
+                self.refused.append((name, "metadata", f"{ending} without audio"))
+            elif key in fields.setdefault(ending, {}):
+                self.refused.append((name, "duplicate", "a second member of this name"))
+            else:
+                fields[ending][key] = place
+        return fields
+
+    def choices(self) -> dict[str, int]:
+        """See ``ShardIndex.choices``."""
+        several = [found for found in self._endings.values() if self._audio_member or len(found) > 1]
+        return dict(Counter(ending for found in several for ending in sorted(found)))
+
+
 def scan(
     file: BinaryIO, path: str, num_bytes: int, with_json: bool = True, audio_member: str | None = None
 ) -> ShardIndex:
@@ -99,60 +163,32 @@ def scan(
         audio_member: ending of the members that are the clips' audio, such as ``flac`` or ``vocals.wav``; None: any
             ending of audio, and of several members of a clip the first.
     """
-    audio: dict[str, Place] = {}
-    endings: dict[str, set[str]] = {}  # of the audio members of each key
-    others: list[tuple[str, Place]] = []
-    refused: list[tuple[str, str, str]] = []
+    members = _Members(num_bytes, audio_member)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0:
                     raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
-                key, ending, is_audio = _split(member.name, audio_member)
-                if ending.lower() in EXTENSIONS and member.isfile():
-                    base, _, all_endings = member.name.rpartition("/")[2].partition(".")
-                    owner = f"{member.name.rpartition('/')[0]}/{base}" if audio_member else key
-                    endings.setdefault(owner, set()).add((all_endings if audio_member else ending).lower())
-                if ending.lower() in UNREADABLE and not audio_member:
-                    refused.append((member.name, "format", f"{ending} is no kind of audio that is read here"))
-                if member.isdir() or not (is_audio or ending in READERS):
-                    continue
-                if problem := _problem(member, num_bytes):
-                    refused.append((member.name, *problem))
-                elif not is_audio:
-                    others.append((member.name, (member.offset_data, member.size)))
-                elif key in audio:
-                    refused.append((member.name, "duplicate", "a second member of this name"))
-                else:
-                    audio[key] = (member.offset_data, member.size)
+                members.add(member)
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError("no end mark after the last member found; it is cut off or damaged there")
     except tarfile.ReadError as error:
-        refused.append((PurePosixPath(path).name, "truncated", f"the tar cannot be read to its end: {error}"))
-    fields: dict[str, dict[str, Place]] = {}
-    for name, place in others:
-        key, ending = _owner(name, audio)
-        if key not in audio:
-            refused.append((name, "metadata", f"{ending} without audio"))
-        elif key in fields.setdefault(ending, {}):
-            refused.append((name, "duplicate", "a second member of this name"))
-        else:
-            fields[ending][key] = place
-    keys = list(audio)
+        members.refused.append((PurePosixPath(path).name, "truncated", f"the tar cannot be read to its end: {error}"))
+    fields, keys = members.fields(), list(members.audio)
     known = [_known(file, fields.get("json", {}).get(key)) if with_json else {} for key in keys]
     return ShardIndex(
         path=path,
         num_bytes=num_bytes,
         keys=keys,
-        audio=list(audio.values()),
+        audio=list(members.audio.values()),
         fields={ending: [places.get(key, (0, 0)) for key in keys] for ending, places in fields.items()},
         frames=[_whole(meta.get("frames")) for meta in known],
         sample_rate=[_whole(meta.get("sample_rate")) for meta in known],
         channels=[_whole(meta.get("channels")) for meta in known],
         sha256=[str(meta.get("sha256", "")) for meta in known],
-        refused=refused,
-        choices=dict(Counter(e for found in endings.values() if audio_member or len(found) > 1 for e in sorted(found))),
+        refused=members.refused,
+        choices=members.choices(),
     )
 
 

@@ -11,6 +11,8 @@ from audio_diffusion.data.containers import Data, Layout, Loss, Part, Stitched
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 _BEGIN, _END = 2, 4  # a page's flags
 _MAX_PAGE = 27 + 255 + 255 * 255
+#: said of a stream whose last page has no end-of-stream flag
+NO_END = "no page is marked as the end of the stream; it may have been cut off there"
 
 
 class Page(NamedTuple):
@@ -122,20 +124,25 @@ def layout(data: Data) -> Layout:
     """How an Ogg file is read right."""
     links, damaged, mixed = _links(data)
     losses = []
-    if links and damaged and damaged[-1] >= links[-1].last.stop and not links[-1].has_end:
+    is_cut = bool(links and damaged and damaged[-1] >= links[-1].last.stop and not links[-1].has_end)
+    if is_cut:
         losses.append(Loss(-1.0, 0.0, "it is cut off in its last page"))
     simple = len(links) == 1 and len(links[0].runs) == 1 and links[0].codec != "flac"
     if not links or (simple and not mixed and all(place >= links[0].last.stop for place in damaged)):
+        if links and not links[0].has_end and not is_cut:
+            losses.append(Loss(-1.0, 0.0, NO_END, is_certain=False))
         return Layout([], losses)
     parts: list[Part] = []
     for link in links:
         if link.codec == "flac":
             parts += _flac(data, link, losses)
             continue
-        for number, run in enumerate(filter(None, link.runs)):
+        runs = [run for run in link.runs if run]
+        for number, run in enumerate(runs):
             ends = [page.granule for page in run if page.granule >= 0]
             pieces = [*_joined(link.head), *_joined(run)]
-            parts.append(Part(pieces, end=ends[-1] if ends else 0, continues=number > 0))
+            has_end = link.has_end or run is not runs[-1] or (is_cut and link is links[-1])
+            parts.append(Part(pieces, end=ends[-1] if ends else 0, continues=number > 0, has_end=has_end))
     return Layout(parts, losses)
 
 
@@ -145,8 +152,9 @@ def _flac(data: Data, link: _Link, losses: list[Loss]) -> list[Part]:
     native = Data(Stitched(data, [(link.head[0].body + 9, link.head[0].stop), *((p.body, p.stop) for p in following)]))
     inner, _ = flac.layout(native)
     losses += inner.losses
+    has_end = link.has_end or not inner.parts  # where its header tells its length, that is known
     parts = inner.parts or [Part([(0, native.size)])]
-    return [Part(part.pieces, data=native) for part in parts]
+    return [Part(part.pieces, data=native, has_end=has_end or part is not parts[-1]) for part in parts]
 
 
 def is_plain(data: Data) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from audio_diffusion.data import chunks, ffmpeg, flac, mpeg, ogg
 from audio_diffusion.data.containers import Data, Layout, Loss, Part, Stitched, skip_tags
-from audio_diffusion.data.decoders import Decoder, File, Pcm16, Reader, UnusableAudio, open_plain
+from audio_diffusion.data.decoders import Decoder, File, Pcm16, Reader, UnusableAudio, check_samples, open_plain
 from audio_diffusion.data.resampling import check_fit, read_window
 
 MAX_MISSING = 0.2  # share of a file that may be missing, unless another one is asked for
@@ -68,7 +68,9 @@ class Forward:
                 self._start = have
             else:
                 self._kept.append(block.copy())
-        return np.concatenate(self._kept)[first - self._start :][:count]
+        samples = np.concatenate(self._kept)[first - self._start :][:count]
+        check_samples(samples, first, self.samplerate)
+        return samples
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """All frames, block by block."""
@@ -132,6 +134,8 @@ class Chain:
         own = -(-frames * self.samplerate // decoder.samplerate)
         self._parts.append((part, frames, own))
         self.frames += own
+        if not part.has_end:
+            self.losses.append(Loss(self._seconds, 0.0, ogg.NO_END, is_certain=False))
         return stop
 
     def limit(self, frames: int) -> None:
@@ -334,5 +338,6 @@ def second_try(file: File, frames: int, problem: UnusableAudio | None) -> Reader
 
 def missing(reader: Reader, losses: list[Loss]) -> float:
     """The share of a file that is missing."""
-    lost_s = sum(loss.seconds for loss in losses)
-    return lost_s / max(lost_s + reader.frames / reader.samplerate, 1e-9)
+    lost_s, told_s = sum(loss.seconds for loss in losses), reader.frames / reader.samplerate
+    # an MP3's frames are those that its header tells of: what is missing is among them
+    return lost_s / max(told_s if reader.encoding.startswith("MP3") else lost_s + told_s, 1e-9)

@@ -183,16 +183,21 @@ def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | s
 
 
 def prepare(form: Form, store: RemoteStore | None, task: Task) -> list[Clip | Drop]:
-    """The clips of a task and what is left out of it, in order. One fault in a task refuses all of it."""
+    """The clips of a task and what is left out of it, in order. A fault costs the pieces that hold it, and no more."""
     if task.is_part and form.format == "keep":
         form = replace(form, format="flac")
     try:
         return _keep(task, form, store) if form.format == "keep" else _convert(task, form, store)
     except (UnusableAudio, OSError, RemoteError) as error:
-        reason = _reason(error)
-        if task.cut.num_pieces > task.stop - task.first:
-            reason = f"left out from {task.start_s:g} to {task.start_s + task.seconds:g} s: {reason}"
-        return [Drop(task.source.name, "refused", task.start_s, task.seconds, reason)]
+        return [_refused(task, error)]
+
+
+def _refused(task: Task, error: Exception) -> Drop:
+    """A task that is left out; what it is of its source is named where it is not all of it."""
+    reason = _reason(error)
+    if task.cut.num_pieces > task.stop - task.first:
+        reason = f"left out from {task.start_s:g} to {task.start_s + task.seconds:g} s: {reason}"
+    return Drop(task.source.name, "refused", task.start_s, task.seconds, reason)
 
 
 def _reason(error: Exception) -> str:
@@ -293,10 +298,19 @@ def _recording(task: Task, store: RemoteStore | None) -> Recording:
 
 
 def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
-    recording = _recording(task, store)
+    recording, made = _recording(task, store), list[Clip | Drop]()
+    broken: tuple[int, int, UnusableAudio] | None = None  # pieces in a row that cannot be used, and why the first
     try:
-        pieces: list[Clip | Drop] = [_piece(task, number, recording, form) for number in range(task.first, task.stop)]
-        return pieces + (_missing(task.source, task.info) if task.is_last else [])
+        for number in range(task.first, task.stop):
+            try:
+                piece = _piece(task, number, recording, form)
+            except UnusableAudio as error:
+                broken = (broken[0] if broken else number, number + 1, broken[2] if broken else error)
+                continue
+            made += [_refused(replace(task, first=broken[0], stop=broken[1]), broken[2])] if broken else []
+            made, broken = [*made, piece], None
+        made += [_refused(replace(task, first=broken[0], stop=broken[1]), broken[2])] if broken else []
+        return made + (_missing(task.source, task.info) if task.is_last else [])
     finally:
         if task.is_last:
             _opened.pop()[2].close()

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from audio_diffusion.data.audio import PACKED as EXTENSIONS
+from audio_diffusion.data.audio import is_sidecar
 from audio_diffusion.data.members import MAX_JSON_BYTES, read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, redact
 
@@ -102,7 +103,8 @@ def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Sour
     """
     url = url.rstrip("/")
     try:
-        listed = {below(url, address): address for address in store.list(url, recursive=True)}
+        found = {below(url, address): address for address in store.list(url, recursive=True)}
+        listed = {name: address for name, address in found.items() if not is_sidecar(name)}
     except RemoteError as error:
         raise ValueError(f"input: {error}") from error
 
@@ -180,6 +182,8 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[st
 def _entry(entry: "os.DirEntry[str]", prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """What one entry of a folder adds to the walk."""
     name = prefix + entry.name
+    if is_sidecar(name):
+        return
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError as error:  # such as a link to itself

@@ -1,5 +1,6 @@
 """What a command line asks for -> samples, each with its seed, conditions and files, in batches."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio_diffusion.data.audio import EXTENSIONS, AudioInfo, UnusableAudio, file_name
+from audio_diffusion.data.audio import PACKED, AudioInfo, UnusableAudio, file_name
 from audio_diffusion.data.members import read_npy
 from audio_diffusion.data.recording import probe, read_file
 from audio_diffusion.diffusion.guidance import Guidance
@@ -20,6 +21,8 @@ from audio_diffusion.saving.files import record_of
 from audio_diffusion.seeding import seed_of
 from audio_diffusion.targets import ConfigError, nearest
 from audio_diffusion.use.generator import Generator
+
+_NAMED = 5  # files of a folder that are named where they are no audio
 
 
 @dataclass
@@ -58,17 +61,45 @@ class Input:
 
 
 def _paths(given: str | Sequence[str], extensions: Sequence[str]) -> list[Path]:
-    """The files that are named; of a folder, all in it that have one of these endings."""
+    """The files that are named; of a folder, all in it that have one of these endings, or hold audio without one."""
     found: list[Path] = []
     for name in [given] if isinstance(given, str) else given:
         path = Path(name)
-        inside = sorted(p for p in path.glob("*") if p.suffix[1:].lower() in extensions) if path.is_dir() else [path]
-        if not inside:
-            raise ConfigError(f"input: the folder {name!r} holds none of {', '.join(extensions)}")
-        found += inside
+        found += _inside(path, extensions) if path.is_dir() else [path]
     if not found:
         raise ConfigError("input: expected a file, a list of them, or a folder, got none")
     return found
+
+
+def _inside(folder: Path, extensions: Sequence[str]) -> list[Path]:
+    """The audio of a folder. What else is in it is named; hidden files are not looked at.
+
+    Raises:
+        ConfigError: if it holds none.
+    """
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    inside = [p for p in files if p.suffix[1:].lower() in extensions or _is_audio(p)]
+    others = [p.name for p in files if p not in inside]
+    if not inside:
+        such = f", only {_some(others)}" if others else ""
+        raise ConfigError(f"input: the folder {str(folder)!r} holds none of {', '.join(extensions)}{such}")
+    if others:
+        warnings.warn(f"input: {str(folder)!r}: left out, as they hold no audio: {_some(others)}", stacklevel=2)
+    return inside
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _is_audio(path: Path) -> bool:
+    """Whether a file whose ending is none of audio holds audio all the same."""
+    try:
+        probe(path, exact=False)
+    except (OSError, ValueError, UnusableAudio):
+        return False
+    return True
 
 
 def _read_mel(path: Path, mel: Mel) -> Tensor:
@@ -137,7 +168,7 @@ def read_inputs(
         ConfigError: for a file that cannot be read or converted.
     """
     inputs = []
-    for path in _paths(given, (*EXTENSIONS, "npy") if mel else EXTENSIONS):
+    for path in _paths(given, (*PACKED, "npy") if mel else PACKED):
         try:
             if mel and path.suffix == ".npy":
                 inputs.append(Input(path, None, _read_mel(path, mel)))
