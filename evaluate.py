@@ -8,10 +8,12 @@ import os
 import sys
 
 import audio_diffusion  # noqa: F401  before torch, whose threads it tells how to wait
+from audio_diffusion import starting
 from audio_diffusion.use.interruption import CtrlC, end, leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before imports that take seconds
+    starting.begin()
 
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
@@ -215,7 +217,7 @@ def main(cfg: DictConfig) -> None:
         "data": redacted(patterns(model, options["shards"])),
     }
     everything = {**about, "seed": options["seed"], "likelihood": results}
-    (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1))
+    (output / "evaluation.json").write_text(json.dumps(_without_nan(everything), indent=1), encoding="utf-8")
     print(table(results))
     for line in verdict(results):
         print(line)

@@ -5,9 +5,14 @@ python sample.py ckpt=exported/quickstart num_samples=5
 python -c 'import audio_diffusion; audio_diffusion.push("exported/quickstart", "USER/NAME")'    # ckpt=hub:USER/NAME
 """
 
+import audio_diffusion
+from audio_diffusion import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 from omegaconf import DictConfig
 
-import audio_diffusion
 from audio_diffusion import config
 
 

@@ -5,6 +5,11 @@ python make_shards.py input=s3://bucket/folder output=SHARDS manifest=FILE.csv f
 python make_shards.py verify=SHARDS                           # reads and checks all; status 1 if something is wrong
 """
 
+from audio_diffusion import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 import os
 import re
 import shlex

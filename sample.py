@@ -9,10 +9,12 @@ python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'
 import os
 
 import audio_diffusion  # before torch, whose threads it tells how to wait
+from audio_diffusion import starting
 from audio_diffusion.use.interruption import CtrlC, end, leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before imports that take seconds
+    starting.begin()
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import sys

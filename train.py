@@ -9,12 +9,11 @@ python train.py diffusion=v_cosine check=true     # what its schedule can do at 
 import os
 import sys
 
-from audio_diffusion import signals
+from audio_diffusion import signals, starting
 
 if __name__ == "__main__":
     signals.listen()  # before imports that take ten seconds: a signal is never too early
-    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0") == "0":
-        print("audio_diffusion: loading ..", file=sys.stderr, flush=True)
+    starting.begin()
 os.environ.pop("WANDB_SERVICE", None)  # of whoever started this, as the notebook that called sbatch; not for this run
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
@@ -130,7 +129,9 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         of_image = folder / "COMMIT"
-        said = os.environ.get("AUDIO_DIFFUSION_COMMIT") or (of_image.read_text() if of_image.exists() else "unknown")
+        said = os.environ.get("AUDIO_DIFFUSION_COMMIT") or (
+            of_image.read_text(encoding="utf-8") if of_image.exists() else "unknown"
+        )
         return said.strip()
 
 
@@ -138,8 +139,8 @@ def git_commit() -> str:
 def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> None:
     """Writes the resolved configuration, the commit and the data into the run's folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
-    (run_dir / "details.json").write_text(json.dumps(details, indent=1))
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
+    (run_dir / "details.json").write_text(json.dumps(details, indent=1), encoding="utf-8")
 
 
 def quiet() -> None:

@@ -28,12 +28,13 @@ def test_the_programs_run_without_what_windows_lacks(drum_folder: Path, tiny: li
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "SLURM"))},
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")]), "OMP_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "cp1252", "LC_ALL": "C", "PYTHONUTF8": "0",  # neither the console nor files are UTF-8
     }  # fmt: skip
 
     def run(*command: str) -> str:
         done = subprocess.run(
             [sys.executable, str(ROOT / command[0]), *command[1:]],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+            cwd=tmp_path, env=environment, capture_output=True, encoding="cp1252", timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr

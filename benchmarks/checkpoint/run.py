@@ -134,9 +134,10 @@ page cache. Load average of the 15 minutes before the end: {os.getloadavg()[2]:.
 |---|---|---|---|
 """
         + "\n".join(rows)
-        + "\n"
+        + "\n",
+        encoding="utf-8",
     )
-    print(RESULTS.read_text())
+    print(RESULTS.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

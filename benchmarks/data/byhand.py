@@ -91,7 +91,7 @@ def mapped_tar(row: Row) -> Iterator[Tensor]:
 
 def mapped_pcm(row: Row) -> Iterator[Tensor]:
     """The limit without compression: all samples as one memory-mapped array of int16."""
-    layout, converter = json.loads(Path(row.corpus, "pcm16.json").read_text()), Converter(row)
+    layout, converter = json.loads(Path(row.corpus, "pcm16.json").read_text(encoding="utf-8")), Converter(row)
     samples = np.memmap(f"{row.corpus}/pcm16.bin", dtype=np.int16, mode="r").reshape(-1, layout["channels"])
     starts, same_rate = [*layout["starts"], layout["frames"]], row.rate_in == row.sample_rate
     while True:

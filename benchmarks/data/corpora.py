@@ -101,7 +101,7 @@ def _write_files(folder: Path, name: str, count: int) -> None:
                 starts.append(at)
                 at += len(samples)
     layout = {"sample_rate": RATES[name], "channels": samples.shape[1], "starts": starts, "frames": at}
-    (folder / "pcm16.json").write_text(json.dumps(layout))
+    (folder / "pcm16.json").write_text(json.dumps(layout), encoding="utf-8")
 
 
 def _pack(files: Path, output: Path, count: int) -> None:

@@ -144,7 +144,7 @@ def memory(row: Row, num_batches: int = 100) -> dict[str, float]:
         next(batches)
     (worker, *_), found = active_children(), {}
     for who, pid in {"worker": worker.pid, "main": os.getpid()}.items():
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
         sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
         found[f"{who} resident"], found[f"{who} own"] = sizes["Rss"], sizes["Private_Clean"] + sizes["Private_Dirty"]
         found[f"{who} anonymous"] = sizes["Anonymous"]

@@ -62,7 +62,14 @@ def load() -> str:
 
 def machine() -> list[str]:
     """What it runs on, and what else it runs; one line each."""
-    cpu = next((x.partition(": ")[2] for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?")
+    cpu = next(
+        (
+            x.partition(": ")[2]
+            for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if "model name" in x
+        ),
+        "?",
+    )
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return [
@@ -166,4 +173,4 @@ def write(
         "late": spread(looked["late"]["late"], 1),
         "memory": table(["row", *kinds], memory),
     }
-    return Path(__file__).with_name("RESULTS.template.md").read_text().format(**figures)
+    return Path(__file__).with_name("RESULTS.template.md").read_text(encoding="utf-8").format(**figures)

@@ -38,7 +38,7 @@ class Server:
             [python, str(HERE / script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=open(log, "w"),  # noqa: SIM115
+            stderr=open(log, "w", encoding="utf-8"),  # noqa: SIM115
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
@@ -179,7 +179,7 @@ def main() -> None:
     text = report.write(before, table, workers, looked, crops_s)
     print(text)
     if not partly:
-        (HERE / "RESULTS.md").write_text(text)
+        (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def cpu_seconds() -> tuple[float, float]:
     """User and system, of this process with all its threads, and of the workers it has started (Linux)."""
     workers = 0.0
     for worker in multiprocessing.active_children():
-        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         workers += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return time.process_time(), workers
 

@@ -333,7 +333,7 @@ def main() -> None:
         for row in task():
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
-        options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+        options.output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     names = labels or [str(i) for i in range(len(audio))]
     rows = [(name, list(clips[:6]), names[:6]) for name, clips in bench.shown.items()]
     pictures.save(pictures.sample_grid(rows, model.sample_rate), options.output.with_suffix(".png"))

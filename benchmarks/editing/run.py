@@ -222,9 +222,9 @@ def inversion() -> list[str]:
 
 if __name__ == "__main__":
     here = Path(__file__).parent
-    page = (here / "RESULTS.head.md").read_text().splitlines()
+    page = (here / "RESULTS.head.md").read_text(encoding="utf-8").splitlines()
     for task, kept in TASKS.items():
         page += table(f"{task}: mean / covariance", gaussian_cell, kept, {"exact draws": exact, **METHODS})
     page += table("inpaint, mixture of three kinds: nats", mixture_cell, TASKS["inpaint"], METHODS)
     page += ["", "## Declipping", *declipping(), "", "## Long signals", *windows(), "", "## Inversion", *inversion()]
-    (here / "RESULTS.md").write_text("\n".join(page) + "\n")
+    (here / "RESULTS.md").write_text("\n".join(page) + "\n", encoding="utf-8")

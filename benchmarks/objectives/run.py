@@ -43,10 +43,12 @@ def measure(name: str, overrides: list[str], steps: int) -> str:
         f"callbacks.sampling.every_n_steps={steps}", f"callbacks.checkpoint.every_n_steps={steps}", "trainer=cpu",
         "logger=csv", "ckpt=none", *overrides)  # fmt: skip
     minutes = (time.perf_counter() - start) / 60
-    rows = [json.loads(line) for line in (ROOT / run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     loss = next(row["val/loss_ema"] for row in reversed(rows) if "val/loss_ema" in row)
     run("evaluate.py", f"ckpt={run_dir}", "flow=null", "num_clips=64")
-    bound = json.loads((ROOT / run_dir / "evaluation" / "evaluation.json").read_text())["likelihood"]["bound"]
+    bound = json.loads((ROOT / run_dir / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["likelihood"][
+        "bound"
+    ]
     parts = " + ".join(f"{part['bits_per_dim']:.2f}" for part in bound["parts"].values())
     named = re.findall(
         r"^classifier on \d+ .*? +([\d.]+%)", run("benchmarks/learnt.py", f"ckpt={run_dir}", check=False), re.M
@@ -79,7 +81,7 @@ ones. The validation loss is of each objective's own target: it compares with no
 The x0 prediction's error does not shrink with the noise, so the quiet levels (and the last step, at -90 dB) cost it
 bits without bound: as a density it is of no use on such a schedule, whatever it sounds like.
 """
-    RESULTS.write_text(text)
+    RESULTS.write_text(text, encoding="utf-8")
     print(text)
 
 

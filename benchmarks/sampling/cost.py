@@ -202,8 +202,8 @@ def main() -> None:
     page = Path(__file__).parent / "RESULTS.md"
     torch.set_num_threads(1)
     with torch.no_grad():
-        before = page.read_text().partition("## Cost of a step\n")[0]
-        page.write_text(before + "\n".join(["## Cost of a step", "", *table()]) + "\n")
+        before = page.read_text(encoding="utf-8").partition("## Cost of a step\n")[0]
+        page.write_text(before + "\n".join(["## Cost of a step", "", *table()]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

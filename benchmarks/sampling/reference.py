@@ -74,7 +74,7 @@ def main() -> None:
         "results": {name: [round(v, 9) for v in x.flatten().tolist()] for name, x in results.items()},
     }
     path = Path(__file__).parents[2] / "tests" / "diffusion" / "reference.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(path.name, *(f"\n  {name}: {v}" for name, v in content["results"].items()))  # type: ignore[attr-defined]
 
 

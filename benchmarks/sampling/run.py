@@ -120,9 +120,9 @@ def held_out() -> list[str]:
 def main() -> None:
     """All tables into RESULTS.md."""
     torch.set_num_threads(1)
-    text = (Path(__file__).parent / "RESULTS.head.md").read_text()
+    text = (Path(__file__).parent / "RESULTS.head.md").read_text(encoding="utf-8")
     tables = [*quality(), "", "## Other densities", "", *held_out(), "", ""]
-    (Path(__file__).parent / "RESULTS.md").write_text(text + "\n".join(["", *tables]))
+    (Path(__file__).parent / "RESULTS.md").write_text(text + "\n".join(["", *tables]), encoding="utf-8")
     cost.main()
 
 

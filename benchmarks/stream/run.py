@@ -52,7 +52,7 @@ def make_dataset(folder: Path, num_shards: int) -> None:
         meta = [((i + 1) * CLIP_BYTES - 512, 200) for i in range(size)]
         same = ([441_000] * size, [44_100] * size, [2] * size, [f"{i:064x}" for i in range(size)])
         index = ShardIndex("", (size + 1) * CLIP_BYTES, keys, places, {"json": meta}, *same, [])
-        (folder / f"{size}.index").write_text(dumps(index))
+        (folder / f"{size}.index").write_text(dumps(index), encoding="utf-8")
     for number in range(num_shards):
         size, name = SIZES[number % len(SIZES)], f"train-{number:06d}"
         with open(folder / f"{name}.tar", "wb") as file:
@@ -62,12 +62,12 @@ def make_dataset(folder: Path, num_shards: int) -> None:
         listed.append({"name": f"{name}.tar", "split": "train", "clips": size, "bytes": num_bytes, "sha256": "0" * 64})
     for path in folder.glob("*.index.json"):  # not older than the shards
         os.utime(path)
-    (folder / MANIFEST).write_text(json.dumps({"version": 1, "shards": listed}))
+    (folder / MANIFEST).write_text(json.dumps({"version": 1, "shards": listed}), encoding="utf-8")
 
 
 def resident_mib() -> float:
     """Memory of this process, MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -245,7 +245,7 @@ worker) and is gone when the run is killed, while a block is numbers that follow
 block costs is more shards open at a time. Beyond that size clips that lie far apart stay apart, so shards should be
 mixtures already: `make_shards.py` packs clips in the order of a hash of their names.
 """
-    RESULTS.write_text(text)
+    RESULTS.write_text(text, encoding="utf-8")
     print(text)
 
 

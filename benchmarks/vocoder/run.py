@@ -150,7 +150,7 @@ def main() -> None:
         lines.append(row(name, measure(vocode, audio)))
         print(lines[-1], flush=True)
         if options.output:
-            options.output.write_text("\n".join(lines) + "\n")
+            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def export(model: Generator, folder: str | Path) -> Path:
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
     (folder / FILES[0]).chmod(0o644)  # safetensors makes it for its owner alone
     about = {"audio_diffusion": __version__, "step": model.step, "weights": model.weights}
-    (folder / FILES[1]).write_text(json.dumps({**about, "config": _portable(model.config)}, indent=1))
-    (folder / FILES[2]).write_text(_card(model))
+    (folder / FILES[1]).write_text(json.dumps({**about, "config": _portable(model.config)}, indent=1), encoding="utf-8")
+    (folder / FILES[2]).write_text(_card(model), encoding="utf-8")
     return folder
 
 
@@ -87,7 +87,7 @@ def read_weights(folder: Path, weights: str = "ema") -> checkpoint.Weights:
         ConfigError: if its files are broken, or hold the other weights.
     """
     try:
-        about = json.loads((folder / FILES[1]).read_text())
+        about = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
         config, step, has = about["config"], about["step"], about["weights"]
         state = load_file(folder / FILES[0])
     except (KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -184,7 +184,7 @@ def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
 def _say_commit(ckpt: Path, git_commit: str) -> None:
     """Says where the code is another than the run's last life had."""
     try:
-        before = json.loads((ckpt.parents[1] / "details.json").read_text())["git_commit"]
+        before = json.loads((ckpt.parents[1] / "details.json").read_text(encoding="utf-8"))["git_commit"]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return
     if before != git_commit:

@@ -64,7 +64,7 @@ def wandb_logger(
     id_file = Path(run_dir, "wandb_id")
     if getattr(rank_zero_only, "rank", 0) == 0 and not id_file.exists():
         id_file.parent.mkdir(parents=True, exist_ok=True)
-        id_file.write_text(uuid.uuid4().hex[:12])
+        id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     os.environ.setdefault("WANDB_SILENT", "true")
 
     def make(mode: str) -> WandbLogger:
@@ -77,7 +77,7 @@ def wandb_logger(
             name=name,
             project=project,
             save_dir=run_dir,
-            id=id_file.read_text().strip() if id_file.exists() else None,
+            id=id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None,
             offline=mode == "offline",
             mode=mode,
             settings=wandb.Settings(init_timeout=timeout_s, finish_timeout=timeout_s, finish_timeout_raises=True),

@@ -226,7 +226,7 @@ class SampleAudio(L.Callback):
             write_audio(folder / f"{file}.wav", limited(clip), self.sample_rate)
             row = {"step": trainer.global_step, "label": label, "seed": seed, "sampler": name, "nfe": nfe}
             table.append({**row, "guidance": scale, **level_row(clip)})
-        with open(folder / "samples.csv", "w", newline="") as f:
+        with open(folder / "samples.csv", "w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, list(table[0]))
             writer.writeheader()
             writer.writerows(table)

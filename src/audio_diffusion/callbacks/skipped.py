@@ -63,7 +63,7 @@ class ReportSkipped(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.path.is_file():  # of the run that is resumed
-            with open(self.path, newline="") as f:
+            with open(self.path, newline="", encoding="utf-8") as f:
                 self._named.update(Skipped(*row) for row in csv.reader(f) if len(row) == len(Skipped._fields))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         refused: list[Skipped] = data.refused()
@@ -195,7 +195,7 @@ class ReportSkipped(L.Callback):
         if not trainer.is_global_zero or not self.path.is_file() or self.path.stat().st_size == self._sent_bytes:
             return
         self._sent_bytes = self.path.stat().st_size
-        with open(self.path, newline="") as f:
+        with open(self.path, newline="", encoding="utf-8") as f:
             columns, *rows = csv.reader(f)
         log_table(trainer, "data/skipped", columns, rows[-_TABLE_ROWS:])
 
@@ -212,7 +212,7 @@ class ReportSkipped(L.Callback):
         if not new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as f:
+        with open(self.path, "a", newline="", encoding="utf-8", errors="backslashreplace") as f:
             csv.writer(f).writerows(new if f.tell() else [Skipped._fields, *new])
         for skip in new[:3]:
             rank_zero_warn(f"skipped clip {skip.key} of {skip.shard}: {skip.reason} (see {self.path})")

@@ -210,7 +210,7 @@ def _whole(value: object) -> int:
 def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -261,7 +261,7 @@ def load_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex
     """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
     path, tar = Path(index_path(shard, audio_member)), os.stat(shard)
     try:
-        index = loads(path.read_text(), str(shard))
+        index = loads(path.read_text(encoding="utf-8"), str(shard))
         if index.num_bytes == tar.st_size and path.stat().st_mtime_ns >= tar.st_mtime_ns:
             return index
     except (OSError, ValueError):

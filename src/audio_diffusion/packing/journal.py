@@ -63,7 +63,7 @@ class Journal:
     def _resume(self) -> None:
         """Reads what an earlier run has left."""
         self._take_lock()
-        run = json.loads((self._folder / _RUN).read_text())
+        run = json.loads((self._folder / _RUN).read_text(encoding="utf-8"))
         begun = f"output: {str(self._output)!r} holds a run that was begun"
         advice = "Go on with those, or remove the folder to start anew"
         differing = [name for name, value in self._options.items() if run["options"].get(name) != value]
@@ -75,9 +75,9 @@ class Journal:
             raise ValueError(f"{begun} with other input: files were added, removed or changed since. {advice}")
         self.plan = [
             line if isinstance(line, str) else AudioInfo(*line)
-            for line in map(json.loads, (self._folder / PLAN).read_text().splitlines())
+            for line in map(json.loads, (self._folder / PLAN).read_text(encoding="utf-8").splitlines())
         ]
-        lines = (self._folder / _JOURNAL).read_text() if (self._folder / _JOURNAL).exists() else ""
+        lines = (self._folder / _JOURNAL).read_text(encoding="utf-8") if (self._folder / _JOURNAL).exists() else ""
         whole = lines[: lines.rfind("\n") + 1]  # the last line may have been cut off
         self.entries = [json.loads(line) for line in whole.splitlines()]
         for shard in (entry["shard"] for entry in self.entries):
@@ -100,7 +100,7 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Adds the line of a shard that is finished."""
-        with open(self._folder / _JOURNAL, "a") as file:
+        with open(self._folder / _JOURNAL, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -126,7 +126,7 @@ class Journal:
             )
 
     def _take_lock(self) -> None:
-        self._lock = open(self._folder / _LOCK, "w")  # noqa: SIM115
+        self._lock = open(self._folder / _LOCK, "w", encoding="utf-8")  # noqa: SIM115
         try:
             lock_file(self._lock, wait=False)
         except BlockingIOError:

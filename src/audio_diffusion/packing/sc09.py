@@ -28,7 +28,9 @@ def write_manifest(folder: str | Path) -> Counter[str]:
             f"no {', '.join(missing)}; name the folder that holds them, such as "
             "data/SpeechCommands/speech_commands_v0.02"
         )
-    splits = {line: split for name, split in LISTS.items() for line in (folder / name).read_text().split()}
+    splits = {
+        line: split for name, split in LISTS.items() for line in (folder / name).read_text(encoding="utf-8").split()
+    }
     clips = sorted(path.relative_to(folder).as_posix() for digit in DIGITS for path in (folder / digit).glob("*.wav"))
     if absent := sorted({clip for clip in splits if clip.partition("/")[0] in DIGITS} - set(clips)):
         raise ValueError(
@@ -36,7 +38,7 @@ def write_manifest(folder: str | Path) -> Counter[str]:
             "the download is incomplete"
         )
     rows = [(clip, clip.partition("/")[0], splits.get(clip, "train")) for clip in clips]
-    with open(folder / MANIFEST, "w", newline="") as file:
+    with open(folder / MANIFEST, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "label", "split"), *rows])
     return Counter(split for _, _, split in rows)
 

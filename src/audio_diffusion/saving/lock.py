@@ -63,7 +63,7 @@ class Owner:
     def read(cls, path: Path) -> "Owner | None":
         """From a lock; None where there is none, or none that can be read."""
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -75,7 +75,7 @@ class Owner:
 def _machine() -> str:
     """This boot of this machine and this namespace of process ids; unique where that cannot be said."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"{socket.gethostname()} unknown"
@@ -84,7 +84,7 @@ def _machine() -> str:
 def _started(pid: int) -> str | None:
     """When a process was started, in clock ticks since boot; None where it has ended (a zombie too)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except FileNotFoundError:
         if sys.platform == "win32":
@@ -164,7 +164,7 @@ class RunLock:
     def _create(self) -> bool:
         """Makes the lock; False where there is one."""
         new = self._beside("new")
-        new.write_text(json.dumps(asdict(self.owner)))
+        new.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
         try:
             os.link(new, self.path)
         except FileExistsError:

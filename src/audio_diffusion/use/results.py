@@ -78,7 +78,7 @@ def write_files(
 
 def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Writes the json."""
-    path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str))
+    path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
 
 
 def made_anew(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
