@@ -35,7 +35,7 @@ def recipe(conditions: dict[str, Any], channels: int) -> dict[str, Any]:
             "parameterization": {"_target_": "audio_diffusion.diffusion.parameterization.Epsilon"},
         },
         "sampler": {"_target_": f"{_SAMPLERS}unipc", "_partial_": True, "num_steps": 3},
-        "data": {"train": "nowhere", "val": None, "store": {"storage_options": {"key": "secret"}}},
+        "data": {"train": "nowhere", "val": None, "store": {"storage_options": {"s3": {"key": "secret"}}}},
     }  # fmt: skip
 
 

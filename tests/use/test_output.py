@@ -1,6 +1,8 @@
 """Where results go, and what is left of them when Ctrl-C ends a program."""
 
 import json
+import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,17 +117,53 @@ def test_real_clips_have_their_own_titles(model: Generator, drum_shards: Path) -
     assert clip is not None
 
 
+@pytest.mark.parametrize("devices", [1, 2])
 def test_ctrl_c_keeps_what_is_finished_with_its_json(
-    tiny_checkpoint: Path, tmp_path: Path, launch: Callable[..., Any]
+    tiny_checkpoint: Path, tmp_path: Path, launch: Callable[..., Any], devices: int
 ) -> None:
     running = launch(
         tmp_path, "sample.py", f"ckpt={tiny_checkpoint}", "device=cpu", "num_samples=100000", "batch_size=1",
-        "output=out",
+        "output=out", f"devices={devices}",
     )  # fmt: skip
     running.until((tmp_path / "out" / "001_kick.wav").exists)
-    running.kill(signal.SIGINT)
+    os.killpg(running.pids[0], signal.SIGINT)  # as a terminal does, to all processes
     assert running.wait() == [130], running.text
     assert "Traceback" not in running.text
     listed = [row["file"] for row in json.loads((tmp_path / "out.json").read_text())["files"]]
     assert listed == sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert f"interrupted: {len(listed)} files finished and kept: out/" in running.text
+    assert f"interrupted: {len(listed)} files finished and kept: out/" in running.text.splitlines()[-1]
+
+
+def test_ctrl_c_in_an_evaluation_keeps_the_figures_of_what_is_finished(
+    tiny_checkpoint: Path, drum_shards: Path, tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    running = launch(
+        tmp_path, "evaluate.py", f"ckpt={tiny_checkpoint}", "device=cpu", f"data={drum_shards}/train-*.tar",
+        "num_clips=null", "batch_size=1", "bound.num_levels=500", "flow=null", "output=out",
+    )  # fmt: skip
+    running.until(lambda: re.search(r"[1-9]batch", running.text))  # the first of them is done
+    os.killpg(running.pids[0], signal.SIGINT)
+    assert running.wait() == [130], running.text
+    assert "Traceback" not in running.text
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["likelihood"]
+    assert found["interrupted"]
+    clips = f"{found['clips']} clip" + "s" * (found["clips"] > 1)
+    said = f"interrupted: the figures are of the {clips} that were finished; kept in out/"
+    assert running.text.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("program", ["sample.py", "evaluate.py"])
+def test_ctrl_c_before_anything_is_made_is_one_line(
+    tiny_checkpoint: Path, drum_shards: Path, tmp_path: Path, launch: Callable[..., Any], program: str
+) -> None:
+    slow = {
+        "sample.py": ["num_samples=1", "sampler=ddim", "sampler.num_steps=1000"],
+        "evaluate.py": [f"data={drum_shards}/train-*.tar", "bound.num_levels=100000", "flow=null"],
+    }[program]
+    running = launch(tmp_path, program, f"ckpt={tiny_checkpoint}", "device=cpu", "output=out", *slow)
+    running.until(lambda: "0/1" in running.text or "0batch" in running.text)
+    os.killpg(running.pids[0], signal.SIGINT)
+    assert running.wait() == [130], running.text
+    assert "Traceback" not in running.text
+    assert running.text.splitlines()[-1].startswith("interrupted: n")
+    assert not (tmp_path / "out.json").exists()
