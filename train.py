@@ -144,9 +144,9 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
 
 
 def quiet() -> None:
-    """Leaves out what libraries say of things that are meant: advertising, TPUs, the stream's length, EMA in eval."""
+    """Leaves out what libraries say of things that are meant: advertising, devices, the stream's length, EMA in eval."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available"))
+        lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
     )
     logging.getLogger("gcsfs").setLevel(logging.WARNING)  # of experimental features, where no bucket is used
     for message in (
@@ -265,7 +265,8 @@ def main(cfg: DictConfig) -> None:
                 logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})
 
         parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
-        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, to step {steps}, in {run_dir}/")
+        device = trainer.strategy.root_device.type
+        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, on {device}, to step {steps}, in {run_dir}/")
         rank_zero_info(str(split))
         for line in data.summary(plain["val_every_steps"] is not None) if trainer.is_global_zero else ():
             rank_zero_info(line)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import TextIO
 
 
@@ -18,7 +19,5 @@ def make_printable(stream: TextIO | None) -> None:
 
     Without this, printing it raises UnicodeEncodeError, which would end a run over a message.
     """
-    if hasattr(
-        stream, "reconfigure"
-    ):  # a notebook's has no encoding; a Windows program without a console has no stream
+    if isinstance(stream, TextIOWrapper):  # a notebook's stream has no encoding; without a console there is none
         stream.reconfigure(errors="replace")

@@ -35,7 +35,9 @@ def recipe(conditions: dict[str, Any], channels: int) -> dict[str, Any]:
             "parameterization": {"_target_": "audio_diffusion.diffusion.parameterization.Epsilon"},
         },
         "sampler": {"_target_": f"{_SAMPLERS}unipc", "_partial_": True, "num_steps": 3},
-        "data": {"train": "nowhere", "val": None, "store": {"storage_options": {"s3": {"key": "secret"}}}},
+        "data": {
+            "train": "nowhere", "val": None, "fields": [], "store": {"storage_options": {"s3": {"key": "secret"}}},
+        },
     }  # fmt: skip
 
 

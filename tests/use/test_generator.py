@@ -1,5 +1,6 @@
 """Each task by what defines it, with a network that has learnt nothing: it must hold for any."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from audio_diffusion import Generator
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.samplers import ddpm, unipc
+from audio_diffusion.diffusion.samplers import ddim, ddpm, unipc
 
 RATE = 8000
 
@@ -199,3 +200,18 @@ def test_mistakes_are_told_what_is_allowed(model: Generator, clips: Tensor, mist
     call, message = REFUSED[mistake]
     with pytest.raises(ValueError, match=message):
         call(model, clips)
+
+
+def test_a_sampler_that_does_not_keep_levels_is_warned_of(model: Generator) -> None:
+    with pytest.warns(UserWarning, match=r"with this solver, grid and number of steps .* Choose sampler"):
+        model.using(sampler=partial(ddim, num_steps=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.using(sampler=partial(unipc, num_steps=50)).using(guidance=2.0)
+
+
+def test_a_model_is_printed_as_one_line(model: Generator) -> None:
+    assert "\n" not in repr(model)
+    assert str(model) == repr(model)
+    assert repr(model).startswith("Generator(UNet1d of 0.0")
+    assert "8000 Hz mono, 0.13 s, conditions: label, step 7, ema weights, on cpu, from tiny.ckpt)" in repr(model)

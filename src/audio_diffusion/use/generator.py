@@ -1,7 +1,9 @@
 """What can be made with a trained model."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from audio_diffusion.diffusion.editing.noise import estimated_noise_std, noise_s
 from audio_diffusion.diffusion.editing.vary import edit
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.diffusion.guidance import Guidance
+from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.models.mel import FLOOR
 from audio_diffusion.seeding import SeededNoise
 from audio_diffusion.use.model import Given, Labels, Model, Seeds
@@ -32,7 +35,14 @@ class Generator(Model):
     """
 
     def using(self, *, sampler: Sampler | None = None, guidance: Guidance | float | None = None) -> "Generator":
-        """The same model with another sampler or guidance, a number being its scale; None keeps what is there."""
+        """The same model with another sampler or guidance, a number being its scale; None keeps what is there.
+
+        It warns of a sampler that does not keep levels on this model's schedule, which all methods then sample with.
+        """
+        if sampler is not None:
+            with suppress(ValueError):  # more steps than the schedule has: refused as it samples
+                for line in describe_levels(self.process, sampler)[1:]:
+                    warnings.warn(line.removeprefix("warning: "), stacklevel=2)
         guidance = Guidance(guidance) if isinstance(guidance, int | float) else guidance
         return replace(self, sampler=sampler or self.sampler, guidance=guidance or self.guidance)
 

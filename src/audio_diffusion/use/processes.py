@@ -2,8 +2,10 @@
 
 import multiprocessing
 import pickle
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +43,8 @@ def load(options: dict[str, Any], device: str) -> Generator:
     model = load_model(options["ckpt"], weights=options["weights"], device=device)
     weak = options["weak_ckpt"] and load_model(options["weak_ckpt"], weights=options["weights"], device=device)
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None
-    return model.using(sampler=sampler, guidance=guidance_of(model, options, weak))
+    model = model.using(guidance=guidance_of(model, options, weak))
+    return replace(model, sampler=sampler) if sampler else model  # sample.py says it, once, if its levels are wrong
 
 
 _worker: tuple[Generator, dict[str, Any]] | None = None  # of a process of several
@@ -64,6 +67,21 @@ def _work(batch: bytes) -> bytes | str:
         return str(error)
 
 
+def _in_order(pool: ProcessPoolExecutor, work: Sequence[list[Sample]], ahead: int) -> Iterator[bytes | str]:
+    """What ``_work`` returns for each batch, in order; so many batches wait for a process that is free.
+
+    None of them is ever cancelled: of a cancelled one the pool's thread prints a traceback when processes are killed.
+    """
+    handed_out: deque[Future[bytes | str]] = deque()
+    for batch in work:
+        with signals.shielded(tracked=True):  # a Ctrl-C is this process's to hear of
+            handed_out.append(pool.submit(_work, pickle.dumps(batch)))
+        if len(handed_out) >= 2 * ahead:
+            yield handed_out.popleft().result()
+    while handed_out:
+        yield handed_out.popleft().result()
+
+
 def run(
     model: Generator, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
 ) -> Iterator[list[Result]]:
@@ -83,15 +101,12 @@ def run(
     options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer one by now
     with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
         try:
-            with signals.shielded(tracked=True):  # a Ctrl-C is this process's to hear of
-                made = pool.map(_work, [pickle.dumps(batch) for batch in work])
-            for result in made:
+            for result in _in_order(pool, work, ahead=len(devices)):
                 if isinstance(result, str):
                     pool.shutdown(cancel_futures=True)
                     raise ConfigError(result)
                 yield pickle.loads(result)
         except (KeyboardInterrupt, GeneratorExit):  # nobody waits for batches that are begun
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.kill()
             raise
