@@ -144,7 +144,7 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
 
 
 def quiet() -> None:
-    """Leaves out what libraries say of things that are meant: advertising, devices, the stream's length, EMA in eval."""
+    """Leaves out what libraries say of things that are meant: advertising, devices, the length of the stream."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
     )
