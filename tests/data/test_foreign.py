@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,6 +139,31 @@ def test_silence_and_nothing_held_out_are_said(
         "warning: all clips are digital silence; the network learns to make it. Is the data right?",
         f"nothing is held out in {tmp_path / 'out'}: training goes without validation",
     ]
+
+
+def test_silence_in_shards_of_other_programs_is_said(
+    tmp_path: Path, write_tar: WriteTar, encode: Callable[..., bytes], clip: Any
+) -> None:
+    silent, late = encode(np.zeros(40_000), 16_000), encode(np.r_[np.zeros(30_000), 0.1 * np.ones(10_000)], 16_000)
+    shard = write_tar(tmp_path / "s.tar", [(f"{i}.wav", silent) for i in range(50)])
+    assert "warning: 25 of 25 clips that were looked at are digital silence; the network" in said(shard, [])[1]
+    shard = write_tar(tmp_path / "t.tar", [("a.wav", late), ("b.wav", clip()), ("c.wav", b"no audio")])
+    assert not any(line.startswith("warning") for line in said(shard, []))
+
+
+def test_labels_that_vanish_as_another_data_set_has_none_are_said(
+    tmp_path: Path, drum_shards: Path, write_tar: WriteTar, clip: Any
+) -> None:
+    shard = str(write_tar(tmp_path / "s.tar", [("a.wav", clip())]))
+    train = {"drums": str(drum_shards), "music": shard}
+    lines = summarize(train, None, RemoteStore(None), AUDIO, [])
+    (line,) = [line for line in lines if line.startswith("the labels of")]
+    assert line.startswith("the labels of drums are not used, as the manifest of music lists no classes")
+    assert not any(
+        line.startswith("the labels of") for line in summarize(train, None, RemoteStore(None), AUDIO, ["kick"])
+    )
+    both = {"drums": str(drum_shards), "more": str(drum_shards)}
+    assert not any(line.startswith("the labels of") for line in summarize(both, None, RemoteStore(None), AUDIO, []))
 
 
 def test_labels_that_are_not_used_are_named(tmp_path: Path, write_tar: WriteTar, clip: Any) -> None:

@@ -416,3 +416,14 @@ def test_a_bucket_is_packed_as_a_local_folder(
         server.stop()
     pack(scan_folder(folder, True), tmp_path / "local", val_fraction=0.3)
     assert clips_of(tmp_path / "remote") == clips_of(tmp_path / "local")
+
+
+@pytest.mark.parametrize("key", ["lable", "spilt", "captoin", "Label", "label "])
+def test_a_misspelt_key_of_a_sidecar_is_named(tmp_path: Path, key: str) -> None:
+    (tmp_path / "x.wav").touch()
+    (tmp_path / "x.json").write_text(json.dumps({key: "train", "captions": ["a", "b"], "label_id": 3, "id": "y"}))
+    (source,) = scan_folder(tmp_path, False)
+    near = {"spilt": "split", "captoin": "caption"}.get(key, "label")
+    assert source.problem.startswith(f"its sidecar x.json cannot be used: key {key!r}: did you mean {near!r}?")
+    (tmp_path / "x.json").write_text('{"captions": ["a"], "label": "b", "labels": "b c", "label_id": 3}')
+    assert scan_folder(tmp_path, False)[0].problem == ""

@@ -5,12 +5,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from audio_diffusion.data.audio import UnusableAudio, read_crop
 from audio_diffusion.data.index import ShardIndex
 from audio_diffusion.data.members import READERS
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote
 from audio_diffusion.data.shards import Shards, expand, find_held_out, load_index, parent, read_manifest
 
 _LOOKED_AT = 1000  # clips of foreign shards whose labels are looked for
+_HEARD, _HEARD_REMOTE = 20, 4  # and that are looked at for silence
 _NAMED = 5  # formats and labels that are named
 _SILENT_DB = -140  # level that the packer notes for digital silence
 
@@ -39,16 +43,21 @@ def summarize(
         ValueError: if there are no such shards.
         RemoteError: if a server does not answer.
     """
-    lines = []
+    lines, labelled = [], {}
     for name, pattern in train.items():
         which = f"{name}: " if len(train) > 1 else ""
         manifest = read_manifest(parent(expand(pattern, store)[0]), store)
         path = expand(pattern, store)[0]
         index = None if manifest.get("formats") else load_index(path, store, audio_member=audio_member)
         lines.append(f"{which}{_clips(manifest, index)}; training on {_crops(audio)}")
-        lines += [f"{which}{line}" for line in _silence(manifest)]
+        silent, total = _silence(manifest) if index is None else _silence_heard(path, index, store, audio, audio_member)
+        if silent and 10 * silent >= total:
+            lines.append(f"{which}{_warning(silent, total, is_part=index is not None)}")
+        labelled[name] = bool(manifest.get("classes"))
         if not manifest.get("classes") and not classes:
             lines += [f"{which}{line}" for line in _labels(path, index, store)]
+    if not classes and any(labelled.values()) and not all(labelled.values()):
+        lines.append(_vanished(labelled))
     if not validates:
         return [*lines, "no validation, as val_every_steps is null"]
     held_out = find_held_out(train, val, store)
@@ -89,14 +98,46 @@ def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
     return f"your clips are {', '.join(shown)}{' ..' if len(counts) > _NAMED else ''}{length}"
 
 
-def _silence(manifest: Mapping[str, Any]) -> list[str]:
-    """A warning where many clips are digital silence."""
+def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """How many clips are digital silence, and of how many that is known."""
     histogram = manifest.get("levels_dbfs", {}).get("histogram", [])
-    silent, total = sum(n for level, n in histogram if level <= _SILENT_DB), sum(n for _, n in histogram)
-    if not silent or 10 * silent < total:
-        return []
+    return sum(n for level, n in histogram if level <= _SILENT_DB), sum(n for _, n in histogram)
+
+
+def _silence_heard(
+    path: str, index: ShardIndex, store: RemoteStore, audio: Mapping[str, int], audio_member: str | None
+) -> tuple[int, int]:
+    """How many of some clips of a foreign shard are zeros at their beginning, middle and end; and of how many."""
+    shards = Shards([path], [len(index.keys)], [index.num_bytes], store, (), [index.etag], audio_member)
+    crop = torch.empty(audio["channels"], audio["num_samples"])
+    wanted, silent, total = _HEARD_REMOTE if is_remote(path) else _HEARD, 0, 0
+    for number in range(0, len(index.keys), max(len(index.keys) // wanted, 1)):
+        try:
+            loudest = 0.0
+            for where in (0.0, 0.5, 1.0):
+                read_crop(shards.member(0, index.audio[number]), crop, audio["sample_rate"], where)
+                loudest = max(loudest, crop.abs().max().item())
+        except (UnusableAudio, OSError, RemoteError):
+            continue  # named when it is trained on
+        silent, total = silent + (loudest == 0), total + 1
+    return silent, total
+
+
+def _warning(silent: int, total: int, is_part: bool) -> str:
+    """A line about clips that are digital silence."""
     which = "all" if silent == total else f"{silent} of {total}"
-    return [f"warning: {which} clips are digital silence; the network learns to make it. Is the data right?"]
+    which = f"{silent} of {total}" if is_part else which
+    clips = "clips that were looked at" if is_part else "clips"
+    return f"warning: {which} {clips} are digital silence; the network learns to make it. Is the data right?"
+
+
+def _vanished(labelled: Mapping[str, bool]) -> str:
+    """A line where the labels of some data sets are not used, as others have none."""
+    having, lacking = ([name for name, has in labelled.items() if has is wanted] for wanted in (True, False))
+    return (
+        f"the labels of {', '.join(having)} are not used, as the manifest of {', '.join(lacking)} lists no classes: "
+        f"all clips are trained on without labels. To use them, give {', '.join(lacking)} labels too, or leave it out"
+    )
 
 
 def _labels(path: str, index: ShardIndex | None, store: RemoteStore) -> list[str]:

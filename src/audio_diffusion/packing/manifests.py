@@ -13,11 +13,10 @@ from typing import Any
 
 from audio_diffusion.data.members import read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
-from audio_diffusion.packing.sources import Source, below, fields_of
+from audio_diffusion.packing.sources import NEAR, Source, below, fields_of
 
 NAMES = ("file", "path")  # columns that name the file
 KNOWN = (*NAMES, "label", "split", "caption")  # columns that mean something; all others are kept as they are
-_NEAR = 0.75  # how alike a column's name and a known one are, from 0 to 1, for it to be taken as misspelt
 _LONGEST_FIELD = 2**31 - 1  # characters; what is too long for a clip's json is refused with its line
 
 
@@ -94,7 +93,7 @@ def _columns(names: Iterable[str], where: str) -> list[str]:
         candidates = [
             known for known in missing if not re.match(rf"{known}[_\W\d]", name.lower())
         ]  # caption_en is fine
-        if name not in KNOWN and (near := get_close_matches(name.lower(), candidates, 1, _NEAR)):
+        if name not in KNOWN and (near := get_close_matches(name.lower(), candidates, 1, NEAR)):
             raise ValueError(
                 f"{where}: column {name!r}: did you mean {near[0]!r}? Correct its name, or, if it means something "
                 "else, give it one that is less alike"
