@@ -3,6 +3,7 @@
 import io
 import json
 import runpy
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,22 @@ def test_one_option_trains_and_one_samples(
     given = f"cond={cond.replace('SHARDS', str(shards))}"
     got = call(tmp_path, "sample.py", "ckpt=runs/run", "num_samples=2", given)
     assert got == [f"{i:03d}_{name}.wav" for i, name in enumerate(named)]
+
+
+def test_an_encoder_in_the_current_folder_is_found_again(
+    tmp_path: Path, shards: Path, small: dict[str, list[str]], text_encoders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """``encoder=$PWD/enc``: no part of its path is taken for a secret, so sampling and evaluating find it."""
+    shutil.copytree(text_encoders["t5"], tmp_path / "enc")
+    monkeypatch.setenv("PWD", str(tmp_path))
+    encoder = f"model.conditions.caption.encoder={tmp_path}/enc"
+    call(tmp_path, "train.py", "condition=caption", f"data.train={shards}", *TINY, *small["caption"][1:], encoder)
+    assert f"encoder: {tmp_path}/enc\n" in (tmp_path / "runs/run/config.yaml").read_text()
+    assert call(tmp_path, "sample.py", "ckpt=runs/run", "num_samples=1", "cond={caption: rain}") == ["000_rain.wav"]
+    call(tmp_path, "evaluate.py", "ckpt=runs/run", "num_clips=2", "flow=null", "bound.num_levels=2")
+    evaluation = json.loads((tmp_path / "runs/run/evaluation/evaluation.json").read_text())
+    assert evaluation["likelihood"]["clips"] == 2
 
 
 @pytest.fixture(scope="module")
