@@ -147,7 +147,9 @@ def _show_clip(axes: Sequence[Axes], row: Row, column: int, sample_rate: int) ->
         mel.tick_params(labelbottom=channel == len(clip) - 1)
     for place in axes[2 * len(clip) :]:
         place.set_axis_off()
-    axes[0].set_title(f"{row.names[column]}\n{_level(clip)}", fontsize=6, parse_math=False)
+    level = _level(clip)
+    size = 6 if len(level) < 30 else 5  # a longer line runs into the next column's
+    axes[0].set_title(f"{row.names[column]}\n{level}", fontsize=size, parse_math=False)
     axes[2 * len(clip) - 1].set_xlabel("seconds", fontsize=6, labelpad=1)
 
 
