@@ -47,6 +47,7 @@ HITS_PER_CLASS = 8
 LONGEST_FIRST = ("slurm", "faults", "ranks", "saving")  # folders of tests; then none is left alone at the end
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (pytest -n), the tests of a file stay in one, and so do all of Slurm's: one cluster."""
 
@@ -315,7 +316,12 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., L
     assert free.acquire(timeout=120), "the launcher did not start"
 
     def start(
-        cwd: Path, script: str, *arguments: str, ranks: int = 1, env: Mapping[str, str] | None = None
+        cwd: Path,
+        script: str,
+        *arguments: str,
+        ranks: int = 1,
+        env: Mapping[str, str] | None = None,
+        errors: str = "log",
     ) -> Launched:
         log = tmp_path_factory.mktemp("log") / "log"
         with socket.socket() as probe:
@@ -331,6 +337,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., L
                     "TORCHELASTIC_RUN_ID": str(port),
                 }  # fmt: skip
             request = {"argv": [script, *arguments], "cwd": str(cwd), "env": this, "log": str(log)}
+            request["errors"] = str(log.with_name(errors))
             assert server.stdin is not None
             server.stdin.write((json.dumps(request) + "\n").encode())
             server.stdin.flush()
@@ -345,6 +352,20 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., L
             os.killpg(pid, signal.SIGKILL)
     server.stdin.close()
     server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def run_program(launch: Callable[..., Launched]) -> Callable[..., subprocess.CompletedProcess]:
+    """run_program(cwd, "sample.py", "ckpt=runs/one", ..) -> its exit status, stdout and stderr, once it has ended."""
+
+    def run(cwd: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+        program = launch(cwd, script, *arguments, errors="errors")
+        (status,) = program.wait(300)
+        return subprocess.CompletedProcess(
+            [script, *arguments], status, program.text, program.log.with_name("errors").read_text()
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

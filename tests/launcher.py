@@ -2,7 +2,8 @@
 
     python tests/launcher.py        # reads requests from stdin, one json object a line; answers on stdout likewise
 
-A request is {"argv": ["train.py", ...], "cwd": .., "env": {..}, "log": file}; the answers are {"started": pid} and,
+A request is {"argv": ["train.py", ...], "cwd": .., "env": {..}, "log": file, "errors": file}, where stderr goes to
+"errors" and stdout to "log", which may be the same; the answers are {"started": pid} and,
 whenever a child ends, {"ended": pid, "status": exit status, or -signal}. Each child leads a session of its own, has
 no threads yet but those a fork leaves, and runs the script as ``__main__``: what it does from there on is the real
 program. Tests use it through the fixture ``launch`` in conftest.py.
@@ -30,8 +31,9 @@ def child(request: dict) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    null, log = os.open(os.devnull, os.O_RDONLY), os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for target, source in ((0, null), (1, log), (2, log)):
+    null = os.open(os.devnull, os.O_RDONLY)
+    log, errors = (os.open(request[to], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for to in ("log", "errors"))
+    for target, source in ((0, null), (1, log), (2, errors)):
         os.dup2(source, target)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")  # W&B makes it at import, and the first child to end removes it

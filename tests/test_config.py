@@ -3,7 +3,7 @@
 import re
 import socket
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,7 @@ from audio_diffusion.diffusion.parameterization import V
 ROOT = Path(__file__).parents[1]
 
 
-def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+Run = Callable[..., subprocess.CompletedProcess]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +152,8 @@ def test_values_inside_a_target_are_named_by_their_whole_place() -> None:
         config.build({**node, "parameterization": parameterization}, "diffusion")
 
 
-def test_options_are_written_without_dashes(tmp_path: Path) -> None:
-    done = run("train.py", "--max_steps=5", cwd=tmp_path)
+def test_options_are_written_without_dashes(run_program: Run, tmp_path: Path) -> None:
+    done = run_program(tmp_path, "train.py", "--max_steps=5")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: --max_steps=5: options are written without dashes: max_steps=5"
     assert "Traceback" not in done.stderr
@@ -177,26 +174,26 @@ def test_build_passes_given_objects_on_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "make_shards.py"])
-def test_scripts_end_in_one_line_and_status_2(script: str, tmp_path: Path) -> None:
-    done = run(script, "nmae=x", cwd=tmp_path)
+def test_scripts_end_in_one_line_and_status_2(run_program: Run, script: str, tmp_path: Path) -> None:
+    done = run_program(tmp_path, script, "nmae=x")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: nmae: there is no such option.")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_train_names_missing_data(tmp_path: Path) -> None:
-    done = run("train.py", "data.train=nowhere", cwd=tmp_path)
+def test_train_names_missing_data(run_program: Run, tmp_path: Path) -> None:
+    done = run_program(tmp_path, "train.py", "data.train=nowhere")
     assert done.returncode == 2
     assert "error: data.train: shards: expected files at 'nowhere'" in done.stderr
     assert "make_shards.py input=FOLDER output=SHARDS" in done.stderr
 
 
-def test_train_names_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_train_names_a_server_that_is_not_there(run_program: Run, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/shards"
-    done = run("train.py", f"data.train={address}", "data.store.retries=0", cwd=tmp_path)
+    done = run_program(tmp_path, "train.py", f"data.train={address}", "data.store.retries=0")
     assert done.returncode == 2
     assert f"error: {address}/manifest.json: the connection failed" in done.stderr
     assert "Traceback" not in done.stderr

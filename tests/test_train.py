@@ -1,12 +1,10 @@
 """train.py and sample.py as a user runs them: whole processes, on one rank and two."""
 
 import json
-import os
 import re
 import struct
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,19 @@ TINY = [
     "callbacks.checkpoint.every_n_steps=2", "training.lr_schedule.final_fraction=1.0",
 ]  # fmt: skip
 
-
-def run(cwd: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    env |= {"OMP_NUM_THREADS": "1", "HOME": str(cwd), "NETRC": str(cwd / "none")}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, stdin=subprocess.DEVNULL
-    )
+Run = Callable[..., subprocess.CompletedProcess]
 
 
-def train(cwd: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess:
-    done = run(cwd, "train.py", f"data.train={shards}", *TINY, *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+@pytest.fixture(scope="session")
+def train(run_program: Run) -> Run:
+    """train(cwd, shards, "name=one", ..): train.py with a tiny network, which must succeed."""
+
+    def trained(cwd: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess:
+        done = run_program(cwd, "train.py", f"data.train={shards}", *TINY, *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return trained
 
 
 def metrics(run_dir: Path, name: str) -> dict[int, float]:
@@ -47,7 +44,7 @@ def metrics(run_dir: Path, name: str) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, drum_shards: Path) -> Path:
+def trained(train: Run, tmp_path_factory: pytest.TempPathFactory, drum_shards: Path) -> Path:
     """A folder with runs/one: four steps on one rank, W&B without credentials."""
     cwd = tmp_path_factory.mktemp("user")
     done = train(cwd, drum_shards, "name=one", "max_steps=4", "trainer=cpu")
@@ -116,7 +113,7 @@ def test_wandb_holds_audio_pictures_table_config_and_commit(trained: Path) -> No
     assert any("train/loss" in json.dumps(row) for row in history)
 
 
-def test_two_ranks_train_as_one_and_sample_the_same_audio(trained: Path, drum_shards: Path) -> None:
+def test_two_ranks_train_as_one_and_sample_the_same_audio(train: Run, trained: Path, drum_shards: Path) -> None:
     train(
         trained, drum_shards, "name=two", "max_steps=4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"
     )
@@ -133,7 +130,7 @@ def test_two_ranks_train_as_one_and_sample_the_same_audio(trained: Path, drum_sh
             assert np.abs(first).max() > 0.01
 
 
-def test_resuming_goes_on_in_the_same_run(trained: Path, drum_shards: Path) -> None:
+def test_resuming_goes_on_in_the_same_run(train: Run, run_program: Run, trained: Path, drum_shards: Path) -> None:
     through = train(trained, drum_shards, "name=through", "max_steps=6", "trainer=cpu", "logger=csv")
     train(trained, drum_shards, "name=again", "max_steps=4", "trainer=cpu", "logger=tensorboard")
     done = train(trained, drum_shards, "name=again", "max_steps=6", "trainer=cpu", "logger=tensorboard", "ckpt=last")
@@ -152,12 +149,12 @@ def test_resuming_goes_on_in_the_same_run(trained: Path, drum_shards: Path) -> N
     assert list((trained / "runs" / "through" / "csv").rglob("metrics.csv"))
     assert list((trained / "runs" / "again" / "tensorboard").glob("events.*"))
 
-    refused = run(trained, "train.py", f"data.train={drum_shards}", *TINY, "name=again", "ckpt=none")
+    refused = run_program(trained, "train.py", f"data.train={drum_shards}", *TINY, "name=again", "ckpt=none")
     assert refused.returncode == 2
     assert "ckpt=none: runs/again already holds step_00000006.ckpt" in refused.stderr
 
 
-def test_the_same_wandb_run_goes_on(trained: Path, drum_shards: Path) -> None:
+def test_the_same_wandb_run_goes_on(train: Run, trained: Path, drum_shards: Path) -> None:
     before = (trained / "runs" / "one" / "wandb_id").read_text()
     train(trained, drum_shards, "name=one", "max_steps=6", "trainer=cpu")
     assert (trained / "runs" / "one" / "wandb_id").read_text() == before
@@ -165,8 +162,8 @@ def test_the_same_wandb_run_goes_on(trained: Path, drum_shards: Path) -> None:
     assert len(folders) == 2
 
 
-def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(trained: Path) -> None:
-    done = run(trained, "sample.py", "ckpt=runs/one", "num_samples=7", "device=cpu")
+def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(run_program: Run, trained: Path) -> None:
+    done = run_program(trained, "sample.py", "ckpt=runs/one", "num_samples=7", "device=cpu")
     assert done.returncode == 0, done.stderr
     folder = trained / "runs" / "one" / "generated"
     names = [f"{i:03d}_{['clap', 'hat', 'kick', 'snare', 'tom'][i % 5]}.wav" for i in range(7)]
@@ -177,34 +174,38 @@ def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(train
     assert "runs/one/generated.png" in last
     assert "EMA weights" in done.stdout
 
-    other = run(trained, "sample.py", "ckpt=runs/one", "num_samples=7", "batch_size=2", "output=other", "device=cpu")
+    other = run_program(
+        trained, "sample.py", "ckpt=runs/one", "num_samples=7", "batch_size=2", "output=other", "device=cpu"
+    )
     assert other.returncode == 0, other.stderr
     for name in names:
         first, second = soundfile.read(folder / name)[0], soundfile.read(trained / "other" / name)[0]
         np.testing.assert_allclose(first, second, atol=1e-3)
 
 
-def test_check_tells_what_the_schedule_can_do_and_begins_nothing(tmp_path: Path, drum_shards: Path) -> None:
-    done = run(tmp_path, "train.py", f"data.train={drum_shards}", "diffusion=linear", "check=true")
+def test_check_tells_what_the_schedule_can_do_and_begins_nothing(
+    run_program: Run, tmp_path: Path, drum_shards: Path
+) -> None:
+    done = run_program(tmp_path, "train.py", f"data.train={drum_shards}", "diffusion=linear", "check=true")
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
     assert "the least noise is -40 dB" in said
     assert "warning: the schedule ends at -40 dB" in said
     assert not (tmp_path / "runs").exists()
-    refused = run(
+    refused = run_program(
         tmp_path, "train.py", f"data.train={drum_shards}", "diffusion/parameterization=velocity", "check=true"
     )
     assert refused.returncode == 2
     assert "error: diffusion.parameterization: Velocity expects a schedule that is flow" in refused.stderr
 
 
-def test_sample_takes_every_kind_of_guidance(trained: Path) -> None:
+def test_sample_takes_every_kind_of_guidance(run_program: Run, trained: Path) -> None:
     guided = ["guidance_scale=2", "guidance_interval=[0.1,0.9]", "guidance_rescale=0.7", "clip=4", "clip_quantile=0.99"]
     common = ["ckpt=runs/one", "num_samples=2", "device=cpu", "sampler=heun", "sampler.num_steps=2"]
-    done = run(trained, "sample.py", *common, *guided, "negative=kick", "output=negative")
+    done = run_program(trained, "sample.py", *common, *guided, "negative=kick", "output=negative")
     assert done.returncode == 0, done.stderr
     weak = f"weak_ckpt={min((trained / 'runs' / 'one' / 'checkpoints').glob('step_*.ckpt'))}"
-    done = run(trained, "sample.py", *common, *guided, weak, "output=weak")
+    done = run_program(trained, "sample.py", *common, *guided, weak, "output=weak")
     assert done.returncode == 0, done.stderr
     both = [soundfile.read(trained / name / "001_hat.wav")[0] for name in ("negative", "weak")]
     assert not np.array_equal(*both)
@@ -225,8 +226,8 @@ def test_sample_takes_every_kind_of_guidance(trained: Path) -> None:
         (["num_samples=3"], "ckpt"),
     ],
 )
-def test_sample_says_what_is_wrong(trained: Path, arguments: list[str], message: str) -> None:
-    done = run(trained, "sample.py", "device=cpu", *arguments)
+def test_sample_says_what_is_wrong(run_program: Run, trained: Path, arguments: list[str], message: str) -> None:
+    done = run_program(trained, "sample.py", "device=cpu", *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -235,9 +236,11 @@ def test_sample_says_what_is_wrong(trained: Path, arguments: list[str], message:
 FEW = ("bound.num_levels=2", "flow.tolerance=0.1", "device=cpu")
 
 
-def test_evaluate_prints_and_writes_bits_that_agree_with_training(trained: Path, drum_shards: Path) -> None:
+def test_evaluate_prints_and_writes_bits_that_agree_with_training(
+    run_program: Run, trained: Path, drum_shards: Path
+) -> None:
     (step,) = [int(p.stem[5:]) for p in sorted((trained / "runs/one/checkpoints").iterdir())][-1:]
-    done = run(trained, "evaluate.py", "ckpt=runs/one", "num_clips=6", *FEW)
+    done = run_program(trained, "evaluate.py", "ckpt=runs/one", "num_clips=6", *FEW)
     assert done.returncode == 0, done.stderr
     for words in ("variational bound", "L_0", "probability-flow ODE", "white Gaussian", "evaluation.json", "EMA"):
         assert words in done.stdout
@@ -251,7 +254,7 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(trained: Path,
     assert flow["monte_carlo_error"] is None  # one repeat
     assert 0 < flow["bits_per_dim"] < 50  # a network after few steps may do worse than the 16 bits of the file
 
-    other = run(
+    other = run_program(
         trained, "evaluate.py", "ckpt=runs/one", f"data={drum_shards}", "num_clips=6", "batch_size=4", "output=other",
         *FEW,
     )  # fmt: skip
@@ -273,8 +276,8 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(trained: Path,
         (["ckpt=runs/one", "flow=null", "bound=null"], "bound, flow: both are null"),
     ],
 )
-def test_evaluate_says_what_is_wrong(trained: Path, arguments: list[str], message: str) -> None:
-    done = run(trained, "evaluate.py", "device=cpu", *arguments)
+def test_evaluate_says_what_is_wrong(run_program: Run, trained: Path, arguments: list[str], message: str) -> None:
+    done = run_program(trained, "evaluate.py", "device=cpu", *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
