@@ -163,7 +163,8 @@ def quiet() -> None:
 
 
 def report(plain: dict[str, Any]) -> list[str]:
-    """What the schedule can do at best, and with the sampler that is listened to while training.
+    """What to warn of in the schedule and the sampler that is listened to while training, or that they are right; with
+    ``check`` all that they can do.
 
     Raises:
         ConfigError: if the sampler is to take more steps than the schedule has.
@@ -171,9 +172,10 @@ def report(plain: dict[str, Any]) -> list[str]:
     process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
     try:
         lines = describe(process, sampler.keywords["grid"], sampler.keywords["num_steps"])
-        return [*lines, *describe_levels(process, sampler)]
+        lines += describe_levels(process, sampler)
     except ValueError as error:
         raise ConfigError(f"sampler.{error}") from error
+    return lines if plain["check"] else [line for line in lines if line.startswith("warning: ")] or lines[-1:]
 
 
 def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.grids import trailing
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion, Net
 from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
@@ -104,7 +105,7 @@ def test_no_graph_is_kept_and_steps_are_told() -> None:
     x0 = generate(
         lambda x_t, t, cond: gain * x_t,
         PROCESS,
-        partial(ddim, num_steps=4),
+        partial(ddim, num_steps=4, grid=trailing),
         SHAPE,
         [0],
         {},

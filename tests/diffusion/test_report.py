@@ -28,7 +28,7 @@ def test_the_floor_is_told_in_db_and_warned_of() -> None:
     lines = describe(Diffusion(linear(), Epsilon()), balanced, 20)
     assert "the least noise is -40 dB" in lines[0]
     assert any(line.startswith("warning: ") and "hiss" in line for line in lines)
-    assert lines[-1] == "sampler: 20 times, the last at -40 dB of noise: quieter sounds are lost"
+    assert lines[-1] == "sampler: 20 steps, the last at -40 dB of noise; quieter sounds are lost"
 
 
 @pytest.mark.parametrize(

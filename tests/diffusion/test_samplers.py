@@ -29,24 +29,24 @@ from audio_diffusion.diffusion.schedules import zero_terminal_snr as zero
 Sampler = Callable[..., Tensor]
 Exact = Callable[..., Denoise]
 
+TRAILING = {"grid": grids.trailing}
 EVERY = pytest.mark.parametrize(
     "sampler",
     [
-        pytest.param(partial(ddpm, variance="beta"), id="ddpm-beta"),
-        pytest.param(partial(ddpm, variance="beta_tilde"), id="ddpm-beta_tilde"),
-        pytest.param(partial(ddim, eta=0.0), id="ddim"),
-        pytest.param(partial(ddim, eta=0.5), id="ddim-eta0.5"),
-        pytest.param(partial(ddim, eta=1.0), id="ddim-eta1"),
+        pytest.param(partial(ddpm, variance="beta", **TRAILING), id="ddpm-beta"),
+        pytest.param(partial(ddpm, variance="beta_tilde", **TRAILING), id="ddpm-beta_tilde"),
+        pytest.param(partial(ddim, eta=0.0, **TRAILING), id="ddim"),
+        pytest.param(partial(ddim, eta=0.5, **TRAILING), id="ddim-eta0.5"),
+        pytest.param(partial(ddim, eta=1.0, **TRAILING), id="ddim-eta1"),
     ],
 )
-TRAILING = {"grid": grids.trailing}
 ALL = pytest.mark.parametrize(
     "sampler",
     [
-        pytest.param(partial(ddpm, variance="beta"), id="ddpm-beta"),
-        pytest.param(partial(ddpm, variance="beta_tilde"), id="ddpm-beta_tilde"),
-        pytest.param(ddim, id="ddim"),
-        pytest.param(partial(ddim, eta=1.0), id="ddim-eta1"),
+        pytest.param(partial(ddpm, variance="beta", **TRAILING), id="ddpm-beta"),
+        pytest.param(partial(ddpm, variance="beta_tilde", **TRAILING), id="ddpm-beta_tilde"),
+        pytest.param(partial(ddim, **TRAILING), id="ddim"),
+        pytest.param(partial(ddim, eta=1.0, **TRAILING), id="ddim-eta1"),
         pytest.param(partial(dpmpp, order=2, **TRAILING), id="dpmpp-2m"),
         pytest.param(partial(dpmpp, order=3, **TRAILING), id="dpmpp-3m"),
         pytest.param(partial(dpmpp, order=2, eta=1.0, **TRAILING), id="dpmpp-2m-sde"),
@@ -209,7 +209,7 @@ def test_ddim_converges_at_first_order_on_a_chain(schedule: Steps, exact_denoise
     alpha, sigma = schedule.at(grids.trailing(schedule, 1)[0])
     exact = mean + std * (x_t - alpha * mean) / math.hypot(alpha * std, sigma)
     denoise, steps = exact_denoise(schedule, mean, std), [25, 50, 100, 200, 500]
-    ends = torch.stack([ddim(denoise, x_t, schedule, no_noise, num_steps=n) for n in steps])
+    ends = torch.stack([ddim(denoise, x_t, schedule, no_noise, num_steps=n, grid=grids.trailing) for n in steps])
     errors = (ends - exact).abs().amax((1, 2, 3))
     order = -errors.log().diff() / torch.tensor(steps).double().log().diff()
     assert ((order > 0.9) & (order < 1.1)).all(), order
@@ -323,7 +323,7 @@ def test_ddim_walks_along_the_noise_it_is_told() -> None:
         return Prediction(x0, noise)
 
     start = process.add_noise(x0, noise, torch.full((2,), grids.trailing(schedule, 20)[0]))
-    end = ddim(denoise, start, schedule, no_noise, num_steps=20)
+    end = ddim(denoise, start, schedule, no_noise, num_steps=20, grid=grids.trailing)
     assert seen == grids.trailing(schedule, 20)
     torch.testing.assert_close(end, x0)
 

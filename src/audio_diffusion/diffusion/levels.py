@@ -6,8 +6,8 @@ its standard deviation follows from the weights without any chance: one run of t
 which one noise is 1 and all others are 0.
 """
 
-from functools import partial
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,13 +47,21 @@ def _exact(schedule: Schedule, std: Tensor) -> Denoise:
     return denoise
 
 
-@torch.no_grad()
 def level_error(schedule: Schedule, sampler: Sampler) -> LevelError:
-    """How far a sampler is off in level, on the CPU in float64.
+    """How far a sampler is off in level, on the CPU in float64; what was measured is kept.
 
     Raises:
         ValueError: if the schedule has not so many steps as the sampler is to take.
     """
+    if isinstance(sampler, partial) and not sampler.args:
+        return _measured(schedule, sampler.func, tuple(sorted(sampler.keywords.items())))
+    return _measured(schedule, sampler, ())
+
+
+@lru_cache(maxsize=256)
+@torch.no_grad()
+def _measured(schedule: Schedule, solver: Sampler, options: tuple[tuple[str, Any], ...]) -> LevelError:
+    sampler = partial(solver, **dict(options))
     std = 10 ** (torch.tensor([LOUD_DB, QUIET_DB], dtype=torch.float64) / 20)
     denoise, drawn = _exact(schedule, std), 0
 
@@ -71,24 +79,24 @@ def level_error(schedule: Schedule, sampler: Sampler) -> LevelError:
 
 
 def _said(db: float) -> str:
-    return f"{abs(db):.0f} dB too {'loud' if db > 0 else 'quiet'}"
+    return f"{abs(db):.1f} dB too {'loud' if db > 0 else 'quiet'}"
 
 
 def describe_levels(process: Diffusion, sampler: Sampler) -> list[str]:
-    """Lines for the user: the level error of a sampler, its options bound; if it is large, a warning with what to
-    choose instead."""
+    """Lines for the user: at what level loud and quiet sounds come out of a sampler, its options bound; if it is far
+    from theirs, a warning with what to choose instead."""
     schedule, found = process.schedule, level_error(process.schedule, sampler)
-    lines = [
-        f"sampler: level error {found.loud_db:+.1f} dB at {LOUD_DB:.0f} dB and {found.quiet_db:+.1f} dB at "
-        f"{QUIET_DB:.0f} dB of unit variance (Gaussian data, exact denoiser)"
-    ]
-    if found.worst_db <= TOLERATED_DB:
-        return lines
     parts = [("loud", LOUD_DB, found.loud_db), ("quiet", QUIET_DB, found.quiet_db)]
+    if found.worst_db <= TOLERATED_DB:
+        return [f"sampler: loud and quiet sounds keep their level (within {max(found.worst_db, 0.1):.1f} dB)"]
+    said = " and ".join(f"{name} sounds ({at:.0f} dB) {_said(off)}" for name, at, off in parts)
     wrong = " and ".join(
-        f"{name} sounds ({at:.0f} dB) come out {_said(error)}" for name, at, error in parts if abs(error) > TOLERATED_DB
+        f"{name} sounds ({at:.0f} dB) come out {_said(off)}" for name, at, off in parts if abs(off) > TOLERATED_DB
     )
-    return [*lines, f"warning: with this solver, grid and number of steps {wrong}. {_advice(schedule, sampler, found)}"]
+    return [
+        f"sampler: makes {said}",
+        f"warning: with this solver, grid and number of steps {wrong}. {_advice(schedule, sampler, found)}",
+    ]
 
 
 def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:

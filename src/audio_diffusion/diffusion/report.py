@@ -45,5 +45,5 @@ def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None
         times = grid(schedule, num_steps)
         last_alpha, last_sigma = schedule.at(times[-1])
         last = _db(last_sigma / last_alpha)
-        lines.append(f"sampler: {len(times)} times, the last at {last:.0f} dB of noise: quieter sounds are lost")
+        lines.append(f"sampler: {len(times)} steps, the last at {last:.0f} dB of noise; quieter sounds are lost")
     return lines

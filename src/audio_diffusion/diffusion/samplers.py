@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from audio_diffusion.diffusion import plans
-from audio_diffusion.diffusion.grids import Grid, balanced, trailing
+from audio_diffusion.diffusion.grids import Grid, balanced
 from audio_diffusion.diffusion.process import Denoise
 from audio_diffusion.diffusion.schedules import Schedule
 
@@ -67,7 +67,7 @@ def ddpm(
     *,
     num_steps: int | None = None,
     variance: Literal["beta", "beta_tilde"] = "beta",
-    grid: Grid = trailing,
+    grid: Grid = balanced,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Ancestral sampling (DDPM algorithm 2): the posterior of eq. 7 with fresh noise, none at the last step.
@@ -95,7 +95,7 @@ def ddim(
     *,
     num_steps: int | None = 50,
     eta: float = 0.0,
-    grid: Grid = trailing,
+    grid: Grid = balanced,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2020, arXiv:2010.02502, eqs. 12 and 16); deterministic at eta = 0, DDPM's β̃ chain at 1.
