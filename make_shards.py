@@ -13,15 +13,13 @@ if __name__ == "__main__":
 import os
 import re
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import DictConfig
 
 from audio_diffusion import config
-from audio_diffusion.command_line import without_flags
 from audio_diffusion.config import ConfigError
 from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
@@ -186,29 +184,5 @@ def _verify(place: str, workers: int, store: RemoteStore) -> None:
         raise SystemExit(1)
 
 
-def _refuse_bare_words(arguments: list[str]) -> None:
-    """Ends with the right line for ``make_shards.py FOLDER OUT``."""
-    try:
-        options = without_flags(arguments)
-    except config.ConfigError:
-        return  # a dash too many, which is explained as by all programs
-    bare = [option for option in options if "=" not in option and not option.startswith(("+", "~"))]
-    if not bare:
-        return
-    given = [argument for argument in arguments if argument not in bare]
-    places = [name for name in ("input", "output") if not any(a.startswith(f"{name}=") for a in given)]
-    if len(bare) > len(places):
-        _end(f"{bare[-1]!r}: expected OPTION=VALUE, such as format=flac")
-    words = [*bare, *["SHARDS"] * (len(places) - len(bare))]
-    meant = [f"{place}={shlex.quote(word)}" for place, word in zip(places, words, strict=True)]
-    _end(f"{bare[0]!r}: expected OPTION=VALUE. Write: python make_shards.py {' '.join([*meant, *given])}")
-
-
-def _end(problem: str) -> NoReturn:
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 if __name__ == "__main__":
-    _refuse_bare_words(sys.argv[1:])
     main()

@@ -124,9 +124,9 @@ def _refuse_positions(option: str, options: Sequence[str], program: str) -> None
     if (name and given) or option.startswith(("+", "~")):
         return
     nameless = [o for o in options if "=" not in o]
-    names = _POSITIONS.get(program, ())
-    if name and len(nameless) <= len(names) and re.match(r"[\w./~-]+$", option):
-        pairs = [f"{name}={value}" for name, value in zip(names, nameless, strict=False)]
+    names = [name for name in _POSITIONS.get(program, ()) if not any(o.startswith(f"{name}=") for o in options)]
+    if name and len(nameless) <= len(names) and re.match(r"[\w./~ -]+$", option):
+        pairs = [f"{name}={shlex.quote(value)}" for name, value in zip(names, nameless, strict=False)]
         raise ConfigError(f"{option}: expected OPTION=VALUE; did you mean {' '.join(pairs)}?")
     raise ConfigError(f"{option}: expected OPTION=VALUE, such as {_EXAMPLES.get(program, 'seed=1')}")
 
