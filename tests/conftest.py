@@ -47,15 +47,12 @@ HITS_PER_CLASS = 8
 LONGEST_FIRST = ("slurm", "faults", "ranks", "saving")  # folders of tests; then none is left alone at the end
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (pytest -n), the tests of a file stay in one, and so do all of Slurm's: one cluster."""
+    """The files that take longest come first: with several processes (pytest -n) each takes the next file."""
 
     def folder(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("slurm" if folder(item) == "slurm" else str(item.path)))
     items.sort(key=lambda item: [folder(item) != name for name in LONGEST_FIRST])
 
 

@@ -69,7 +69,11 @@ def slurm_cluster(require: Callable[[str], None]) -> Iterator[Callable[..., str]
     """The cluster is up; slurm_cluster("crash", "node2") runs its script."""
     require("slurm")
     folder = Path(os.environ.get("TMPDIR", "/tmp"), f"slurm-{os.getpid()}")  # short: it holds a socket
-    mine = {"SLURM_TEST_DIR": str(folder), "SLURM_TEST_CPUS": "8", "SLURM_CONF": str(folder / "slurm.conf")}
+    port = 16817 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # each process has a cluster of its own
+    mine = {
+        "SLURM_TEST_DIR": str(folder), "SLURM_TEST_CPUS": "8", "SLURM_TEST_PORT": str(port),
+        "SLURM_CONF": str(folder / "slurm.conf"),
+    }  # fmt: skip
     before = dict(os.environ)
     os.environ.update(mine)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
