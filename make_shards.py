@@ -93,6 +93,8 @@ def _sources(options: dict[str, Any], store: RemoteStore) -> list[Source]:
 def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
     form = Form(**{field.name: options[field.name] for field in fields(Form)})
     output = Path(str(options["output"]))
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output: expected a folder, made if there is none, but {str(output)!r} is a file")
     stages: dict[str, Progress] = {}
 
     def told(stage: str, *counts: float) -> None:

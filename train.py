@@ -148,6 +148,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
     )
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"  # without a line of the code
     logging.getLogger("gcsfs").setLevel(logging.WARNING)  # of experimental features, where no bucket is used
     for message in (
         ".*IterableDataset. has .__len__. defined.*",
@@ -278,6 +279,9 @@ def main(cfg: DictConfig) -> None:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         if trainer.global_step >= steps:
             rank_zero_info(what_next(plain))
+        elif plain["callbacks"].get("checkpoint"):
+            folder = run_dir / "checkpoints"
+            rank_zero_info(f"stopped at step {trainer.global_step}, saved in {folder}/: the same command resumes it")
     for callback in callbacks:
         if isinstance(callback, StopWhenAsked) and callback.status:
             raise SystemExit(callback.status)

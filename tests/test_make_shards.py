@@ -170,7 +170,11 @@ def test_ctrl_c_says_how_to_go_on(
     ("arguments", "problem"),
     [
         (["input=nowhere"], "input: expected a folder of audio, got 'nowhere'"),
-        (["input=drums", "manifest=none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),
+        (["input=drums", "manifest=none.csv"], "manifest: 'none.csv' cannot be read: No such file or directory"),
+        (
+            ["input=drums", "output=drums/a.wav"],
+            "output: expected a folder, made if there is none, but 'drums/a.wav' is",
+        ),
         (["input=drums", "labels=file"], "labels: expected folder or none, got 'file'"),
         (
             ["input=drums", "val_fraction=2"],

@@ -5,9 +5,11 @@ everything a task has started: DataLoader workers, for one, would die of them be
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,3 +110,15 @@ def shielded(tracked: bool = False) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """Ends this process, a child by ``multiprocessing``, as soon as the process that started it is gone, however that
+    ended. A child that is shielded from signals, or started by a fork server, would outlive it."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_outlast, args=(parent,), daemon=True, name="ends with its parent").start()
+
+
+def _outlast(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

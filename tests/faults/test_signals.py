@@ -47,6 +47,7 @@ def left_in_order(run, run_dir: Path) -> None:
     assert set(run.wait()) == {0}, run.text
     step = saved(run_dir)[-1]
     assert f"stopping at step {step}" in run.text
+    assert f"stopped at step {step}, saved in runs/" in run.text
     assert max(rows(run_dir)) == step
     assert (run_dir.parents[1] / "stop.done").exists()
     assert "Traceback" not in run.text, run.text

@@ -309,6 +309,8 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_rest_is_packed(
     (folder / "loop").symlink_to("loop")
     (folder / "annex.flac").symlink_to("../.git/annex/objects/x.flac")
     (folder / "notes.txt").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.wav")
+    (folder / "zeros.wav").symlink_to("/dev/zero")
     (folder / "a" / "closed").mkdir()
     real = os.scandir
 
@@ -321,6 +323,8 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_rest_is_packed(
     report = pack(scan_folder(folder, True), tmp_path / "out", val_fraction=0.3)
     assert dict(report.refused) == {
         "loop": "cannot be read: Too many levels of symbolic links",
+        "pipe.wav": "is neither a file nor a folder, but a pipe, a socket or a device",
+        "zeros.wav": "is neither a file nor a folder, but a pipe, a socket or a device",
         "annex.flac": "is a link to a file that is not there: ../.git/annex/objects/x.flac",
         "a/closed": "is a folder that cannot be read: Permission denied",
     }

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +134,31 @@ def test_ctrl_c_keeps_what_is_finished_with_its_json(
     listed = [row["file"] for row in json.loads((tmp_path / "out.json").read_text())["files"]]
     assert listed == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert f"interrupted: {len(listed)} files finished and kept: out/" in running.text.splitlines()[-1]
+
+
+def test_processes_of_several_devices_end_with_the_one_that_started_them(
+    tiny_checkpoint: Path, tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    running = launch(
+        tmp_path, "sample.py", f"ckpt={tiny_checkpoint}", "device=cpu", "num_samples=100000", "batch_size=1",
+        "output=out", "devices=2",
+    )  # fmt: skip
+    running.until((tmp_path / "out" / "001_kick.wav").exists)
+    (session,) = running.pids
+    assert len(_alive_in(session)) > 2
+    os.killpg(session, signal.SIGTERM)
+    assert running.wait() == [-signal.SIGTERM], running.text
+    end = time.monotonic() + 60
+    while left := _alive_in(session):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+def _alive_in(session: int) -> list[str]:
+    """The processes of a session, without those that have ended."""
+    listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [args for sid, stat, args in rows if sid == str(session) and not stat.startswith("Z")]
 
 
 def test_ctrl_c_in_an_evaluation_keeps_the_figures_of_what_is_finished(

@@ -238,7 +238,10 @@ class Shards:
         num_clips = [len(built[path].keys) if path in built else listed[path]["clips"] for path in paths]
         refused = [skip for index in built.values() for skip in index.skipped()]
         if not sum(num_clips):
-            such = f"; of {len(refused)} members that cannot be used the first: {refused[0]}" if refused else ""
+            such = ""
+            if refused:
+                first = f"{refused[0].key!r}: {refused[0].reason}"
+                such = f"; of {len(refused)} members that cannot be used the first: {first}"
             raise ValueError(f"shards: expected audio in the {len(paths)} shards of {list(patterns)}, found none{such}")
         num_bytes = [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths]
         versions = [str(listed[path].get("sha256", "")) if path in listed else "" for path in paths]

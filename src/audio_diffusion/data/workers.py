@@ -15,11 +15,9 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import types
 from collections.abc import Iterator
-from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -214,17 +212,9 @@ class _Begin:
             signal.signal(signum, signal.SIG_IGN)
         if signals.STUCK_SIGNAL is not None:
             faulthandler.register(signals.STUCK_SIGNAL)  # prints its stacks when it is asked to
-        threading.Thread(target=_end_with_parent, daemon=True, name="ends with the training process").start()
+        signals.end_with_parent()
         self._writer.send_bytes(worker_id.to_bytes(4, "little"))  # short: written as one, whoever else writes
         self._writer.close()
-
-
-def _end_with_parent() -> None:
-    """Ends this process once the training process is gone, however it went; a fork server would outlive it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _end_workers() -> None:

@@ -14,7 +14,7 @@ class Labels:
         self.num_files = len(sources)
         self.num_labelled = sum(source.fields.get("label") is not None for source in sources)
         self.are_used = 0 < self.num_files <= 2 * self.num_labelled
-        folders = {source.name.partition("/")[0] for source in sources}
+        folders = {source.name.partition("/")[0] for source in sources if "/" in source.name}
         self._renamed = sorted(readable(folder) for folder in folders if readable(folder) != folder)
 
     def marked(self, source: Source) -> Source:

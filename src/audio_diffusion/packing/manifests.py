@@ -41,7 +41,10 @@ def scan_manifest(folder: Path | str, manifest: Path | str, store: RemoteStore |
         except RemoteError as error:
             raise ValueError(f"manifest: {error}") from error
     else:
-        data = Path(manifest).read_bytes()
+        try:
+            data = Path(manifest).read_bytes()
+        except OSError as error:
+            raise ValueError(f"manifest: {str(manifest)!r} cannot be read: {error.strerror}") from error
     shown, sources, seen = redact(str(manifest)), [], set()
     text = _text(data, shown)
     rows = _jsonl_rows(text, shown) if str(manifest).endswith((".jsonl", ".ndjson")) else _csv_rows(text, shown)

@@ -1,10 +1,7 @@
 """Work spread over processes, its results in order, a bounded number of them waiting; and how far it is."""
 
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +11,8 @@ from typing import TypeVar
 
 import torch
 from tqdm import tqdm
+
+from audio_diffusion import signals
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,14 +52,7 @@ def _begin() -> None:
     """A worker leaves Ctrl-C to its parent, computes in one thread, and does not outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    signals.end_with_parent()
 
 
 class Progress:

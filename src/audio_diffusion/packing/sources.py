@@ -212,7 +212,9 @@ def _entry(entry: "os.DirEntry[str]", prefix: str, above: tuple[str, ...]) -> It
         yield from _walk(entry.path, f"{name}/", above)
     elif is_file:
         yield name, ""
-    elif entry.is_symlink() and _ending(name) in EXTENSIONS:
+    elif _ending(name) in EXTENSIONS and os.path.exists(entry.path):
+        yield name, "is neither a file nor a folder, but a pipe, a socket or a device"
+    elif _ending(name) in EXTENSIONS:
         yield name, f"is a link to a file that is not there: {os.readlink(entry.path)}"
 
 

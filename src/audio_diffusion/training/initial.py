@@ -125,7 +125,8 @@ def take_weights(
             wrong.append(f"{name} has {list(other.shape)} there, {list(weight.shape)} here")
     if wrong:
         raise ValueError(
-            f"{len(wrong)} weights are of another size: {_listed(wrong)}. Set model. back to that network's"
+            f"{len(wrong)} weights are of another size: {_listed(wrong)}. Set audio.channels and the "
+            "options of model. as that run had them (they are in its config.yaml)"
         )
     size = sum(weight.numel() for weight in own.values())
     fits = sum(own[name].numel() for name in result.taken)

@@ -53,6 +53,7 @@ _worker: tuple[Generator, dict[str, Any]] | None = None  # of a process of sever
 def _begin(options: dict[str, Any], devices: Any) -> None:
     """What a process of several does first."""
     global _worker
+    signals.end_with_parent()  # a SIGTERM to all of them would otherwise end the first one alone
     torch.set_num_threads(max(1, torch.get_num_threads() // options["devices"]))
     _worker = load(options, devices.get()), options
 
