@@ -110,7 +110,9 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
     if (match := re.search(r"full_key: (\S+)", text + cause)) and match[1] in _groups():
-        return f"{match[1]}: none is chosen; choose one as well: {match[1]}=NAME.{nearest('', _groups()[match[1]])}"
+        own = " (without one, the run's own is used as it is)" if config_name == "sample" else ""
+        named = nearest("", _groups()[match[1]])
+        return f"{match[1]}: none is chosen{own}; choose one as well: {match[1]}=NAME.{named}"
     if match:
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name, chosen))}"
     if match := re.search(r"Could not override '([^']+)'", text):
