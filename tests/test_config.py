@@ -59,6 +59,8 @@ def composed(*overrides: str):
         ("seed=", "seed: expected int: Value ''"),
         ("val_every_steps=0", "val_every_steps: expected at least 1, got 0"),
         ("max_steps=-1", "max_steps: expected at least 1, got -1"),
+        ("audio.channels=0", "audio.channels: expected at least 1, got 0"),
+        ("seed=-1", "seed: expected a whole number from 0 to 4294967295, got -1"),
         ("name=", "name: expected a name of this run's own, got ''"),
         ("run_dir=", "run_dir: expected a name of this run's own, got ''"),
     ],

@@ -272,3 +272,8 @@ def check_root(cfg: DictConfig) -> None:
     for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")
+    for name in cfg.audio:  # before parts that take them over under names of their own
+        if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < 1:
+            raise ConfigError(f"audio.{name}: expected at least 1, got {cfg.audio[name]}")
+    if not 0 <= cfg.seed < 2**32:
+        raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
