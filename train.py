@@ -148,7 +148,6 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
     )
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"  # without a line of the code
     logging.getLogger("gcsfs").setLevel(logging.WARNING)  # of experimental features, where no bucket is used
     for message in (
         ".*IterableDataset. has .__len__. defined.*",

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Ca
 
     def ran(cwd: Path, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.chdir(cwd)
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which the script sets for its process
         monkeypatch.setattr(sys, "argv", ["make_shards.py", *arguments])
         capfd.readouterr()
         try:

@@ -4,6 +4,7 @@ import ast
 import io
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_one_rank_says_that_it_is_loading(
 ) -> None:
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which is set for the process
     if variable:
         monkeypatch.setenv(variable, "1")
     starting.begin()

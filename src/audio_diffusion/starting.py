@@ -2,12 +2,15 @@
 
 import os
 import sys
+import warnings
 from io import TextIOWrapper
 from typing import TextIO
 
 
 def begin() -> None:
-    """Makes the console safe to print to, and says that the program is loading, once where there are several ranks."""
+    """Makes the console safe to print to, leaves lines of code out of warnings, and says that the program is loading,
+    once where there are several ranks."""
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
     for stream in (sys.stdout, sys.stderr):
         make_printable(stream)
     if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0") == "0":

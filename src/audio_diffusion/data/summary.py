@@ -46,8 +46,8 @@ def summarize(
     lines, labelled = [], {}
     for name, pattern in train.items():
         which = f"{name}: " if len(train) > 1 else ""
-        manifest = read_manifest(parent(expand(pattern, store)[0]), store)
         path = expand(pattern, store)[0]
+        manifest = read_manifest(parent(path), store)
         index = None if manifest.get("formats") else load_index(path, store, audio_member=audio_member)
         lines.append(f"{which}{_clips(manifest, index)}; training on {_crops(audio)}")
         silent, total = _silence(manifest) if index is None else _silence_heard(path, index, store, audio, audio_member)

@@ -6,8 +6,8 @@ its standard deviation follows from the weights without any chance: one run of t
 which one noise is 1 and all others are 0.
 """
 
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,21 +47,13 @@ def _exact(schedule: Schedule, std: Tensor) -> Denoise:
     return denoise
 
 
+@torch.no_grad()
 def level_error(schedule: Schedule, sampler: Sampler) -> LevelError:
-    """How far a sampler is off in level, on the CPU in float64; what was measured is kept.
+    """How far a sampler is off in level, on the CPU in float64.
 
     Raises:
         ValueError: if the schedule has not so many steps as the sampler is to take.
     """
-    if isinstance(sampler, partial) and not sampler.args:
-        return _measured(schedule, sampler.func, tuple(sorted(sampler.keywords.items())))
-    return _measured(schedule, sampler, ())
-
-
-@lru_cache(maxsize=256)
-@torch.no_grad()
-def _measured(schedule: Schedule, solver: Sampler, options: tuple[tuple[str, Any], ...]) -> LevelError:
-    sampler = partial(solver, **dict(options))
     std = 10 ** (torch.tensor([LOUD_DB, QUIET_DB], dtype=torch.float64) / 20)
     denoise, drawn = _exact(schedule, std), 0
 

@@ -5,15 +5,13 @@ import csv
 import io
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from audio_diffusion.data.members import read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
-from audio_diffusion.packing.sources import NEAR, Source, below, fields_of
+from audio_diffusion.packing.sources import Source, below, fields_of, refuse_misspelt
 
 NAMES = ("file", "path")  # columns that name the file
 KNOWN = (*NAMES, "label", "split", "caption")  # columns that mean something; all others are kept as they are
@@ -93,14 +91,8 @@ def _columns(names: Iterable[str], where: str) -> list[str]:
         raise ValueError(f"{where}: expected each column once, found {twice!r} twice")
     missing = [name for name in KNOWN if name not in found and (name not in NAMES or not set(NAMES) & set(found))]
     for name in found:
-        candidates = [
-            known for known in missing if not re.match(rf"{known}[_\W\d]", name.lower())
-        ]  # caption_en is fine
-        if name not in KNOWN and (near := get_close_matches(name.lower(), candidates, 1, NEAR)):
-            raise ValueError(
-                f"{where}: column {name!r}: did you mean {near[0]!r}? Correct its name, or, if it means something "
-                "else, give it one that is less alike"
-            )
+        if name not in KNOWN:
+            refuse_misspelt(name, missing, f"{where}: column {name!r}")
     return found
 
 

@@ -299,17 +299,17 @@ def _recording(task: Task, store: RemoteStore | None) -> Recording:
 
 def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
     recording, made = _recording(task, store), list[Clip | Drop]()
-    broken: tuple[int, int, UnusableAudio] | None = None  # pieces in a row that cannot be used, and why the first
+    first: tuple[int, UnusableAudio] | None = None  # of pieces in a row that cannot be used, and why it cannot
     try:
         for number in range(task.first, task.stop):
             try:
-                piece = _piece(task, number, recording, form)
+                made.append(_piece(task, number, recording, form))
+                first = None
             except UnusableAudio as error:
-                broken = (broken[0] if broken else number, number + 1, broken[2] if broken else error)
-                continue
-            made += [_refused(replace(task, first=broken[0], stop=broken[1]), broken[2])] if broken else []
-            made, broken = [*made, piece], None
-        made += [_refused(replace(task, first=broken[0], stop=broken[1]), broken[2])] if broken else []
+                if first is not None:
+                    made.pop()  # one row for all of them
+                first = first or (number, error)
+                made.append(_refused(replace(task, first=first[0], stop=number + 1), first[1]))
         return made + (_missing(task.source, task.info) if task.is_last else [])
     finally:
         if task.is_last:

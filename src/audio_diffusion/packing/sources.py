@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,7 +18,7 @@ from audio_diffusion.data.members import MAX_JSON_BYTES, read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, redact
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-NEAR = 0.75  # how alike a name and a known one are, from 0 to 1, for it to be taken as misspelt
+_NEAR = 0.75  # how alike a name and a known one are, from 0 to 1, for it to be taken as misspelt
 _KEYS = ("label", "split", "caption")  # of a sidecar, that mean something; all others are kept as they are
 _READING = 16  # threads that read sidecars
 _RESERVED = 10_000  # bytes of a clip's json that are kept for what the packer adds
@@ -133,25 +133,27 @@ def _described(path: Path | str, name: str, label_from_folder: bool, sidecar: st
         return Source(path, name, fields)
     try:
         told = {key: value for key, value in read_json(data()).items() if value is not None}
-        _check_keys(told)
+        for key, value in told.items():
+            if key not in _KEYS and isinstance(value, str | int | float):  # a list may mean something else
+                refuse_misspelt(key, [known for known in _KEYS if known not in told], f"key {key!r}")
         return Source(path, name, fields | fields_of(told, sidecar))
     except (ValueError, OSError, RemoteError) as error:
         return Source(path, name, fields, f"its sidecar {sidecar} cannot be used: {error}")
 
 
-def _check_keys(told: dict[str, Any]) -> None:
-    """Raises ValueError where a sidecar's key is nearly one that means something, and its value may be meant for it."""
-    for key, value in told.items():
-        missing = [
-            known for known in _KEYS if known not in told and not re.match(rf"{known}[_\W\d]", key.strip().lower())
-        ]
-        if key in _KEYS or not isinstance(value, str | int | float):
-            continue
-        if near := get_close_matches(key.strip().lower(), missing, 1, NEAR):
-            raise ValueError(
-                f"key {key!r}: did you mean {near[0]!r}? Correct its name, or, if it means something else, give it one "
-                "that is less alike"
-            )
+def refuse_misspelt(name: str, known: Sequence[str], what: str) -> None:
+    """Checks a name, stripped and in any case, against the known ones that were not given; ``caption_en`` is fine.
+
+    Raises:
+        ValueError: if it is nearly one of them; the message begins with ``what``, such as "key 'lable'".
+    """
+    name = name.strip().lower()
+    candidates = [word for word in known if not re.match(rf"{word}[_\W\d]", name)]
+    if near := get_close_matches(name, candidates, 1, _NEAR):
+        raise ValueError(
+            f"{what}: did you mean {near[0]!r}? Correct its name, or, if it means something else, give it one that is "
+            "less alike"
+        )
 
 
 def fields_of(row: dict[str, Any], where: str) -> dict[str, Any]:
