@@ -20,7 +20,8 @@ def losses(run_dir: Path) -> dict[int, float]:
     """The loss of every step; of a step trained in several lives it must be the same in each."""
     found: dict[int, float] = {}
     file = run_dir / "metrics.jsonl"
-    for row in map(json.loads, file.read_text().splitlines() if file.exists() else []):
+    finished, _, _ = (file.read_text() if file.exists() else "").rpartition("\n")  # the last line may be half written
+    for row in map(json.loads, finished.splitlines()):
         if "train/loss" in row:
             assert found.setdefault(row["step"], row["train/loss"]) == row["train/loss"], row["step"]
     return found
