@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 data: data/drums/manifest.json
 
 data/drums/manifest.json: | install
-	$(BIN)/python -m audio_diffusion.packing.drums data/drums_wav
+	$(BIN)/python -m audio_diffusion.packing.datasets.drums data/drums_wav
 	rm -rf data/drums
 	$(BIN)/python make_shards.py input=data/drums_wav output=data/drums
 

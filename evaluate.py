@@ -8,12 +8,12 @@ import os
 import sys
 
 import audio_diffusion  # noqa: F401  before torch, whose threads it tells how to wait
-from audio_diffusion import starting
-from audio_diffusion.use.interruption import CtrlC, end, leave_at_once
+from audio_diffusion.cli import startup
+from audio_diffusion.cli.interruption import CtrlC, end, leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before imports that take seconds
-    starting.begin()
+    startup.begin()
 
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
@@ -29,14 +29,16 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from audio_diffusion import checkpoint, config, pictures
-from audio_diffusion.config import ConfigError, build
+from audio_diffusion.checkpoints.redaction import REDACTED, redacted, without_redacted
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.data.batch import AudioBatch, collate, counted
 from audio_diffusion.data.remote import RemoteError, RemoteStore
-from audio_diffusion.data.shards import Shards, by_name, find_held_out
+from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
-from audio_diffusion.redaction import REDACTED, redacted, without_redacted
 
 TYPES = {
     "ckpt": str, "shards": str | None, "num_clips": int | None, "weights": str, "batch_size": int, "seed": int,
@@ -44,7 +46,7 @@ TYPES = {
 }  # fmt: skip
 
 
-def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
+def patterns(model: checkpoint_reader.Generator, data: str | None) -> list[str]:
     """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml.
 
     Raises:
@@ -69,13 +71,13 @@ def patterns(model: checkpoint.Generator, data: str | None) -> list[str]:
     return list(found.values())
 
 
-def make_store(model: checkpoint.Generator) -> RemoteStore:
+def make_store(model: checkpoint_reader.Generator) -> RemoteStore:
     """What reads shards that are URLs."""
     options = (model.config["data"].get("store") or {}).get("storage_options")
     return RemoteStore(None, storage_options=without_redacted(options))
 
 
-def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
+def find_shards(model: checkpoint_reader.Generator, data: str | None) -> Shards:
     """Opens the shards to evaluate on.
 
     Raises:
@@ -88,7 +90,9 @@ def find_shards(model: checkpoint.Generator, data: str | None) -> Shards:
         raise ConfigError(f"data: {error}") from error
 
 
-def read(model: checkpoint.Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
+def read(
+    model: checkpoint_reader.Generator, shards: Shards, num_clips: int | None, batch_size: int
+) -> Iterator[AudioBatch]:
     """Batches of the first clips that can be used, the start of each."""
     audio, fields = model.config["audio"], tuple(model.config["data"]["fields"])
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, fields)
@@ -99,7 +103,7 @@ def read(model: checkpoint.Generator, shards: Shards, num_clips: int | None, bat
 
 
 def likelihood(
-    model: checkpoint.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device
+    model: checkpoint_reader.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device
 ) -> dict:
     """Bits per dimension by the bound and by the flow, as plain data; after Ctrl-C of the finished batches."""
     bound = build(options["bound"], "bound") if options["bound"] else None
@@ -198,8 +202,8 @@ def main(cfg: DictConfig) -> None:
     for name in ("bound", "flow"):  # before anything is read
         if options[name]:
             build(options[name], name)
-    path, device = checkpoint.find(options["ckpt"]), checkpoint.device_of(options["device"])
-    model = checkpoint.load(path, weights=options["weights"], device=device)
+    path, device = checkpoint_reader.find(options["ckpt"]), checkpoint_reader.device_of(options["device"])
+    model = checkpoint_reader.load(path, weights=options["weights"], device=device)
     if not hasattr(model.representation, "scale"):
         raise ConfigError(f"ckpt: the likelihood needs a waveform, got {type(model.representation).__name__}")
     shards = find_shards(model, options["shards"])

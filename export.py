@@ -6,14 +6,14 @@ python -c 'import audio_diffusion; audio_diffusion.push("exported/quickstart", "
 """
 
 import audio_diffusion
-from audio_diffusion import starting
+from audio_diffusion.cli import startup
 
 if __name__ == "__main__":
-    starting.begin()
+    startup.begin()
 
 from omegaconf import DictConfig
 
-from audio_diffusion import config
+from audio_diffusion.cli import config
 
 
 @config.entry("export")

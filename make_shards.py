@@ -5,10 +5,10 @@ python make_shards.py input=s3://bucket/folder output=SHARDS manifest=FILE.csv f
 python make_shards.py verify=SHARDS                           # reads and checks all; status 1 if something is wrong
 """
 
-from audio_diffusion import starting
+from audio_diffusion.cli import startup
 
 if __name__ == "__main__":
-    starting.begin()
+    startup.begin()
 
 import os
 import re
@@ -19,11 +19,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from audio_diffusion import config
-from audio_diffusion.config import ConfigError
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import ConfigError
 from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
-from audio_diffusion.packing.drums import CLASSES
+from audio_diffusion.packing.datasets.drums import CLASSES
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack
 from audio_diffusion.packing.parallel import Progress

@@ -9,12 +9,12 @@ python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'
 import os
 
 import audio_diffusion  # before torch, whose threads it tells how to wait
-from audio_diffusion import starting
-from audio_diffusion.use.interruption import CtrlC, end, leave_at_once
+from audio_diffusion.cli import startup
+from audio_diffusion.cli.interruption import CtrlC, end, leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before imports that take seconds
-    starting.begin()
+    startup.begin()
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
 import sys
@@ -27,16 +27,17 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from audio_diffusion import Generator, config
-from audio_diffusion.config import ConfigError
+from audio_diffusion import Generator
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import ConfigError
+from audio_diffusion.cli.output import beside, claim, default_folder, note_of
+from audio_diffusion.cli.processes import devices_of, load, run
+from audio_diffusion.cli.requests import Sample, batches, samples
+from audio_diffusion.cli.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
 from audio_diffusion.data.batch import counted
-from audio_diffusion.data.real import real_clips
+from audio_diffusion.data.shards.held_out import real_clips
 from audio_diffusion.diffusion.levels import describe_levels
-from audio_diffusion.use.asked import Sample, batches, samples
-from audio_diffusion.use.levels import told
-from audio_diffusion.use.output import beside, claim, default_folder, note_of
-from audio_diffusion.use.processes import devices_of, load, run
-from audio_diffusion.use.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
+from audio_diffusion.inference.levels import told
 
 TYPES = {
     "ckpt": str, "num_samples": int | None, "labels": list[str] | None, "cond": dict | None, "seed": int,

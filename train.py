@@ -9,11 +9,12 @@ python train.py diffusion=v_cosine check=true     # what its schedule can do at 
 import os
 import sys
 
-from audio_diffusion import signals, starting
+from audio_diffusion.checkpoints import signals
+from audio_diffusion.cli import startup
 
 if __name__ == "__main__":
     signals.listen()  # before imports that take ten seconds: a signal is never too early
-    starting.begin()
+    startup.begin()
 os.environ.pop("WANDB_SERVICE", None)  # of whoever started this, as the notebook that called sbatch; not for this run
 os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
 
@@ -31,21 +32,21 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from audio_diffusion import config
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
 from audio_diffusion.callbacks.throughput import ProgressBar
-from audio_diffusion.config import ConfigError, build
+from audio_diffusion.checkpoints.redaction import redacted, redacted_config
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_go_on_from, finished, own
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import by_name, describe_manifests, read_classes
+from audio_diffusion.data.shards.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.report import describe
-from audio_diffusion.redaction import redacted, redacted_config
-from audio_diffusion.run_folder import check_writable, checkpoint_to_go_on_from, finished, own
 from audio_diffusion.training.initial import start_from
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.precision import make_precision

@@ -13,16 +13,17 @@ from collections.abc import Iterable
 import torch
 from omegaconf import DictConfig
 
-from audio_diffusion import checkpoint, config
-from audio_diffusion.config import ConfigError, build
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards, by_name, held_out
+from audio_diffusion.data.shards.shards import Shards, by_name, held_out
 from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.metrics.labelled import LabelProbe, nearest_ratio, spread_ratio
-from audio_diffusion.seeding import seed_of
 
 
-def real(model: checkpoint.Generator, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
+def real(model: checkpoint_reader.Generator, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
     """All clips of the shards, ``[N, C, T]``, and their labels."""
     audio, shards = model.config["audio"], Shards.open(list(patterns), RemoteStore(None))
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)
@@ -34,8 +35,8 @@ def real(model: checkpoint.Generator, patterns: Iterable[str]) -> tuple[torch.Te
 def main(cfg: DictConfig) -> None:
     """Fit, generate, judge, print."""
     options = config.to_plain(cfg)
-    path = checkpoint.find(options["ckpt"])
-    model = checkpoint.load(path, weights=options["weights"])
+    path = checkpoint_reader.find(options["ckpt"])
+    model = checkpoint_reader.load(path, weights=options["weights"])
     if not model.classes:
         raise ConfigError("ckpt: the model is unconditional; this benchmark needs classes")
     data = model.config["data"]

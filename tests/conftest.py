@@ -34,11 +34,11 @@ from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
-from audio_diffusion.models.conditions import Label
-from audio_diffusion.models.representations import Waveform
-from audio_diffusion.models.unet1d import UNet1d
-from audio_diffusion.packing.drums import write_folder
+from audio_diffusion.networks.conditions.condition import Label
+from audio_diffusion.networks.unet1d import UNet1d
+from audio_diffusion.packing.datasets.drums import write_folder
 from audio_diffusion.packing.pack import pack, scan_folder
+from audio_diffusion.representations.waveform import Waveform
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 from audio_diffusion.training.precision import make_precision

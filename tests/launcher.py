@@ -70,7 +70,7 @@ def main() -> None:
     import audio_diffusion.callbacks.skipped
     import audio_diffusion.callbacks.throughput
     import audio_diffusion.data.datamodule
-    import audio_diffusion.models.unet1d
+    import audio_diffusion.networks.unet1d
     import audio_diffusion.training.module  # noqa: F401
 
     woken, wake = os.pipe()

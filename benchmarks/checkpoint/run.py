@@ -22,7 +22,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
-from audio_diffusion.saving.folder import newest_verified, path_of
+from audio_diffusion.checkpoints.folder import newest_verified, path_of
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TENSORS = 200

@@ -53,7 +53,8 @@ def stages(row: Row, seconds: float = 1.0) -> dict[str, float]:
     import torchaudio
     from ours import ours
 
-    from audio_diffusion.data import audio, stream
+    from audio_diffusion.data import stream
+    from audio_diffusion.data.audio import reading as audio
     from audio_diffusion.data.order import Mixture
 
     torch.set_num_threads(1)

@@ -23,15 +23,16 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 import audio_diffusion
-from audio_diffusion import Generator, pictures
+from audio_diffusion import Generator
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.diffusion.editing.constraints import LowBand
 from audio_diffusion.diffusion.editing.noise import estimated_noise_std
 from audio_diffusion.diffusion.samplers import dpmpp
+from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.signal import log_mel_distance
-from audio_diffusion.models.mel import Mel
+from audio_diffusion.networks.conditions.mel import Mel
 
 Row = tuple[str, str, str, str]  # task, what was measured, ours, beside it
 

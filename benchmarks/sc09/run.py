@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audio_diffusion.data.audio import read_crop
+from audio_diffusion.data.audio.reading import read_crop
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.metrics.frechet import frechet_distance, inception_score
 

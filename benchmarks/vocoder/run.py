@@ -26,14 +26,14 @@ from torch import Tensor
 from torchaudio.transforms import GriffinLim, InverseMelScale
 from tqdm import tqdm
 
-from audio_diffusion import checkpoint
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.diffusion import grids, samplers
+from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.metrics.signal import log_mel_distance, multi_resolution_stft
-from audio_diffusion.models.mel import Mel
-from audio_diffusion.seeding import seed_of
+from audio_diffusion.networks.conditions.mel import Mel
 
 RATE, LENGTH = 16_000, 16_384
 MEL = Mel(RATE, 1)  # 80 bands to 8 kHz, windows of 1024, hop 256: as configs/condition/mel.yaml
@@ -73,7 +73,7 @@ def griffin_lim(iterations: int) -> Vocoder:
     return vocode
 
 
-def sampler_of(model: checkpoint.Generator, nfe: int) -> tuple[str, Callable]:
+def sampler_of(model: checkpoint_reader.Generator, nfe: int) -> tuple[str, Callable]:
     """What a model is sampled with in so many calls, and its name."""
     num_steps = model.process.schedule.num_steps
     if num_steps == nfe:
@@ -84,7 +84,7 @@ def sampler_of(model: checkpoint.Generator, nfe: int) -> tuple[str, Callable]:
     return "UniPC", partial(samplers.unipc, num_steps=nfe)
 
 
-def learnt(model: checkpoint.Generator, sampler: Callable) -> Vocoder:
+def learnt(model: checkpoint_reader.Generator, sampler: Callable) -> Vocoder:
     """A model and how it is sampled."""
     model.config["audio"]["num_samples"] = LENGTH  # it was trained on shorter crops, maybe
 
@@ -134,7 +134,7 @@ def main() -> None:
     audio = held_out(options.data, options.clips)
     vocoders = {f"Griffin-Lim, {n} iterations": griffin_lim(n) for n in (32, 100)}
     for path in options.model:
-        model = checkpoint.load(checkpoint.find(path))
+        model = checkpoint_reader.load(checkpoint_reader.find(path))
         size = sum(p.numel() for p in model.net.parameters()) / 1e6
         for nfe in options.nfe:
             how, sampler = sampler_of(model, nfe)

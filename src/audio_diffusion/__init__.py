@@ -46,9 +46,9 @@ def _wait_without_spinning() -> None:
 _wait_without_spinning()
 
 if TYPE_CHECKING:
-    from audio_diffusion.exported import export, push
-    from audio_diffusion.loading import load
-    from audio_diffusion.use.generator import Generator
+    from audio_diffusion.inference.exporting import export, push
+    from audio_diffusion.inference.generator import Generator
+    from audio_diffusion.inference.loading import load
 
 __all__ = ["Generator", "export", "load", "push"]
 

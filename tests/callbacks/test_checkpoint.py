@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoint, SaveError
-from audio_diffusion.saving import files
-from audio_diffusion.saving.folder import newest_verified, problem_of
-from audio_diffusion.saving.manifest import Manifest, hash_of
+from audio_diffusion.checkpoints import files
+from audio_diffusion.checkpoints.folder import newest_verified, problem_of
+from audio_diffusion.checkpoints.manifest import Manifest, hash_of
 
 
 def names(run_dir: Path) -> list[str]:
@@ -103,7 +103,7 @@ def test_a_write_that_fails_while_the_next_save_waits_for_it_is_counted(make_run
         if "the one before is still being written" in text:
             waits.set()
 
-    monkeypatch.setattr("audio_diffusion.saving.folder.stage", held)
+    monkeypatch.setattr("audio_diffusion.checkpoints.folder.stage", held)
     monkeypatch.setattr("audio_diffusion.callbacks.checkpoint.rank_zero_warn", warn)
     run.fit()
     assert len(said) == 2
@@ -147,7 +147,7 @@ def test_what_is_written_is_the_moment_of_the_save_however_long_writing_takes(ma
         assert may_write.wait(60)
         return original(path, fill)
 
-    monkeypatch.setattr("audio_diffusion.saving.folder.stage", held)
+    monkeypatch.setattr("audio_diffusion.checkpoints.folder.stage", held)
     may_write.set()
     make_run(
         max_steps=3, callbacks=[SaveCheckpoint(str(tmp_path / "at_once"), every_n_steps=2)], recipe={"a": [1]}

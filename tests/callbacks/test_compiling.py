@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from audio_diffusion import signals
 from audio_diffusion.callbacks import compiling
 from audio_diffusion.callbacks.cluster.heartbeat import Heartbeat
 from audio_diffusion.callbacks.compiling import Compiling, remove_broken_libraries
+from audio_diffusion.checkpoints import signals
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.skipped import ReportSkipped
 from audio_diffusion.data.batch import AudioBatch
-from audio_diffusion.data.index import load_index
+from audio_diffusion.data.shards.index import load_index
 
 
 class Batches(L.Callback):

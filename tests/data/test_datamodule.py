@@ -17,9 +17,9 @@ from torch import Tensor
 from audio_diffusion.data import transport
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
-from audio_diffusion.data.index import index_path, load_index
 from audio_diffusion.data.order import ClipOrder, Mixture
-from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.shards.index import index_path, load_index
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import ClipReader
 from audio_diffusion.data.transforms import Augment
 from audio_diffusion.packing.pack import pack, scan_folder

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from audio_diffusion.data.batch import KINDS, AudioBatch, Clip
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions
-from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.shards.shards import Shards
+from audio_diffusion.data.shared_memory import SharedSlots
 from audio_diffusion.data.stream import BatchReader, ClipReader, read_in_order
-from audio_diffusion.data.transport import SharedSlots
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]
 Read = Callable[[int], tuple[Clip, Tensor]]

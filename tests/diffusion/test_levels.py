@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from audio_diffusion.config import CONFIG_DIR
+from audio_diffusion.cli.config import CONFIG_DIR
 from audio_diffusion.diffusion import grids
 from audio_diffusion.diffusion.levels import TOLERATED_DB, describe_levels, level_error
 from audio_diffusion.diffusion.parameterization import Epsilon, Velocity
@@ -19,7 +19,7 @@ from audio_diffusion.diffusion.process import Denoise, Diffusion
 from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
 from audio_diffusion.diffusion.schedules import Edm, Flow, input_scaled, linear, lowered
 from audio_diffusion.diffusion.schedules import zero_terminal_snr as zero
-from audio_diffusion.targets import build
+from audio_diffusion.inference.targets import build
 
 NAMES = {group: sorted(p.stem for p in (CONFIG_DIR / group).glob("*.yaml")) for group in ("diffusion", "sampler")}
 GRIDS = sorted(p.stem for p in (CONFIG_DIR / "sampler/grid").glob("*.yaml"))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from audio_diffusion import checkpoint, config, run_folder
-from audio_diffusion.saving.folder import all_in
+from audio_diffusion.checkpoints.folder import all_in
+from audio_diffusion.cli import config, run_folder
+from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.training.initial import start_from
 
 
@@ -142,7 +143,7 @@ def test_what_older_versions_took_for_a_secret_can_be_given(tmp_path: Path, monk
     parts = {name: {} for name in ("model", "representation", "diffusion", "sampler")}
     config_of_old = {**parts, "model": {"encoder": "REDACTED/enc"}, "data": {"train": "REDACTED/shards"}}
     with pytest.raises(config.ConfigError, match=r"model\.encoder = 'REDACTED/enc'.*AUDIO_DIFFUSION_REDACTED=FOLDER"):
-        checkpoint._completed(config_of_old, tmp_path)
+        checkpoint_reader._completed(config_of_old, tmp_path)
     monkeypatch.setenv("AUDIO_DIFFUSION_REDACTED", "/there")
-    completed = checkpoint._completed(config_of_old, tmp_path)
+    completed = checkpoint_reader._completed(config_of_old, tmp_path)
     assert (completed["model"]["encoder"], completed["data"]["train"]) == ("/there/enc", "/there/shards")

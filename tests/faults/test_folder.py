@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_diffusion.saving.folder import all_in, newest_verified, step_of
+from audio_diffusion.checkpoints.folder import all_in, newest_verified, step_of
 
 
 def flip(path: Path) -> None:

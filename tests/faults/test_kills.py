@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from audio_diffusion.saving.folder import newest_verified, recover, step_of
+from audio_diffusion.checkpoints.folder import newest_verified, recover, step_of
 
 KILLS = int(os.environ.get("AUDIO_DIFFUSION_KILLS", "10"))
 STEPS = 60

@@ -136,7 +136,7 @@ def test_a_run_stopped_again_and_again_is_the_run_never_stopped(launch, tiny, dr
 
 IN_A_TERMINAL = """
 import fcntl, pathlib, signal, termios, threading
-from audio_diffusion import signals
+from audio_diffusion.checkpoints import signals
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # closing it then sends this process SIGHUP, as a terminal's window does
 if {nohup}:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.metrics.labelled import LabelProbe, log_mel_features, nearest_ratio, spread_ratio
-from audio_diffusion.packing import drums
+from audio_diffusion.packing.datasets import drums
 
 RATE = 16_000
 Clips = tuple[Tensor, list[str]]

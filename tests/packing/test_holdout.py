@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.packing import holdout
 from audio_diffusion.packing.holdout import hold_out, parts_of
 from audio_diffusion.packing.pack import pack

@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from audio_diffusion.data.audio import read_crop
+from audio_diffusion.data.audio.reading import read_crop
 from audio_diffusion.packing.pack import PackReport, pack
 from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_folder

@@ -13,7 +13,7 @@ import pyloudnorm
 import pytest
 import soundfile as sf
 
-from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.packing import prepare
 from audio_diffusion.packing.pack import PackReport, pack
 from audio_diffusion.packing.prepare import Form, cut_of, tasks

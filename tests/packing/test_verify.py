@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from audio_diffusion.data.index import load_index, write_index
 from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards.index import load_index, write_index
 from audio_diffusion.packing.verify import verify
 
 Members = list[tuple[str, bytes]]

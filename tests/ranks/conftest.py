@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from audio_diffusion.saving import sharded
-from audio_diffusion.saving.folder import problem_of
+from audio_diffusion.checkpoints import sharded
+from audio_diffusion.checkpoints.folder import problem_of
 
 CLIP = "trainer.gradient_clip_val=0.005"  # far below the gradients' norms: all steps are clipped
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")

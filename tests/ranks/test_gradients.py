@@ -5,8 +5,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from audio_diffusion import config
-from audio_diffusion.config import CONFIG_DIR
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import CONFIG_DIR
 from audio_diffusion.diffusion.guidance import drop
 
 SETS = ["", "label", "caption", "embedding", "mel", "seconds", "label,seconds", "label,caption,embedding,mel,seconds"]

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from audio_diffusion.config import CONFIG_DIR
+from audio_diffusion.cli.config import CONFIG_DIR
 
 OTHERS = ["accumulated", "two", "sharded", "shards"]
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from audio_diffusion.saving.folder import newest_verified, step_of
+from audio_diffusion.checkpoints.folder import newest_verified, step_of
 
 TWO_NODES = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2"]
 ENDLESS = [

@@ -11,9 +11,9 @@ from audio_diffusion.data.batch import AudioBatch, Clip, collate
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion
-from audio_diffusion.models.conditions import Conditions, Embedding, Label, Number
-from audio_diffusion.models.representations import Waveform
-from audio_diffusion.models.text import Text
+from audio_diffusion.networks.conditions.condition import Conditions, Embedding, Label, Number
+from audio_diffusion.networks.conditions.text import Text
+from audio_diffusion.representations.waveform import Waveform
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 

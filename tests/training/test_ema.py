@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from audio_diffusion.models.conditions import Label
-from audio_diffusion.models.unet1d import UNet1d
+from audio_diffusion.networks.conditions.condition import Label
+from audio_diffusion.networks.unet1d import UNet1d
 from audio_diffusion.training.ema import EmaWeights
 
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from audio_diffusion.models.conditions import Label, Number
-from audio_diffusion.models.unet1d import UNet1d
+from audio_diffusion.networks.conditions.condition import Label, Number
+from audio_diffusion.networks.unet1d import UNet1d
 from audio_diffusion.training.initial import take_weights
 
 SMALL = {"patch_size": 16, "widths": (8, 16), "factors": (4,), "num_blocks": 1, "cond_width": 16, "attention": False}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from audio_diffusion.models.layers import OrNothing, TimeEmbedding
+from audio_diffusion.networks.layers import OrNothing, TimeEmbedding
 from audio_diffusion.training.precision import make_precision
 
 BF16 = ["bf16-mixed", "bf16-true"]

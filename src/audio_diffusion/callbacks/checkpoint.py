@@ -13,12 +13,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
-from audio_diffusion.saving import sharded
-from audio_diffusion.saving.files import FileRecord
-from audio_diffusion.saving.folder import Keep, path_of, step_of, write
-from audio_diffusion.saving.manifest import Manifest, hash_of
-from audio_diffusion.saving.snapshot import HostCopy, non_finite
-from audio_diffusion.saving.writer import BackgroundWriter, Outcome
+from audio_diffusion.checkpoints import sharded
+from audio_diffusion.checkpoints.background import BackgroundWriter, Outcome
+from audio_diffusion.checkpoints.files import FileRecord
+from audio_diffusion.checkpoints.folder import Keep, path_of, step_of, write
+from audio_diffusion.checkpoints.manifest import Manifest, hash_of
+from audio_diffusion.checkpoints.snapshot import HostCopy, non_finite
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

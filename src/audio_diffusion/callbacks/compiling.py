@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from audio_diffusion import signals
 from audio_diffusion.callbacks.cluster.heartbeat import Heartbeat
+from audio_diffusion.checkpoints import signals
 
 _WRITING_S = 60.0  # a library that was written to within this time may still be in the making
 _ELF = struct.Struct("<40xQ10xHH")  # of a 64-bit header: offset of the section table, bytes of an entry, entries

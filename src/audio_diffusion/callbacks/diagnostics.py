@@ -14,7 +14,7 @@ from torch import Tensor
 
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import log_metrics, send_alert
-from audio_diffusion.doubles import in_double
+from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.training.module import DiffusionModule
 
 _ALERT_ROWS = 20  # that the usual loss is the median of

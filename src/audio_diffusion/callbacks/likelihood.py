@@ -8,11 +8,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from audio_diffusion import pictures
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.failures import Tolerated
 from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
 from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import BoundMeter, ClipBounds
 from audio_diffusion.training.module import DiffusionModule
 

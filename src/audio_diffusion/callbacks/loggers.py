@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from audio_diffusion.redaction import redacted_argument
+from audio_diffusion.checkpoints.redaction import redacted_argument
 
 _ROOM_BYTES = 2**20  # that a logger should find free
 

@@ -15,17 +15,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from audio_diffusion import pictures
 from audio_diffusion.callbacks.cluster.preemption import Interrupted, breathe
 from audio_diffusion.callbacks.failures import Tolerated
 from audio_diffusion.callbacks.loggers import log_samples
-from audio_diffusion.data.audio import file_name, write_audio
+from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch, counted
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
-from audio_diffusion.seeding import seed_of
+from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference.levels import limited, limited_name, told, trouble
+from audio_diffusion.metrics import pictures
 from audio_diffusion.training.module import DiffusionModule
-from audio_diffusion.use.levels import limited, limited_name, told, trouble
 
 
 def level_row(clip: Tensor) -> dict[str, float]:

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics, log_table
+from audio_diffusion.checkpoints.redaction import redacted
 from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
-from audio_diffusion.redaction import redacted
 
 _TABLE_ROWS = 10_000  # of the latest, in W&B
 _HELD_OUT, _SOURCE, _USED = "held out", "of ", "used"  # keys of counts, beside KINDS

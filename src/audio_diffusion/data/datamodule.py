@@ -13,13 +13,13 @@ from audio_diffusion.data.batch import AudioBatch, BatchSplit, Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.pipeline import Batches, ReadAhead
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import Shards, by_name, find_held_out
+from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
+from audio_diffusion.data.shards.summary import summarize
+from audio_diffusion.data.shared_memory import SharedSlots
 from audio_diffusion.data.stream import BatchReader, ClipReader
-from audio_diffusion.data.summary import summarize
 from audio_diffusion.data.transforms import Augment
-from audio_diffusion.data.transport import SharedSlots
 from audio_diffusion.data.workers import START_METHODS, ShieldedLoader, prepare
-from audio_diffusion.seeding import seed_of
+from audio_diffusion.diffusion.seeding import seed_of
 
 _AHEAD = 4  # batches that a worker makes before they are asked for
 _IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from audio_diffusion.seeding import seed_of
+from audio_diffusion.diffusion.seeding import seed_of
 
 _KEPT_BLOCKS = 32  # shuffled blocks that a process keeps
 

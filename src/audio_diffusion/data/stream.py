@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from audio_diffusion.data.audio import UnusableAudio, read_crop
+from audio_diffusion.data.audio.reading import UnusableAudio, read_crop
 from audio_diffusion.data.batch import AudioBatch, Clip, Skipped, collate
-from audio_diffusion.data.members import READERS
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteError
-from audio_diffusion.data.shards import Shards
+from audio_diffusion.data.shards.members import READERS
+from audio_diffusion.data.shards.shards import Shards
+from audio_diffusion.data.shared_memory import Parcel, SharedSlots
 from audio_diffusion.data.transforms import Augment
-from audio_diffusion.data.transport import Parcel, SharedSlots
-from audio_diffusion.seeding import seed_of
+from audio_diffusion.diffusion.seeding import seed_of
 
 
 class ClipReader:

@@ -24,8 +24,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data import _utils as loader_utils
 
-from audio_diffusion import signals
-from audio_diffusion.data.transport import SharedSlots
+from audio_diffusion.checkpoints import signals
+from audio_diffusion.data.shared_memory import SharedSlots
 
 if sys.platform != "win32":
     from multiprocessing import forkserver

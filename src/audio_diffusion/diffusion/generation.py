@@ -9,7 +9,7 @@ from torch import Tensor
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
 from audio_diffusion.diffusion.samplers import OnStep
-from audio_diffusion.seeding import SeededNoise
+from audio_diffusion.diffusion.seeding import SeededNoise
 
 Sampler = Callable[..., Tensor]
 T = TypeVar("T")

@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.float64 import at_home, in_double
 from audio_diffusion.diffusion.parameterization import Coefficients, Level, Parameterization, Prediction
 from audio_diffusion.diffusion.schedules import Schedule
 from audio_diffusion.diffusion.weighting import Density, Uniform, Weight
-from audio_diffusion.doubles import at_home, in_double
 
 #: conditions by name, first dimension B; -1 in integers and NaN in floats means "not given"
 Cond = Mapping[str, Tensor]

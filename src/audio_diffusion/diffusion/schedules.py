@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audio_diffusion.doubles import in_double
+from audio_diffusion.diffusion.float64 import in_double
 
 #: largest -log ᾱ that is told apart from no signal at all: alpha_t is 2e-22 there
 _NO_SIGNAL = 100.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.seeding import generator_for
 from audio_diffusion.metrics.flow import Flow, flow_likelihood
 from audio_diffusion.metrics.likelihood import LEVELS, Bound, Denoise, Schedule, log_bin, quantise, variational_bound
-from audio_diffusion.seeding import generator_for
 
 PARTS = ("L_T", "L_t", "L_0")
 DB_PER_NAT = 10 / math.log(10)  # of log-SNR

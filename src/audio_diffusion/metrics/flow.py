@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio_diffusion.doubles import in_double
+from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.metrics.likelihood import (
     LEVELS,
     Denoise,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from audio_diffusion.doubles import in_double
+from audio_diffusion.diffusion.float64 import in_double
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:

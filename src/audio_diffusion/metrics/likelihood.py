@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio_diffusion.doubles import in_double
+from audio_diffusion.diffusion.float64 import in_double
 
 LEVELS = 2**15  # quantisation steps from 0 to full scale
 _LEAST_LOG_SNR = -20.0  # taken for noise, where a schedule ends at no signal at all

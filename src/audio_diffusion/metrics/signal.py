@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
-from audio_diffusion.doubles import in_double
+from audio_diffusion.diffusion.float64 import in_double
 
 #: (n_fft, hop, window) of Parallel WaveGAN's three resolutions (Yamamoto et al. 2020, arXiv:1910.11480, table 1)
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))

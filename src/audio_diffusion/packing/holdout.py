@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.audio.reading import AudioInfo
+from audio_diffusion.data.audio.recording import resampled_length
 from audio_diffusion.data.batch import counted
-from audio_diffusion.data.recording import resampled_length
 from audio_diffusion.packing.prepare import Cut, Form, Part, cut_of
 from audio_diffusion.packing.sources import Source, split_of
 

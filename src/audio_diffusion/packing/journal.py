@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from audio_diffusion.data.audio import AudioInfo
-from audio_diffusion.data.exclusive import lock_file
-from audio_diffusion.data.index import write_atomic
-from audio_diffusion.data.shards import MANIFEST
+from audio_diffusion.checkpoints.exclusive import lock_file
+from audio_diffusion.data.audio.reading import AudioInfo
+from audio_diffusion.data.shards.index import write_atomic
+from audio_diffusion.data.shards.shards import MANIFEST
+from audio_diffusion.packing.shard_writer import WORK
 from audio_diffusion.packing.sources import Source
-from audio_diffusion.packing.writer import WORK
 
 Plan = list[AudioInfo | str]  # what is known of each source, or why it is refused
 

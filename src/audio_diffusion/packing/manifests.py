@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from audio_diffusion.data.members import read_json
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
+from audio_diffusion.data.shards.members import read_json
 from audio_diffusion.packing.sources import Source, below, fields_of, refuse_misspelt
 
 NAMES = ("file", "path")  # columns that name the file

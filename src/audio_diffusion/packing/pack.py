@@ -9,21 +9,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from audio_diffusion import pictures
-from audio_diffusion.data.audio import AudioInfo
+from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.data.batch import counted
-from audio_diffusion.data.index import write_atomic
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards import MANIFEST
+from audio_diffusion.data.shards.index import write_atomic
+from audio_diffusion.data.shards.shards import MANIFEST
+from audio_diffusion.metrics import pictures
 from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of
 from audio_diffusion.packing.journal import Journal, Plan
 from audio_diffusion.packing.labels import Labels
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.prepare import Clip, Drop, Form, Task, cut_of, look, prepare, tasks
+from audio_diffusion.packing.shard_writer import ShardWriter
 from audio_diffusion.packing.sources import Source, scan_folder, split_of
 from audio_diffusion.packing.statistics import Tally
-from audio_diffusion.packing.writer import ShardWriter
 
 __all__ = ["PackReport", "Source", "pack", "scan_folder", "scan_manifest", "split_of"]
 

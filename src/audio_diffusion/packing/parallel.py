@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from audio_diffusion import signals
+from audio_diffusion.checkpoints import signals
 
 A = TypeVar("A")
 B = TypeVar("B")

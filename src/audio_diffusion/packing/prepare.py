@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from audio_diffusion.data.audio import CONVERTED, MAX_MISSING, SAMPLE_RATES, AudioInfo, UnusableAudio, check
-from audio_diffusion.data.recording import Recording, encode, probe, resampled_length, to_int16
+from audio_diffusion.data.audio.reading import CONVERTED, MAX_MISSING, SAMPLE_RATES, AudioInfo, UnusableAudio, check
+from audio_diffusion.data.audio.recording import Recording, encode, probe, resampled_length, to_int16
 from audio_diffusion.data.remote import RemoteError, RemoteStore, version_seal
 from audio_diffusion.packing.sources import EXTENSIONS, Source
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from audio_diffusion.data.audio import PACKED as EXTENSIONS
-from audio_diffusion.data.audio import is_sidecar
-from audio_diffusion.data.members import MAX_JSON_BYTES, read_json
+from audio_diffusion.data.audio.reading import PACKED as EXTENSIONS
+from audio_diffusion.data.audio.reading import is_sidecar
 from audio_diffusion.data.remote import RemoteError, RemoteStore, redact
+from audio_diffusion.data.shards.members import MAX_JSON_BYTES, read_json
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _NEAR = 0.75  # how alike a name and a known one are, from 0 to 1, for it to be taken as misspelt

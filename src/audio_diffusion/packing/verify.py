@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from audio_diffusion.data import index as indexes
-from audio_diffusion.data.audio import UnusableAudio, check
-from audio_diffusion.data.index import ShardIndex, index_path
-from audio_diffusion.data.members import MAX_JSON_BYTES, READERS
+from audio_diffusion.data.audio.reading import UnusableAudio, check
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, local_path, redact
-from audio_diffusion.data.shards import MANIFEST, join, read_manifest
+from audio_diffusion.data.shards import index as indexes
+from audio_diffusion.data.shards.index import ShardIndex, index_path
+from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS
+from audio_diffusion.data.shards.shards import MANIFEST, join, read_manifest
 from audio_diffusion.packing.journal import PLAN
 from audio_diffusion.packing.parallel import ordered
-from audio_diffusion.packing.writer import WORK
+from audio_diffusion.packing.shard_writer import WORK
 
 _BLOCK = 1 << 20
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion import loading
-from audio_diffusion.models.layers import LabelEmbedding
-from audio_diffusion.saving.manifest import differences
-from audio_diffusion.targets import ConfigError
+from audio_diffusion.checkpoints.manifest import differences
+from audio_diffusion.inference import loading
+from audio_diffusion.inference.targets import ConfigError
+from audio_diffusion.networks.layers import LabelEmbedding
 from audio_diffusion.training.module import DiffusionModule
 
 _NAMED = 6  # weights that a line lists

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.diffusion.guidance import drop
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.models.conditions import Conditions
-from audio_diffusion.models.representations import Waveform
-from audio_diffusion.seeding import seed_of
+from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.networks.conditions.condition import Conditions
+from audio_diffusion.representations.waveform import Waveform
 from audio_diffusion.training.ema import EmaWeights
 from audio_diffusion.training.fsdp import shard
 from audio_diffusion.training.guard import StepGuard

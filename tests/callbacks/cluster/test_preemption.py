@@ -5,8 +5,8 @@ import signal
 import lightning as L
 import torch
 
-from audio_diffusion import signals
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
+from audio_diffusion.checkpoints import signals
 
 
 class Handlers(L.Callback):

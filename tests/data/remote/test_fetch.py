@@ -10,7 +10,7 @@ import pytest
 from yarl import URL
 
 from audio_diffusion.data.remote import RemoteError, RemoteStore
-from audio_diffusion.data.remote.transport import _check_redirect
+from audio_diffusion.data.remote.http import _check_redirect
 
 DATA = bytes(range(256)) * 40
 SHA = hashlib.sha256(DATA[100:5000]).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 
-from audio_diffusion import signals
+from audio_diffusion.checkpoints import signals
 
 STUCK = 70  # the exit status
 _SECONDS_FOR_OTHERS = 5.0  # to print their stacks: where a rank ends, Slurm ends the others

@@ -11,8 +11,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from audio_diffusion import signals
 from audio_diffusion.callbacks.cluster.heartbeat import beat
+from audio_diffusion.checkpoints import signals
 
 _BY_FILE = 1000  # what asked, beside the numbers of signals, of which this is none
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the file, which may lie on a slow, shared file system

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from audio_diffusion.data.exclusive import lock_file
+from audio_diffusion.checkpoints.exclusive import lock_file
 from audio_diffusion.data.remote.address import RemoteError
 
 log = logging.getLogger(__name__)

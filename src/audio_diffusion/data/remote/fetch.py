@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fsspec.asyn import get_loop
 
 from audio_diffusion.data.remote.address import RemoteError, redact, scheme_of
-from audio_diffusion.data.remote.transport import Bucket, Stat, Transport, Web, explain, looks_html
+from audio_diffusion.data.remote.http import Bucket, Stat, Transport, Web, explain, looks_html
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from audio_diffusion.diffusion.generation import Sampler
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
 from audio_diffusion.diffusion.samplers import OnStep
-from audio_diffusion.seeding import SeededNoise
+from audio_diffusion.diffusion.seeding import SeededNoise
 
 _QUANTILE = 0.25
 

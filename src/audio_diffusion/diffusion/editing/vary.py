@@ -18,7 +18,7 @@ from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
 from audio_diffusion.diffusion.samplers import OnStep
 from audio_diffusion.diffusion.schedules import Schedule
-from audio_diffusion.seeding import SeededNoise
+from audio_diffusion.diffusion.seeding import SeededNoise
 
 
 def grid_of(sampler: Sampler) -> Grid:

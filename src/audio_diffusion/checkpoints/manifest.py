@@ -1,0 +1,109 @@
+"""The manifest of a checkpoint: what its files hold, written last. A checkpoint without one is not finished."""
+
+import hashlib
+import json
+import operator
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from audio_diffusion.checkpoints.files import FileRecord, record_of
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: version(name) for name in ("lightning", "audio_diffusion")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **installed}
+
+
+def hash_of(config: Any) -> str:
+    """sha256 of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def differences(
+    before: Any, now: Any, place: str = "", same: Callable[[Any, Any], bool] = operator.eq
+) -> Iterator[tuple[str, str]]:
+    """(dotted key, what it was and what it is) of everything that differs between two configurations, by ``same``."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."), same)
+    elif not same(before, now):
+        yield place, f"{place}: {before!r} before, {now!r} now"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Of the checkpoint of one step.
+
+    Args:
+        step: optimizer steps done.
+        files: what the checkpoint consists of: names relative to the manifest's folder.
+        world_size: ranks that trained it.
+        batch_size: clips per optimizer step over all ranks; None where that is not known.
+        config: the run's resolved configuration.
+        config_sha256: its hash.
+        versions: of what wrote it.
+        finite: all weights are; others are never saved.
+    """
+
+    step: int
+    files: Mapping[str, FileRecord]
+    world_size: int
+    batch_size: int | None
+    config: Any
+    config_sha256: str
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    finite: bool = True
+
+    def to_json(self) -> bytes:
+        """As it is written."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """From a file.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it is not a manifest.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            files = {str(name): FileRecord(int(r["bytes"]), str(r["sha256"])) for name, r in content["files"].items()}
+            manifest = cls(**{**content, "files": files})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path.name} is not a manifest: {error}") from error
+        for name in files:
+            parts = PurePosixPath(name).parts
+            if not parts or name.startswith("/") or ".." in parts:
+                raise ValueError(f"{path.name} names {name!r}, which lies outside its folder")
+        return manifest
+
+    def sizes_problem(self, folder: Path) -> str | None:
+        """What is wrong with the files at first sight: whether they are there, and their sizes."""
+        for name, record in self.files.items():
+            try:
+                size = (folder / name).stat().st_size
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+            if size != record.bytes:
+                return f"{name}: has {size} bytes, of {record.bytes} (a cut-off write)"
+        return None if self.files else "its manifest names no files"
+
+    def problem(self, folder: Path) -> str | None:
+        """What is wrong with the files, which are read from start to end; None where nothing is."""
+        if problem := self.sizes_problem(folder):
+            return problem
+        for name, record in self.files.items():
+            try:
+                found = record_of(folder / name)
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+            if found != record:
+                return f"{name}: sha256 differs (a flipped bit or a cut-off write)"
+        return None

@@ -1,0 +1,1 @@
+"""The programs: configuration, commands, and results on disk."""

@@ -1,0 +1,208 @@
+"""What people type, before Hydra reads it: values it cannot read are quoted, habits of other programs are explained."""
+
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from audio_diffusion.inference.targets import ConfigError
+
+#: flags that Hydra knows, and how many values follow them
+_FLAGS = {
+    "--help": 0, "-h": 0, "--hydra-help": 0, "--version": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "-r": 0,
+    "--package": 1, "-p": 1, "--run": 0, "--info": 1, "-i": 1, "--shell-completion": 0, "-sc": 0, "--config-path": 1,
+    "-cp": 1, "--config-name": 1, "-cn": 1, "--config-dir": 1, "-cd": 1, "--experimental-rerun": 1,
+}  # fmt: skip
+_SWEEP = ("--multirun", "-m")
+#: options whose value is a word, whatever it looks like: name=123
+_WORDS = {
+    "name", "run_dir", "ckpt", "init", "weak_ckpt", "output", "real", "input", "verify", "manifest", "shards",
+    "negative", "device", "data.train", "data.val",
+}  # fmt: skip
+_EXAMPLES = {
+    "train": "max_steps=100", "sample": "num_samples=16", "evaluate": "num_clips=16", "export": "weights=raw",
+    "make_shards": "format=flac",
+}  # fmt: skip
+#: what is asked for with arguments without a name, by program
+_POSITIONS = {
+    "sample": ("ckpt",), "evaluate": ("ckpt", "data"), "export": ("ckpt", "output"), "make_shards": ("input", "output"),
+}  # fmt: skip
+
+#: arguments of Lightning's Trainer that are said in another place, and where
+ELSEWHERE = {
+    "trainer.overfit_batches": "to see whether a few clips can be learnt by heart, train on these alone: "
+    "make_shards.py input=FOLDER_OF_THEM output=data/few val_fraction=0, then data.train=data/few",
+    "trainer.limit_train_batches": "write max_steps=N: the stream of training clips has no end",
+    "trainer.limit_test_batches": "write evaluate.py ckpt=RUN num_clips=N",
+    "trainer.limit_predict_batches": "write sample.py ckpt=RUN num_samples=N",
+    "trainer.max_time": "write timeout 2h python train.py ..: its signal makes the run save and end; the same command "
+    "resumes it; under Slurm --time does it",
+    "trainer.max_epochs": "write max_steps=N: training is counted in optimizer steps",
+    "trainer.min_epochs": "write max_steps=N: training is counted in optimizer steps",
+    "trainer.min_steps": "write max_steps=N",
+    "trainer.fast_dev_run": "write trainer=debug: four steps with every part in use",
+    "trainer.val_check_interval": "write val_every_steps=N",
+    "trainer.check_val_every_n_epoch": "write val_every_steps=N",
+    "trainer.log_every_n_steps": "write log_every_steps=N",
+    "trainer.logger": "write logger=wandb, tensorboard or csv, or logger=null",
+    "trainer.callbacks": "they are the group callbacks: callbacks.NAME.option=VALUE, or callbacks.NAME=null",
+    "trainer.enable_checkpointing": "write callbacks.checkpoint=null to keep none",
+    "trainer.default_root_dir": "write run_dir=FOLDER",
+    "trainer.enable_model_summary": "the number of parameters is printed at the start",
+    "trainer.use_distributed_sampler": "the stream is divided among the ranks already",
+    "trainer.reload_dataloaders_every_n_epochs": "the stream of training clips has no end, and no epochs",
+    "trainer.plugins": "precision and checkpoints have theirs: trainer.precision=NAME, callbacks.checkpoint",
+}
+
+
+def prepare(arguments: Sequence[str], program: str) -> list[str]:
+    """The arguments as Hydra reads them; flags of its own come first.
+
+    Values that it cannot read (``a=b/x.ckpt``, ``naïve#1``) are quoted, ``~/`` is the home folder, words stay words.
+
+    Raises:
+        ConfigError: for other flags, ``--option value`` for one, with what to write.
+    """
+    flags, options = _split(arguments)
+    for option in options:
+        _refuse_positions(option, options, program)
+    if any(flag in _SWEEP for flag in flags):
+        raise ConfigError(_one_command_a_run(options, program))
+    return [*flags, *map(_readable, options)]
+
+
+def without_flags(arguments: Sequence[str]) -> list[str]:
+    """The options alone."""
+    return _split(arguments)[1]
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the options.
+
+    Raises:
+        ConfigError: for a flag that is none.
+    """
+    flags: list[str] = []
+    options: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        flag, given, _ = argument.partition("=")
+        if flag in _FLAGS or flag in _SWEEP:
+            flags.append(argument)
+            takes = 0 if given else _FLAGS.get(flag, 0)
+            if takes and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+                flags.append(rest.pop(0))
+        elif re.match(r"-+[A-Za-z]", argument):
+            raise ConfigError(_without_dashes(argument, rest))
+        else:
+            options.append(argument)
+    return flags, options
+
+
+def _without_dashes(argument: str, rest: Sequence[str]) -> str:
+    """What to write instead of ``--option value``, ``--option=value`` or ``--option``."""
+    name, given, _ = argument.lstrip("-").partition("=")
+    follows = not given and rest and not rest[0].startswith("-") and "=" not in rest[0]
+    if given:
+        return f"{argument}: options are written without dashes: {argument.lstrip('-')}"
+    typed = f"{argument} {rest[0]}" if follows else argument
+    return f"{typed}: options are written without dashes: {name.replace('-', '_')}={rest[0] if follows else 'VALUE'}"
+
+
+def _refuse_positions(option: str, options: Sequence[str], program: str) -> None:
+    """Explains an argument that has no name.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    name, given, _ = option.partition("=")
+    if (name and given) or option.startswith(("+", "~")):
+        return
+    nameless = [o for o in options if "=" not in o]
+    names = [name for name in _POSITIONS.get(program, ()) if not any(o.startswith(f"{name}=") for o in options)]
+    if name and len(nameless) <= len(names) and re.match(r"[\w./~ -]+$", option):
+        pairs = [f"{name}={shlex.quote(value)}" for name, value in zip(names, nameless, strict=False)]
+        raise ConfigError(f"{option}: expected OPTION=VALUE; did you mean {' '.join(pairs)}?")
+    raise ConfigError(f"{option}: expected OPTION=VALUE, such as {_EXAMPLES.get(program, 'seed=1')}")
+
+
+def _parse(option: str):  # type: ignore[no-untyped-def]
+    """Hydra's reading of an option; None where it has none."""
+    try:
+        return OverridesParser.create().parse_override(option)
+    except HydraException:
+        return None
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra reads it back word for word, but for interpolations (``${..}``)."""
+    doubled = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
+    return f"'{doubled}'"
+
+
+def _readable(option: str) -> str:
+    """An option as Hydra reads it: quoted where that is needed and helps."""
+    name, given, value = option.partition("=")
+    if not given or not value or option.startswith(("+", "~")) or value[0] in "[{'\"(":
+        return option
+    if value.startswith("~"):
+        value = os.path.expanduser(value)
+    read, quoted = _parse(f"{name}={value}"), f"{name}={_quoted(value)}"
+    if read is None:
+        return quoted if _parse(quoted) is not None else option
+    is_word = name in _WORDS and value not in ("null", "None") and "${" not in value
+    if is_word and (read.is_sweep_override() or str(read.value()) != value or not isinstance(read.value(), str)):
+        return quoted
+    return f"{name}={value}"
+
+
+def alternatives(options: Sequence[str]) -> Iterator[list[str]]:
+    """Each combination of the alternatives that commas separate, as Hydra's multirun has it."""
+    choices: list[list[str]] = []
+    for option in options:
+        read = _parse(option)
+        is_sweep = read is not None and read.is_sweep_override()
+        key = option.partition("=")[0]
+        choices.append([f"{key}={value}" for value in read.sweep_string_iterator()] if is_sweep else [option])
+    for combination in itertools.product(*choices):
+        yield list(combination)
+
+
+def _one_command_a_run(options: Sequence[str], program: str) -> str:
+    """What to type in place of ``-m``."""
+    combinations = list(alternatives(options))
+    name = next((o.partition("=")[2] for o in reversed(options) if o.startswith("name=")), "NAME")
+    own = {c for combination in combinations for c in combination if c.startswith("name=")}
+    lines = []
+    for number, combination in enumerate(combinations[:8]):
+        command = [o for o in combination if not o.startswith("name=") or len(own) == len(combinations)]
+        if program == "train" and len(own) < len(combinations):
+            command.append(f"name={name}_{number}")
+        lines.append(shlex.join(["python", f"{program}.py", *command]))
+    if len(combinations) > 8:
+        lines.append(f".. and {len(combinations) - 8} more")
+    listed = "\n       ".join(lines)
+    sweep = shlex.join(["sbatch", f"--array=0-{len(combinations) - 1}", "slurm/sweep.sh", *options])
+    cluster = f"\nOn a cluster: {sweep}" if program == "train" and len(combinations) > 1 else ""
+    what = "trains one run, which has a folder of its own" if program == "train" else "does one thing"
+    return f"-m: a process {what}. One after the other:\n       {listed}{cluster}"
+
+
+def explain_sweep(option: str, program: str) -> str:
+    """What to write in place of a value with a comma."""
+    key, _, value = option.partition("=")
+    return (
+        f"{option}: for a list write {shlex.quote(f'{key}=[{value}]')}; for one value with a comma "
+        f"\"{key}='{value}'\"; to try one after the other, one command each"
+    )
+
+
+def is_sweep(option: str) -> bool:
+    """Whether Hydra takes an option's value for several alternatives."""
+    read = _parse(option)
+    return read is not None and read.is_sweep_override()

@@ -1,0 +1,279 @@
+"""Configuration: every bad one ends here, in one clear error.
+
+Four doors, and nothing behind them checks again: (1) option names, by Hydra, with the nearest name added;
+(2) root keys and types, by a strict merge into ``Config``; (3) each ``_target_``'s arguments against its signature, all
+problems at once; (4) values, by constructors, which raise ``ValueError``.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from audio_diffusion.checkpoints.signals import STOP_FILE
+from audio_diffusion.cli import command_line
+from audio_diffusion.data.remote import RemoteError
+from audio_diffusion.inference.targets import ConfigError as ConfigError
+from audio_diffusion.inference.targets import build as build
+from audio_diffusion.inference.targets import check_types as check_types
+from audio_diffusion.inference.targets import nearest as nearest
+from audio_diffusion.inference.targets import target_problems as target_problems
+
+CONFIG_DIR = Path(__file__).parents[2] / "configs"
+
+_IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
+
+
+def _fields_of(model: DictConfig) -> ListConfig:
+    """What a model's conditions are read from, beyond what every batch has."""
+    conditions = model.get("conditions") or {}
+    fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
+    return ListConfig([field for field in fields if field not in _IN_EVERY_BATCH])
+
+
+def _len_of(values: ListConfig | None) -> int | None:
+    """How many there are; None where that is not known yet, as classes before the data are read."""
+    return None if values is None else len(values)
+
+
+OmegaConf.register_new_resolver("len", _len_of, replace=True)
+OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
+
+
+@dataclass
+class AudioFormat:
+    """What is trained on: Hz, channels C, and the crop's length T in samples."""
+
+    sample_rate: int
+    channels: int
+    num_samples: int
+
+
+@dataclass
+class Config:
+    """The root of ``configs/train.yaml``: its keys and their types. Groups hold ``_target_``s, checked by door 3."""
+
+    name: str
+    run_dir: str
+    seed: int
+    ckpt: str
+    init: str | None
+    init_weights: str
+    check: bool
+    max_steps: int
+    batch_size: int
+    val_every_steps: int | None
+    log_every_steps: int
+    classes: list[str] | None
+    audio: AudioFormat
+    data: dict[str, Any]
+    model: dict[str, Any]
+    representation: dict[str, Any]
+    diffusion: dict[str, Any]
+    sampler: dict[str, Any]
+    training: dict[str, Any]
+    callbacks: dict[str, Any]
+    trainer: dict[str, Any]
+    logger: dict[str, Any] | None = field(default=None)
+
+
+def _groups() -> dict[str, list[str]]:
+    """Config groups, also groups in groups, and the names in each."""
+    folders = (folder for folder in CONFIG_DIR.rglob("*") if folder.is_dir())
+    return {
+        folder.relative_to(CONFIG_DIR).as_posix(): sorted(f.stem for f in folder.glob("*.yaml")) for folder in folders
+    }
+
+
+def _keys_at(path: str, config_name: str, chosen: list[str]) -> list[str]:
+    """The option names beside the one at the dotted ``path``, where the groups are as ``chosen``."""
+    parent = path.rpartition(".")[0]
+    cfg = compose(config_name, overrides=chosen)
+    node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+    """A Hydra error as one that says what there is instead."""
+    chosen = [override for override in overrides if override.split("=")[0] in _groups()]
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
+        return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
+    if (match := re.search(r"full_key: (\S+)", text + cause)) and match[1] in _groups():
+        own = " (without one, the run's own is used as it is)" if config_name == "sample" else ""
+        named = nearest("", _groups()[match[1]])
+        return f"{match[1]}: none is chosen{own}; choose one as well: {match[1]}=NAME.{named}"
+    if match:
+        return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name, chosen))}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        if key in _groups():
+            return f"{text.splitlines()[0]}{nearest(key, list(_groups()))}"
+        return f"{key}: there is no such option.{nearest(key, _keys_at(key, config_name, chosen))}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read: {_one_line(error.message or text)}. Lists are written [a,b], mappings "
+            "{a: b}, both in quotes for the shell; a word in them with signs such as = # ~ or ü has quotes of its own: "
+            "'data.train=[\"a=b/x\"]'"
+        )
+    return text
+
+
+def _one_line(text: str) -> str:
+    """The first line of a message of Hydra's."""
+    return text.splitlines()[0].rstrip(".") if text else "Hydra does not say why"
+
+
+#: groups of which none need be chosen, by program
+_MAY_BE_NONE = {"train": ("logger", "diffusion/weight"), "sample": ("sampler",), "learnt": ("sampler",)}
+
+
+def _none_as_list(option: str, config_name: str) -> str:
+    """``logger=null`` as Hydra has it, ``logger=[]``, for groups of which none need be chosen."""
+    name, _, value = option.partition("=")
+    return f"{name}=[]" if value in ("null", "None") and name in _MAY_BE_NONE.get(config_name, ()) else option
+
+
+def _check_option(override: str, config_name: str) -> None:
+    """What is refused of a single option, before all are put together."""
+    if override.startswith("+") or override.startswith("~"):
+        key = override.lstrip("+~").split("=")[0]
+        if key in command_line.ELSEWHERE:
+            raise ConfigError(f"{override}: {command_line.ELSEWHERE[key]}")
+        instead = (
+            f"Write {key}=null to leave out what exists"
+            if override.startswith("~")
+            else f"Write {key}=VALUE for an option that exists"
+        )
+        raise ConfigError(
+            f"{override}: options are neither added nor deleted on the command line, as a misspelt one would be "
+            f"without effect. {instead}; new ones belong in a file in configs/"
+        )
+    name, given, value = override.partition("=")
+    if not name or not given:
+        raise ConfigError(f"{override}: expected OPTION=VALUE, such as max_steps=100")
+    if name in command_line.ELSEWHERE:
+        raise ConfigError(f"{override}: {command_line.ELSEWHERE[name]}")
+    if name in _groups() and value in ("", "null", "None"):
+        raise ConfigError(f"{override}: expected the name of a config.{nearest('', _groups()[name])}")
+    if command_line.is_sweep(override):
+        raise ConfigError(command_line.explain_sweep(override, config_name))
+
+
+def _check_command_line(config_name: str, overrides: list[str]) -> None:
+    """Door 1: composes the overrides as Hydra will, to explain what it would refuse."""
+    overrides = [_none_as_list(override, config_name) for override in overrides]
+    for override in overrides:
+        _check_option(override, config_name)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        try:
+            compose(config_name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(_explain(error, config_name, overrides)) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this project raised it, to tell the user of a mistake; those of other libraries keep their traceback."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    package = Path(__file__).parent
+    return isinstance(error, ConfigError | RemoteError) or (
+        frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(package)
+    )
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """Ends with the message and status 2; tells slurm/train.sh, which may see another rank's status."""
+    print(f"error: {error}", file=sys.stderr)
+    if stop_file := os.environ.get(STOP_FILE):
+        Path(f"{stop_file}.refused").touch()
+    raise SystemExit(2) from None
+
+
+def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        def guarded(cfg: DictConfig) -> None:
+            try:
+                main(cfg)
+            except (ValueError, RemoteError) as error:
+                if not _is_ours(error):
+                    raise
+                _refuse(error)
+            except KeyboardInterrupt:
+                print("\ninterrupted", file=sys.stderr)
+                raise SystemExit(130) from None
+
+        def run() -> None:
+            try:
+                arguments = command_line.prepare(sys.argv[1:], config_name)
+                sys.argv[1:] = [_none_as_list(argument, config_name) for argument in arguments]
+                if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in sys.argv[1:]):
+                    _check_command_line(config_name, command_line.without_flags(sys.argv[1:]))
+            except ConfigError as error:
+                _refuse(error)
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
+
+        return run
+
+    return decorate
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts, lists, numbers and strings.
+
+    Raises:
+        ConfigError: for an interpolation that leads nowhere or a value that is missing (``???``).
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(f"{error.full_key}: must be given: {error.full_key}=VALUE") from error
+        raise ConfigError(str(error).replace("\n", " ")) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_root(cfg: DictConfig) -> None:
+    """Door 2: root keys and types.
+
+    Raises:
+        ConfigError: naming the key, the type expected and the value given.
+    """
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), cfg)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the configuration"
+        expected = Config.__annotations__.get(str(key).split(".")[0])
+        if str(key).startswith("audio."):
+            expected = AudioFormat.__annotations__.get(str(key).split(".")[1])
+        wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""
+        raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
+    for name in ("name", "run_dir"):
+        value = None if OmegaConf.is_missing(cfg, name) or OmegaConf.is_missing(cfg, "name") else cfg[name]
+        if value is not None and str(value).strip() in ("", "."):
+            raise ConfigError(f"{name}: expected a name of this run's own, got {value!r}")
+    for name in ("name", "run_dir", "ckpt", "init"):  # of a file, a number may be one
+        if not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], bool | int | float):
+            cfg[name] = str(cfg[name])
+    for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
+        if cfg[name] is not None and cfg[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")
+    for name in cfg.audio:  # before parts that take them over under names of their own
+        if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < 1:
+            raise ConfigError(f"audio.{name}: expected at least 1, got {cfg.audio[name]}")
+    if not 0 <= cfg.seed < 2**32:
+        raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {cfg.seed}")

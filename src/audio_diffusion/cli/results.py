@@ -1,0 +1,127 @@
+"""What was made -> audio files, one json that says how, and one picture."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.cli.requests import Sample
+from audio_diffusion.data.audio.reading import write_audio
+from audio_diffusion.inference.levels import trouble
+from audio_diffusion.metrics import pictures
+
+COLUMNS, ROWS = 10, 5  # clips in the picture
+
+_EXACT = {"PCM_U8": "PCM_16", "PCM_S8": "PCM_16", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
+
+
+@dataclass
+class Result:
+    """What was made of one sample: clips ``[C, T]``, what each is called beyond the sample's name, and figures."""
+
+    clips: list[Tensor]
+    suffixes: list[str] = field(default_factory=lambda: [""])
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def subtype_of(sample: Sample, task: str, format: str) -> str:
+    """How a file is encoded: so that what is kept of an input is kept in the file as well, where the format can.
+
+    Generated audio has 16 bits; an edited file as many as it came with, or floats where it was converted, has more bits
+    than 24, or peaks over full scale may come of it (declip). FLAC has no floats: 24 bits then.
+    """
+    files = [(f.info.format.split("/")[-1], f.converted) for f in sample.files if f.info]
+    if not files:
+        return "PCM_16"
+    kinds = {None if converted else _EXACT.get(kind) for kind, converted in files}
+    if task == "declip" or None in kinds:
+        return "PCM_24" if format == "flac" else "FLOAT"
+    return max(str(kind) for kind in kinds)  # PCM_24 of the two
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, or of all files in a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with open(part, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_files(
+    asked: Sequence[Sample], results: Sequence[Result], folder: Path, sample_rate: int, task: str, format: str
+) -> list[dict[str, Any]]:
+    """Writes <index>_<name>.<format>; returns what is to be known of each file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for sample, result in zip(asked, results, strict=True):
+        subtype = subtype_of(sample, task, format)
+        for clip, suffix in zip(result.clips, result.suffixes, strict=True):
+            file = f"{sample.index:03d}_{sample.name}{suffix}.{format}"
+            write_audio(folder / file, clip, sample_rate, subtype)
+            over = int((clip.abs() > 1).sum()) if subtype != "FLOAT" else 0
+            about = {"seed": sample.seed, "label": sample.label, "cond": sample.written_cond}
+            made_of = [
+                {"file": str(f.path), "sha256": f.sha256, "converted": f.converted or None} for f in sample.files
+            ]
+            row = {"file": file, **about, "input": made_of, "subtype": subtype, "samples_clipped": over}
+            wrong = {"trouble": words} if (words := trouble(clip)) else {}
+            rows.append({**row, **wrong, **result.figures})
+    return rows
+
+
+def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes the json."""
+    path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+
+
+def made_anew(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
+    """(start, end) in seconds of what a task makes of a file and beside it; nothing where it changes all of it."""
+    task = options["task"]
+    if task == "inpaint":
+        return [(start, end) for start, end in options["regions"]]
+    if task not in ("outpaint", "continue"):
+        return []
+    seconds = sample.files[0].clip.shape[-1] / sample_rate
+    before, after = (options["before"], options["after"]) if task == "outpaint" else (0, options["seconds"])
+    parts = [(0.0, before), (before + seconds, before + seconds + after)]
+    return [(start, end) for start, end in parts if end > start]
+
+
+def draw(
+    shown: Sequence[tuple[Sample, Result]],
+    real: Sequence[tuple[str, Tensor | None]],
+    sample_rate: int,
+    options: Mapping[str, Any],
+    path: Path,
+) -> Path:
+    """The picture: real clips by title or inputs above, what was made below; of many clips a sample, one row a
+    sample."""
+    names, of_files = [sample.name for sample, _ in shown], bool(shown[0][0].files)
+    if len(shown[0][1].clips) > 1:
+        rows = [
+            pictures.Row(
+                sample.name, result.clips[:COLUMNS], [suffix.lstrip("_") for suffix in result.suffixes[:COLUMNS]]
+            )
+            for sample, result in shown[:ROWS]
+        ]
+    else:
+        made = [made_anew(sample, options, sample_rate) for sample, _ in shown]
+        title = "result" if of_files else "generated"
+        rows = [pictures.Row(title, [result.clips[0] for _, result in shown], names, made)]
+        if of_files and all(sample.files[0].info for sample, _ in shown):
+            rows.insert(0, pictures.Row("input", [sample.files[0].clip for sample, _ in shown], names))
+        elif real:
+            rows.insert(0, pictures.Row("real", [clip for _, clip in real], [title for title, _ in real]))
+    return pictures.save(pictures.sample_grid(rows, sample_rate), path)
+
+
+def to_cpu(audio: Tensor) -> list[Tensor]:
+    """``[B, C, T]`` -> B clips ``[C, T]`` of their own memory."""
+    return list(torch.unbind(audio.detach().cpu().contiguous()))

@@ -1,0 +1,252 @@
+"""The folder of a run: can it be written to, whose is it, and which checkpoint does the run go on from?"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
+
+from audio_diffusion.checkpoints.files import remove
+from audio_diffusion.checkpoints.folder import all_in, manifest_of, recover, step_of
+from audio_diffusion.checkpoints.lock import RunLock
+from audio_diffusion.checkpoints.manifest import Manifest, differences
+from audio_diffusion.checkpoints.redaction import may_be, redacted_config
+from audio_diffusion.checkpoints.rows import rewind
+from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.inference.checkpoint_reader import find, newest_in, read
+from audio_diffusion.training.optim import state_names
+
+RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
+_PROBE_BYTES = 4 * 2**20  # written to see whether there is room at all
+
+#: what a checkpoint's weights mean; what is said where it changed between lives; and what of that does not matter, or
+#: is said by another name
+FIXED = ("model.", "representation.", "classes.", "audio.channels.")
+WATCHED = (
+    "seed.", "batch_size.", "audio.", "data.", "diffusion.", "training.", "trainer.precision.",
+    "trainer.accumulate_grad_batches.", "trainer.gradient_clip_val.", "trainer.gradient_clip_algorithm.",
+    "trainer.strategy.", "trainer.deterministic.",
+)  # fmt: skip
+FREE = (
+    "data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.seed.",
+    "data.classes.", "data.sample_rate.", "data.channels.", "data.num_samples.", "training.seed.",
+)  # fmt: skip
+
+
+def check_writable(plain: dict[str, Any]) -> None:
+    """Writes to each folder of the run, once on every node, before anything is begun.
+
+    Raises:
+        ConfigError: if one cannot be written to, or has no room.
+    """
+    if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") != "0":
+        return
+    run_dir = Path(plain["run_dir"])
+    folders = [node["folder"] for node in plain["callbacks"].values() if node and "folder" in node]
+    for folder in {run_dir, run_dir / "checkpoints", *map(Path, folders)}:
+        if folder != run_dir and not folder.exists():
+            continue  # made later, below one that is checked
+        probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(probe, "wb") as f:
+                f.write(bytes(_PROBE_BYTES))
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: {folder} cannot be written to on {socket.gethostname()}: {error.strerror}. Choose another "
+                "place (run_dir=FOLDER), make room there, or mend its owner and permissions (ls -ld, df -h, quota)"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
+@contextlib.contextmanager
+def own(run_dir: Path) -> Iterator[None]:
+    """Keeps other jobs out of the run's folder."""
+    with RunLock(run_dir) as lock:
+        if lock.taken_over:
+            rank_zero_info(f"{run_dir}: taken over from {lock.taken_over}")
+        yield
+
+
+def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from, by the rules of ``ckpt`` in configs/train.yaml; None starts anew."""
+    if ckpt in ("auto", "last"):
+        newest = newest_in(run_dir)
+        if newest is None and ckpt == "last":
+            raise ConfigError(f"ckpt=last: {run_dir}/checkpoints holds no step_*.ckpt to resume from; leave ckpt out")
+        return newest
+    there = all_in(run_dir / "checkpoints")
+    if ckpt == "none":
+        if there:
+            raise ConfigError(
+                f"ckpt=none: {run_dir} already holds {there[-1].name}; choose another name=, or remove it"
+            )
+        return None
+    if ckpt == "anew":
+        return None
+    if not Path(ckpt).exists():
+        raise ConfigError(f"ckpt: expected auto, last, none, anew, a checkpoint file or a run folder, got {ckpt!r}")
+    if not there:
+        return find(ckpt)
+    is_folder = Path(ckpt).is_dir() and not manifest_of(Path(ckpt)).is_file()
+    if is_folder or run_dir.resolve() not in Path(ckpt).resolve().parents:
+        if run_dir.resolve() not in (Path(ckpt).resolve(), Path(ckpt).resolve().parent):
+            rank_zero_info(f"{run_dir} has begun already: it goes on from its own checkpoint, not from {ckpt} again")
+        return newest_in(run_dir)
+    if Path(ckpt).name != there[-1].name:
+        raise ConfigError(
+            f"ckpt: {run_dir} also holds {there[-1].name}, which a restart of this run would go on from, not from "
+            f"{ckpt}; choose another name=, or remove what came later"
+        )
+    return find(ckpt)
+
+
+def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
+    """Step and configuration of a checkpoint: of its manifest, and where there is none its own.
+
+    Raises:
+        ConfigError: if it is no checkpoint of this project's training.
+    """
+    if manifest_of(ckpt).is_file():
+        manifest = Manifest.read(manifest_of(ckpt))
+        if isinstance(manifest.config, dict):
+            return manifest.step, manifest.config
+    content = read(ckpt)
+    return content["global_step"], content["config"]
+
+
+def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another network or optimizer, and says what else has changed that training depends on."""
+
+    def same(before: Any, now: Any) -> bool:
+        return before == now or may_be(before, now)
+
+    changed = dict(differences(before, redacted_config(plain), same=same))
+    other = [text for key, text in changed.items() if f"{key}.".startswith(FIXED)]
+    if other:
+        listed = "\n       ".join(other)
+        raise ConfigError(
+            f"ckpt: {ckpt} is of another network; set these back, or choose another name=\n       {listed}"
+        )
+    if any(f"{key}.".startswith("training.optimizer.") for key in changed):
+        _check_optimizer(ckpt, before, plain["training"]["optimizer"])
+    for key, text in changed.items():
+        if f"{key}.".startswith(WATCHED) and not f"{key}.".startswith(FREE):
+            rank_zero_info(f"changed since {ckpt.name}: {text}")
+
+
+def _check_optimizer(ckpt: Path, before: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    """Refuses a checkpoint whose optimizer has not kept what this one needs to go on."""
+    states = (values for o in read(ckpt).get("optimizer_states", []) for values in o["state"].values())
+    kept = {name for values in states for name in values}
+    missing = state_names(build(optimizer, "training.optimizer")) - kept
+    if missing and kept:
+        was = (before.get("training", {}).get("optimizer") or {}).get("_target_", "its optimizer")
+        raise ConfigError(
+            f"ckpt: {ckpt} holds the state of {was} ({', '.join(sorted(kept))}); {optimizer['_target_']}, as it is "
+            f"configured now, also needs {', '.join(sorted(missing))}. Set training.optimizer back, or start a new run "
+            f"from the weights alone: init={ckpt} name=ANOTHER"
+        )
+
+
+def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another run that leaves no step to train; where it is of this run, that is finished."""
+    max_steps, own = plain["trainer"]["max_steps"], Path(plain["run_dir"]).resolve() in ckpt.resolve().parents
+    if step >= max_steps and not own:
+        raise ConfigError(
+            f"ckpt: {ckpt} is at step {step}, and steps are counted on from there: max_steps={max_steps} leaves none. "
+            f"Write max_steps={step + max_steps}; or init={ckpt} in place of ckpt: the weights alone, from step 0"
+        )
+
+
+def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
+    """What to say where the checkpoint of a run is of its last step already; None where there is something to train."""
+    max_steps = plain["trainer"]["max_steps"]
+    if ckpt is None or step_of(ckpt) < max_steps:
+        return None
+    more = max(2 * max_steps, step_of(ckpt) + max_steps)
+    return (
+        f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To train on: "
+        f"max_steps={more}; to start again: another name=; to listen: python sample.py ckpt={plain['run_dir']}"
+    )
+
+
+def _say_commit(ckpt: Path, git_commit: str) -> None:
+    """Says where the code is another than the run's last life had."""
+    try:
+        before = json.loads((ckpt.parents[1] / "details.json").read_text(encoding="utf-8"))["git_commit"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return
+    if before != git_commit:
+        rank_zero_info(f"changed since the run's last life: git_commit: {before!r} before, {git_commit!r} now")
+
+
+def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
+    """On rank 0, which owns the folder: clears up after a kill and finds the checkpoint; also what is wrong, if any."""
+    run_dir = Path(plain["run_dir"])
+    for line in recover(run_dir / "checkpoints"):
+        rank_zero_info(line)
+    try:
+        if plain["ckpt"] == "anew":
+            _remove_checkpoints(run_dir, plain["trainer"]["max_steps"])
+        found = _find_checkpoint(plain["ckpt"], run_dir)
+        if found is not None:
+            step, before = _stored(found)
+            _check_changes(found, before, plain)
+            _check_steps(found, step, plain)
+            _say_commit(found, git_commit)
+    except ConfigError as error:
+        return None, str(error)
+    cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
+    if cut:
+        rank_zero_info(f"metrics.jsonl: {cut} rows of steps that are trained again were cut")
+    return found, ""
+
+
+def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
+    """Removes those of an earlier life, which are made again; a run that went further is not of this kind."""
+    there = all_in(run_dir / "checkpoints")
+    if there and step_of(there[-1]) > max_steps:
+        raise ConfigError(
+            f"ckpt=anew: {run_dir} holds {there[-1].name}, which is beyond the {max_steps} steps of this run; choose "
+            "another name="
+        )
+    for checkpoint in there:
+        manifest_of(checkpoint).unlink(missing_ok=True)
+        remove(checkpoint)
+
+
+def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:
+    """The checkpoint to go on from as rank 0 sees it, on all ranks; it is read, to be verified, once.
+
+    Ranks that this process starts are told by its environment, those of torchrun or srun over the process group. Where
+    nodes are started by hand, the first rank of each looks for itself.
+    """
+    if RESUME_FROM in os.environ:
+        return Path(os.environ[RESUME_FROM]) if os.environ[RESUME_FROM] else None
+    strategy = trainer.strategy
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    told = environment is not None and environment.creates_processes_externally
+    found, problem = None, ""
+    if trainer.is_global_zero:
+        found, problem = _prepare(plain, git_commit)
+    elif not told:
+        found = _find_checkpoint(plain["ckpt"], Path(plain["run_dir"]))
+    if told:
+        strategy.setup_environment()
+        found, problem = strategy.broadcast((found, problem))
+    if problem:
+        raise ConfigError(problem)
+    if not told and trainer.world_size > 1:
+        os.environ[RESUME_FROM] = str(found or "")
+    return found

@@ -1,0 +1,1 @@
+"""Audio files: decoding, cropping, resampling, and files whose headers are wrong."""

@@ -1,0 +1,1 @@
+"""Containers of audio files, read byte by byte where a decoder cannot."""

@@ -1,0 +1,184 @@
+"""MP3 files: their frames counted, so that no length is guessed, and the files that were joined in them."""
+
+from struct import pack, unpack_from
+from typing import NamedTuple
+
+from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Part, skip_tags, trim_tags
+
+_KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # of MPEG-1
+_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # of MPEG-2 and 2.5
+_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the version's bits
+_SAME = 0xFFFE0C00  # bits of a header that do not change within a file: sync, version, layer, rate
+_ALONE = 4  # frames in a row that make a stream, where others lie around them
+_LOOKED_AT = 40  # frames, whose bit rates differ where a file has a variable one
+
+
+class Frame(NamedTuple):
+    """A frame's header: how long it is in bytes and samples, the rate in Hz, and where a Xing header would stand."""
+
+    header: int
+    size: int
+    samples: int
+    sample_rate: int
+    xing: int
+
+
+def frame(header: int) -> Frame | None:
+    """What the four bytes of a layer III frame's header say; None if they are none, or leave its size open."""
+    version, kbps, rate = header >> 19 & 3, header >> 12 & 15, header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or header >> 17 & 3 != 1 or not 0 < kbps < 15 or rate == 3:
+        return None
+    sample_rate = _RATES[version][rate]
+    is_first, is_mono = version == 3, header >> 6 & 3 == 3
+    size = (144_000 if is_first else 72_000) * (_KBPS_1 if is_first else _KBPS_2)[kbps] // sample_rate
+    side = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
+    return Frame(header, size + (header >> 9 & 1), 1152 if is_first else 576, sample_rate, 4 + side)
+
+
+_known: dict[int, Frame | None] = {}
+
+
+def _frame(data: Data, at: int) -> Frame | None:
+    head = data.read(at, 4)
+    if len(head) < 4 or head[0] != 0xFF:
+        return None
+    header = int.from_bytes(head, "big") & 0xFFFFFFC0  # what follows does not matter here
+    if header not in _known:
+        _known[header] = frame(header)
+    return _known[header]
+
+
+class _Stream:
+    """Frames in a row that decode as one file: ``[start, stop)``, how many, and what its Xing header promises."""
+
+    def __init__(self, start: int, first: Frame):
+        self.start = self.stop = start
+        self.first, self.count, self.promised, self.xing, self.is_info = first, 0, 0, -1, False
+        self.size = 0
+
+    def note_header(self, data: Data) -> None:
+        """Reads what the first frame says of the whole file, where it is a Xing, Info or VBRI header."""
+        body = data.read(self.start, min(self.first.size, 256))
+        at = self.first.xing
+        if body[at : at + 4] in (b"Xing", b"Info") and len(body) >= at + 16:
+            self.is_info, self.xing = True, self.start + at
+            if body[at + 7] & 1:
+                self.promised = unpack_from(">I", body, at + 8)[0]
+        elif body[36:40] == b"VBRI":
+            self.is_info = True
+
+    @property
+    def frames(self) -> int:
+        """Of audio: the header's own is none."""
+        return self.count - self.is_info
+
+
+def _streams(data: Data) -> list[_Stream]:
+    """The streams of a file, one behind the other."""
+    at, stop, streams = skip_tags(data), trim_tags(data, data.size), []
+    current: _Stream | None = None
+    while at < stop:
+        found = _frame(data, at)
+        if found is None or at + found.size > stop:
+            at, current = (_next(data, at, stop) if found is None else stop), None if found is None else current
+            continue
+        if current is not None and (found.header ^ current.first.header) & _SAME:
+            current = None
+        if current is None or (current.count and data.read(at + found.xing, 4) in (b"Xing", b"Info")):
+            current = _Stream(at, found)
+            current.note_header(data)
+            streams.append(current)
+        current.count += 1
+        at = current.stop = at + found.size
+    return streams
+
+
+def _next(data: Data, at: int, stop: int) -> int:
+    """Where frames go on behind what is none: tags, or junk."""
+    if (after := skip_tags(data, at)) > at:
+        return after
+    if data.read(at, 3) == b"TAG":
+        return at + 128
+    while 0 <= (at := data.find(b"\xff", at + 1, stop)) < stop:
+        following = at
+        for _ in range(_ALONE):
+            found = _frame(data, following)
+            if found is None:
+                break
+            following += found.size
+            if following >= stop:
+                break
+        else:
+            return at
+        if found is not None and following == stop:
+            return at
+    return stop
+
+
+def _info_frame(stream: _Stream) -> bytes:
+    """A frame that says how many follow, and nothing else."""
+    header = stream.first.header & ~0x10200 | 0x10000  # not padded, without a checksum
+    for kbps in range(1, 15):
+        made = frame(header & ~0xF000 | kbps << 12)
+        if made is not None and made.size >= made.xing + 16:
+            break
+    assert made is not None
+    size = stream.stop - stream.start + made.size
+    text = pack(">I", made.header) + bytes(made.xing - 4) + b"Info" + pack(">III", 3, stream.frames, size)
+    return text + bytes(made.size - len(text))
+
+
+def _pieces(stream: _Stream) -> list[tuple[int, int] | bytes]:
+    """What libsndfile is given: a header that promises as many frames as there are."""
+    if stream.promised >= stream.frames:
+        return [(stream.start, stream.stop)]
+    if stream.promised:
+        return [(stream.start, stream.xing + 8), pack(">I", stream.frames), (stream.xing + 12, stream.stop)]
+    start = stream.start + (stream.first.size if stream.is_info else 0)
+    return [_info_frame(stream), (start, stream.stop)]
+
+
+def layout(data: Data, estimate: int) -> Layout:
+    """How an MP3 file is read right.
+
+    Args:
+        data: the file.
+        estimate: samples per channel that libsndfile takes it for; it reads no more than that.
+    """
+    streams = [stream for stream in _streams(data) if stream.frames > 0]
+    longest = max((stream.frames for stream in streams), default=0)
+    streams = [stream for stream in streams if stream.frames >= min(_ALONE, longest) or stream.xing >= 0]
+    losses, seconds = [], 0.0
+    for stream in streams:
+        one = stream.first.samples / stream.first.sample_rate
+        seconds += stream.frames * one
+        if stream.promised > stream.frames:
+            missing = stream.promised - stream.frames
+            reason = f"ends after {stream.frames} MPEG frames, though its header says {stream.promised}"
+            losses.append(Loss(seconds, missing * one, reason))
+    if len(streams) == 1:
+        stream = streams[0]
+        if max(stream.promised, estimate // stream.first.samples) >= stream.frames:
+            return Layout([], losses)
+    return Layout([Part(_pieces(stream)) for stream in streams], losses)
+
+
+def is_plain(data: Data) -> bool:
+    """Whether a look at the beginning shows nothing that speaks against what libsndfile takes the length for."""
+    at = skip_tags(data)
+    first = _frame(data, at)
+    if first is None:
+        return True
+    stream = _Stream(at, first)
+    stream.note_header(data)
+    if stream.xing >= 0:
+        flags, _, size = unpack_from(">III", data.read(stream.xing + 4, 12).ljust(12, b"\0"))
+        return flags & 3 != 3 or abs(data.size - at - size) <= max(size // 20, 4096)
+    for _ in range(_LOOKED_AT):
+        following = _frame(data, at)
+        if following is None:
+            return True
+        if following.header >> 12 & 15 != first.header >> 12 & 15:
+            return False
+        at += following.size
+    return True

@@ -1,0 +1,1 @@
+"""WebDataset shards: which there are, their index, and their members."""

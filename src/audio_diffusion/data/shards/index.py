@@ -1,0 +1,269 @@
+"""A shard's index: which clip lies at which bytes of the tar, so that nothing else of it need be read."""
+
+import contextlib
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from audio_diffusion.data.audio.reading import CONVERTED, EXTENSIONS, is_sidecar
+from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS, read_json
+
+INDEX_VERSION = 3
+#: said of a member that packing could convert
+_CONVERT = (
+    "{} is no kind of audio that is read here; to use it, unpack the shards and pack the files with make_shards.py "
+    "format=flac, which reads it with: pip install -e '.[av]'"
+)
+
+Place = tuple[int, int]  # (offset, size) in bytes; (0, 0): there is none
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The clips of one shard, in the order of their audio in the tar: all lists run in parallel.
+
+    Attributes:
+        path: the shard.
+        num_bytes: its size; like its time, it tells a replaced shard from the one that was indexed.
+        keys: each clip's key: its audio member's path up to the last dot.
+        audio: place of each clip's audio member.
+        fields: place of each clip's other members, by ending: ``json``, ``npy``, ``txt``, or such as
+            ``text.npy`` for a member ``KEY.text.npy``.
+        frames: samples per channel, 0 where not known (shards of other tools).
+        sample_rate: Hz, 0 where not known.
+        channels: 0 where not known.
+        sha256: of the audio member, empty where not known.
+        refused: (key, kind, reason) of what the tar holds and cannot be used.
+        choices: the endings of audio members, with the number of clips that have one, where clips have several, or
+            where an ending was chosen.
+        etag: of a remote shard: what its server says changes with its contents.
+    """
+
+    path: str
+    num_bytes: int
+    keys: list[str]
+    audio: list[Place]
+    fields: dict[str, list[Place]]
+    frames: list[int]
+    sample_rate: list[int]
+    channels: list[int]
+    sha256: list[str]
+    refused: list[tuple[str, str, str]]
+    choices: dict[str, int] = field(default_factory=dict)
+    etag: str = ""
+
+    def skipped(self) -> list[Skipped]:
+        return [Skipped(self.path, *refused) for refused in self.refused]
+
+
+def _problem(member: tarfile.TarInfo, num_bytes: int) -> tuple[str, str] | None:
+    """(kind, reason) why a member cannot be used."""
+    if not member.isfile() or member.issparse():
+        return "unsafe", "a link or another special member, not a plain file"
+    if ".." in PurePosixPath(member.name).parts or member.name.startswith("/"):
+        return "unsafe", "its name leads out of the shard"
+    if member.offset_data + member.size > num_bytes:
+        return "truncated", "cut off by the end of the shard"
+    return None
+
+
+def _owner(name: str, audio: dict[str, Place]) -> tuple[str, str]:
+    """(key, ending) of a member that is not audio: the key is the longest that a clip has."""
+    key, _, ending = name.rpartition(".")
+    longer, _, middle = key.rpartition(".")
+    if key not in audio and longer in audio and "/" not in middle:
+        return longer, f"{middle}.{ending}"
+    return key, ending
+
+
+def _split(name: str, audio_member: str | None) -> tuple[str, str, bool]:
+    """(key, ending, whether it is a clip's audio) of a member."""
+    if audio_member and name.lower().endswith(f".{audio_member.lower()}"):
+        return name[: -len(audio_member) - 1], audio_member.lower(), True
+    key, _, ending = name.rpartition(".")
+    return key, ending, not audio_member and ending.lower() in EXTENSIONS
+
+
+class _Members:
+    """The members of a tar, sorted into the audio of clips, what belongs to it, and what cannot be used.
+
+    Args:
+        num_bytes: size of the tar.
+        audio_member: see ``scan``.
+    """
+
+    def __init__(self, num_bytes: int, audio_member: str | None):
+        self._num_bytes, self._audio_member = num_bytes, audio_member
+        self.audio: dict[str, Place] = {}
+        self.refused: list[tuple[str, str, str]] = []
+        self._others: list[tuple[str, Place]] = []
+        self._endings: dict[str, set[str]] = {}  # of the audio members of each key
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Takes the next member."""
+        key, ending, is_audio = _split(member.name, self._audio_member)
+        if member.isdir() or is_sidecar(member.name):
+            return
+        self._note_ending(member, key, ending)
+        if ending.lower() in CONVERTED and not self._audio_member:
+            self.refused.append((member.name, "format", _CONVERT.format(ending)))
+        if not (is_audio or ending in READERS):
+            return
+        if problem := _problem(member, self._num_bytes):
+            self.refused.append((member.name, *problem))
+        elif not is_audio:
+            self._others.append((member.name, (member.offset_data, member.size)))
+        elif key in self.audio:
+            self.refused.append((member.name, "duplicate", "a second member of this name"))
+        else:
+            self.audio[key] = (member.offset_data, member.size)
+
+    def _note_ending(self, member: tarfile.TarInfo, key: str, ending: str) -> None:
+        """Notes the ending of an audio member, whether it is the one that is wanted or not."""
+        if ending.lower() not in EXTENSIONS or not member.isfile():
+            return
+        base, _, all_endings = member.name.rpartition("/")[2].partition(".")
+        owner = f"{member.name.rpartition('/')[0]}/{base}" if self._audio_member else key
+        self._endings.setdefault(owner, set()).add((all_endings if self._audio_member else ending).lower())
+
+    def fields(self) -> dict[str, dict[str, Place]]:
+        """By ending and key the members beside the audio; those without audio are refused."""
+        fields: dict[str, dict[str, Place]] = {}
+        for name, place in self._others:
+            key, ending = _owner(name, self.audio)
+            if key not in self.audio:
+                self.refused.append((name, "metadata", f"{ending} without audio"))
+            elif key in fields.setdefault(ending, {}):
+                self.refused.append((name, "duplicate", "a second member of this name"))
+            else:
+                fields[ending][key] = place
+        return fields
+
+    def choices(self) -> dict[str, int]:
+        """See ``ShardIndex.choices``."""
+        several = [found for found in self._endings.values() if self._audio_member or len(found) > 1]
+        return dict(Counter(ending for found in several for ending in sorted(found)))
+
+
+def scan(
+    file: BinaryIO, path: str, num_bytes: int, with_json: bool = True, audio_member: str | None = None
+) -> ShardIndex:
+    """Indexes a tar by reading its headers, not its audio.
+
+    Args:
+        file: the tar, seekable.
+        path: what the index says it is of.
+        num_bytes: size of the tar.
+        with_json: also read the json members, for the frames, rate, channels and sha256 that make_shards.py puts there.
+        audio_member: ending of the members that are the clips' audio, such as ``flac`` or ``vocals.wav``; None: any
+            ending of audio, and of several members of a clip the first.
+    """
+    members = _Members(num_bytes, audio_member)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
+                members.add(member)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError("no end mark after the last member found; it is cut off or damaged there")
+    except tarfile.ReadError as error:
+        members.refused.append((PurePosixPath(path).name, "truncated", f"the tar cannot be read to its end: {error}"))
+    fields, keys = members.fields(), list(members.audio)
+    known = [_known(file, fields.get("json", {}).get(key)) if with_json else {} for key in keys]
+    return ShardIndex(
+        path=path,
+        num_bytes=num_bytes,
+        keys=keys,
+        audio=list(members.audio.values()),
+        fields={ending: [places.get(key, (0, 0)) for key in keys] for ending, places in fields.items()},
+        frames=[_whole(meta.get("frames")) for meta in known],
+        sample_rate=[_whole(meta.get("sample_rate")) for meta in known],
+        channels=[_whole(meta.get("channels")) for meta in known],
+        sha256=[str(meta.get("sha256", "")) for meta in known],
+        refused=members.refused,
+        choices=members.choices(),
+    )
+
+
+def _known(file: BinaryIO, place: Place | None) -> dict:
+    """What a clip's json says; nothing where it has none that can be read: that is reported when the clip is used."""
+    if place is None or place[1] > MAX_JSON_BYTES:
+        return {}
+    file.seek(place[0])
+    try:
+        return read_json(file.read(place[1]))
+    except ValueError:
+        return {}
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def index_path(shard: str | Path, audio_member: str | None = None) -> str:
+    """Where a shard's index lies, local or remote: beside it, ``x.index.json`` for ``x.tar``; that of chosen members as
+    ``x.flac.index.json``."""
+    stem, _, query = str(shard).rpartition(".tar")
+    chosen = f".{audio_member}" if audio_member else ""
+    return f"{stem}{chosen}.index.json{query}" if stem else f"{shard}{chosen}.index.json"
+
+
+def dumps(index: ShardIndex) -> str:
+    """The text of an index file; without the path, as the folder may be moved."""
+    columns = {"version": INDEX_VERSION, **asdict(index)}
+    del columns["path"]
+    if not index.etag:
+        del columns["etag"]
+    return json.dumps(columns)
+
+
+def loads(text: str | bytes, path: str) -> ShardIndex:
+    """The index of the shard ``path`` from the text of its file.
+
+    Raises:
+        ValueError: if it is of another version, or no index at all.
+    """
+    columns = json.loads(text)
+    version = columns.pop("version", None) if isinstance(columns, dict) else None
+    # version 2 knew no .cls members, which shards of make_shards.py, the ones with a hash of every clip, do not have
+    if version != INDEX_VERSION and not (version == 2 and all(columns.get("sha256") or [""])):
+        raise ValueError(f"the index of {path} is not of version {INDEX_VERSION}")
+    try:
+        return ShardIndex(path=path, **columns)
+    except TypeError as error:
+        raise ValueError(f"the index of {path} is incomplete: {error}") from error
+
+
+def write_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex:
+    """Indexes a shard and writes the index beside it (kept in memory only where the folder cannot be written)."""
+    with open(shard, "rb", buffering=1 << 16) as file:
+        index = scan(cast(BinaryIO, file), str(shard), os.path.getsize(shard), audio_member=audio_member)
+    with contextlib.suppress(OSError):
+        write_atomic(Path(index_path(shard, audio_member)), dumps(index))
+    return index
+
+
+def load_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex:
+    """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
+    path, tar = Path(index_path(shard, audio_member)), os.stat(shard)
+    try:
+        index = loads(path.read_text(encoding="utf-8"), str(shard))
+        if index.num_bytes == tar.st_size and path.stat().st_mtime_ns >= tar.st_mtime_ns:
+            return index
+    except (OSError, ValueError):
+        pass
+    return write_index(shard, audio_member)

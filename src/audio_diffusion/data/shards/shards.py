@@ -1,0 +1,421 @@
+"""WebDataset shards: which there are, and their members as bytes. Local, or remote behind a store."""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from glob import escape, glob, has_magic
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import webdataset as wds
+
+from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, version_seal
+from audio_diffusion.data.shards import index as indexes
+from audio_diffusion.data.shards.index import Place, ShardIndex
+
+MANIFEST, HELD_OUT = "manifest.json", "val-*.tar"
+_LOADING = 16  # threads that read indexes or ask for sizes
+_KEPT_CLIPS = 100_000  # clips whose index entries a process keeps, about 600 bytes each
+_KEPT_MAPS = 256  # shards a process keeps mapped
+_FEW = 0.1  # of the clips; where fewer have a second audio member it is named as a duplicate
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _parallel(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    with ThreadPoolExecutor(_LOADING) as pool:
+        return list(pool.map(function, items))
+
+
+def _folder(pattern: str) -> str | None:
+    """The folder, local or remote, that a pattern without shard names is; None for a pattern of shards."""
+    if is_remote(pattern):
+        return None if pattern.endswith(".tar") or has_magic(pattern) or "{" in pattern else pattern.rstrip("/")
+    return pattern if Path(pattern).is_dir() else None
+
+
+def parent(path: str) -> str:
+    return path.rpartition("/")[0] if is_remote(path) else str(Path(path).parent)
+
+
+def join(folder: str, name: str) -> str:
+    """A file of a folder, local or remote."""
+    return f"{folder}/{name}" if is_remote(folder) else str(Path(folder) / name)
+
+
+def read_manifest(folder: str, store: RemoteStore | None = None) -> dict:
+    """The manifest.json of a folder of shards; empty where there is none that make_shards.py wrote."""
+    path = join(folder, MANIFEST)
+    try:
+        text = (store or RemoteStore(None)).read(path, cache=False) if is_remote(path) else Path(path).read_bytes()
+    except OSError:
+        return {}
+    except RemoteError as error:
+        if error.kind not in ("not_found", "forbidden"):  # S3 forbids what is not there to those who may not list
+            raise
+        return {}
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"shards: {path} is not json: {error}") from error
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("shards"), list) else {}
+
+
+def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
+    """Shards for a folder (its train-*.tar), glob or brace pattern such as ``s/train-{000..127}.tar``, sorted.
+
+    Of a remote folder the manifest says what is in it; without one it is listed.
+
+    Raises:
+        ValueError: if nothing matches, or a local shard of a brace pattern is missing.
+    """
+    if folder := _folder(pattern):
+        pattern = join(folder if is_remote(folder) else escape(folder), "train-*.tar")
+    if is_remote(pattern):
+        paths = _expand_remote(pattern, store or RemoteStore(None))
+        missing = []
+    else:
+        paths = sorted(glob(pattern)) if has_magic(pattern) and "{" not in pattern else []
+        paths = paths or [p for part in wds.shardlists.expand_urls(pattern) for p in (sorted(glob(part)) or [part])]
+        missing = [path for path in paths if not Path(path).is_file()]
+    if missing or not paths:
+        raise ValueError(
+            f"shards: expected files at {pattern!r}, but "
+            + (f"{missing[0]!r} does not exist" if missing else "there are none")
+            + (f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else "")
+            + ". Make shards with: python make_shards.py input=FOLDER output=SHARDS"
+        )
+    return paths
+
+
+def _expand_remote(pattern: str, store: RemoteStore) -> list[str]:
+    if "{" in pattern:
+        return list(wds.shardlists.expand_urls(pattern))
+    if "*" not in pattern:
+        return [pattern]
+    folder, _, names = pattern.rpartition("/")
+    listed = [shard["name"] for shard in read_manifest(folder, store).get("shards", [])]
+    if listed:
+        return sorted(join(folder, name) for name in listed if fnmatchcase(name, names))
+    return store.list(pattern)
+
+
+def by_name(patterns: str | Mapping[str, str]) -> dict[str, str]:
+    """Data sets by name; one that has none is called train."""
+    return {"train": patterns} if isinstance(patterns, str) else dict(patterns)
+
+
+def held_out(train: str | Mapping[str, str], val: str | Mapping[str, str] | None) -> dict[str, str]:
+    """The patterns of the held-out shards: those of ``val``, else the val-*.tar beside the training shards."""
+    return by_name(val) if val else {name: _held_out(pattern) for name, pattern in by_name(train).items()}
+
+
+def _held_out(pattern: str) -> str:
+    folder = _folder(pattern)
+    if folder and not is_remote(folder):
+        folder = escape(folder)  # a folder may have brackets in its name
+    return join(folder or parent(wds.shardlists.expand_urls(pattern)[0]), HELD_OUT)
+
+
+def find_held_out(
+    train: str | Mapping[str, str], val: str | Mapping[str, str] | None, store: RemoteStore | None = None
+) -> dict[str, str]:
+    """The patterns of the held-out shards, as ``held_out`` gives them, without those of data sets that hold out
+    nothing: no ``val-*.tar`` is beside their training shards nor in their manifest. Those of ``val`` must exist.
+
+    Raises:
+        RemoteError: if a server cannot say which shards there are.
+    """
+    patterns = held_out(train, val)
+    if val:
+        return patterns
+    return {name: patterns[name] for name, pattern in by_name(train).items() if _holds_out(pattern, store)}
+
+
+def _holds_out(pattern: str, store: RemoteStore | None) -> bool:
+    folder = _folder(pattern) or parent(wds.shardlists.expand_urls(pattern)[0])
+    if listed := read_manifest(folder, store).get("shards"):
+        return any(fnmatchcase(shard["name"], HELD_OUT) for shard in listed)
+    if is_remote(folder):
+        try:
+            return bool((store or RemoteStore(None)).list(join(folder, HELD_OUT)))
+        except RemoteError as error:
+            if error.kind not in ("not_found", "forbidden"):  # many web servers list nothing
+                raise
+            return False
+    return bool(glob(join(escape(folder), HELD_OUT)))
+
+
+def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> list[str]:
+    """The class names in the manifests beside the shards; none where one of them has no manifest or no label."""
+    classes: set[str] = set()
+    for pattern in patterns:
+        of_one = read_manifest(parent(expand(pattern, store)[0]), store).get("classes") or []
+        if not of_one:
+            return []
+        classes.update(of_one)
+    return sorted(classes)
+
+
+def describe_manifests(patterns: Mapping[str, str], store: RemoteStore | None) -> dict[str, dict]:
+    """Which version of which data: where, clips, seconds and a hash of the manifest of each data set."""
+    described = {}
+    for name, pattern in patterns.items():
+        manifest = read_manifest(parent(expand(pattern, store)[0]), store)
+        text = json.dumps(manifest, sort_keys=True).encode()
+        known = {key: manifest[key] for key in ("clips", "seconds") if key in manifest}
+        described[name] = {"shards": pattern, **known, "manifest_sha256": hashlib.sha256(text).hexdigest()}
+    return described
+
+
+class Shards:
+    """The shards of one data set, and their members as bytes. Indexes are read when they are first needed.
+
+    Args:
+        paths: of the shards.
+        num_clips: in each.
+        num_bytes: of each.
+        store: for shards that are URLs.
+        refused: what the shards were found to hold that cannot be used.
+        versions: of each remote shard something that changes with its contents, or "" where the shard's index has it.
+        audio_member: which member of a clip is its audio, by its ending; None: see ``index.scan``.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        num_clips: Sequence[int],
+        num_bytes: Sequence[int],
+        store: RemoteStore | None = None,
+        refused: Sequence[Skipped] = (),
+        versions: Sequence[str] = (),
+        audio_member: str | None = None,
+    ):
+        self.paths, self.num_clips, self.num_bytes = list(paths), np.asarray(num_clips), np.asarray(num_bytes)
+        self.store, self.refused = store, list(refused)
+        self.versions, self.audio_member = list(versions) or [""] * len(self.paths), audio_member
+        self._forget()
+
+    def _forget(self) -> None:
+        self._indexes: dict[int, ShardIndex] = {}
+        self._maps: dict[int, memoryview] = {}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_indexes": {}, "_maps": {}}  # maps stay in the process that made them
+
+    @classmethod
+    def open(
+        cls, patterns: Sequence[str], store: RemoteStore | None = None, audio_member: str | None = None
+    ) -> "Shards":
+        """The shards that the patterns match. What their manifests say is taken from there, the others are indexed, and
+        all are where ``audio_member`` chooses among their members.
+
+        Raises:
+            ValueError: if shards are missing, hold no audio, or are not those that the manifest beside them tells of.
+        """
+        paths = [path for pattern in patterns for path in expand(pattern, store)]
+        folders = {parent(path) for path in paths}
+        listed = {
+            join(folder, shard["name"]): shard
+            for folder in folders
+            for shard in read_manifest(folder, store).get("shards", [])
+        }
+        _check_manifests(patterns, paths, listed)
+        unlisted = [path for path in paths if path not in listed or audio_member]
+        of_them = _parallel(lambda path: load_index(path, store, audio_member=audio_member), unlisted)
+        built = dict(zip(unlisted, of_them, strict=True))
+        _check_choices(of_them, audio_member)
+        num_clips = [len(built[path].keys) if path in built else listed[path]["clips"] for path in paths]
+        refused = [skip for index in built.values() for skip in index.skipped()]
+        if not sum(num_clips):
+            such = ""
+            if refused:
+                first = f"{refused[0].key!r}: {refused[0].reason}"
+                such = f"; of {len(refused)} members that cannot be used the first: {first}"
+            raise ValueError(f"shards: expected audio in the {len(paths)} shards of {list(patterns)}, found none{such}")
+        num_bytes = [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths]
+        versions = [str(listed[path].get("sha256", "")) if path in listed else "" for path in paths]
+        return cls(paths, num_clips, num_bytes, store, refused, versions, audio_member)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the shards is a URL."""
+        return any(map(is_remote, self.paths))
+
+    def check_sizes(self) -> None:
+        """Compares each shard's size with what is expected of it.
+
+        Raises:
+            ValueError: naming the first shards that are missing or of another size.
+        """
+        listed = self._listed_sizes()
+        problems = [p for p in _parallel(lambda i: self._size_problem(i, listed), range(len(self.paths))) if p]
+        if problems:
+            more = f"\n       and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError(
+                f"shards: {len(problems)} of {len(self.paths)} are not what their manifest tells of:\n       "
+                + "\n       ".join(problems[:5]) + more
+                + "\n       Copy them again, or make them anew; verify with: python make_shards.py verify=SHARDS"
+            )  # fmt: skip
+
+    def _listed_sizes(self) -> dict[str, int]:
+        """Bytes of the shards in buckets: a listing tells those of a thousand with one request."""
+        listed: dict[str, int] = {}
+        for folder in {parent(path) for path in self.paths if is_remote(path) and not path.startswith("http")}:
+            assert self.store is not None
+            with contextlib.suppress(RemoteError):  # who may read need not be allowed to list
+                listed |= self.store.sizes(folder)
+        return listed
+
+    def _size_problem(self, shard: int, listed: dict[str, int]) -> str | None:
+        path, expected = self.paths[shard], int(self.num_bytes[shard])
+        try:
+            if is_remote(path):
+                assert self.store is not None
+                size, start = listed.get(path) or self.store.size(path), b""
+            else:
+                size = os.path.getsize(path)
+                with open(path, "rb") as file:
+                    start = file.read(256) if size != expected else b""
+        except (OSError, RemoteError) as error:
+            return f"{path}: {error}"
+        html = b"<html" in start.lower() or b"<!doctype html" in start.lower()
+        return f"{path}: expected {expected} bytes, got {size}{' of an HTML page' * html}" if size != expected else None
+
+    def index(self, shard: int) -> ShardIndex:
+        """A shard's index; the latest ones are kept."""
+        index = self._indexes.pop(shard, None) or load_index(
+            self.paths[shard], self.store, int(self.num_bytes[shard]), self.audio_member, not self.versions[shard]
+        )
+        self._indexes[shard] = index  # last in the dict: used latest
+        while len(self._indexes) > 1 and sum(len(kept.keys) for kept in self._indexes.values()) > _KEPT_CLIPS:
+            del self._indexes[next(iter(self._indexes))]
+        return index
+
+    def _map(self, shard: int) -> memoryview:
+        memory = self._maps.pop(shard, None)
+        if memory is None:
+            with open(self.paths[shard], "rb") as f:
+                memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+            if len(self._maps) >= _KEPT_MAPS:
+                del self._maps[next(iter(self._maps))]
+        self._maps[shard] = memory
+        return memory
+
+    def member(self, shard: int, place: Place, sha256: str = "") -> memoryview | BinaryIO:
+        """The bytes of a member: memory, or for large remote ones a file that fetches what is read of it."""
+        (offset, size), path = place, self.paths[shard]
+        if not is_remote(path):
+            return self._map(shard)[offset : offset + size]
+        assert self.store is not None
+        seal = self._seal(shard, sha256)
+        if size > self.store.block_bytes:
+            return self.store.open(path, offset, offset + size, seal)
+        return memoryview(self.store.read(path, offset, offset + size, seal))
+
+    def _seal(self, shard: int, sha256: str) -> str:
+        """What tells the bytes of a remote member from those of another version of the shard."""
+        return sha256 or version_seal(self.versions[shard] or self.index(shard).etag)
+
+    def whole_members(self, shard: int, clip: int, fields: Sequence[str]) -> list[tuple[str, int, int, str]]:
+        """The (URL, start, stop, sha256) that `member` will fetch for a remote clip's audio and fields."""
+        path = self.paths[shard]
+        if not is_remote(path):
+            return []
+        index = self.index(shard)
+        places = [(index.audio[clip], index.sha256[clip])]
+        places += [(index.fields[name][clip], "") for name in fields if name in index.fields]
+        assert self.store is not None
+        limit = self.store.block_bytes
+        return [(path, at, at + size, self._seal(shard, sha)) for (at, size), sha in places if 0 < size <= limit]
+
+
+def _check_choices(built: Sequence[ShardIndex], audio_member: str | None) -> None:
+    """Raises ValueError where clips have several audio members and none is chosen, or a member that none has is."""
+    found = sum((Counter(index.choices) for index in built), Counter())
+    num_clips = sum(len(index.keys) for index in built)
+    endings = ", ".join(sorted(found))
+    if audio_member and not num_clips:
+        raise ValueError(
+            f"audio_member: expected one that clips have ({endings or 'there are none'}), got {audio_member}"
+        )
+    if not audio_member and found and max(found.values()) > _FEW * num_clips:
+        raise ValueError(
+            f"shards: expected one audio member for each clip of {built[0].path}, found several ({endings}); choose "
+            f"one by its ending: data.audio_member={min(found)}"
+        )
+
+
+def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict[str, dict]) -> None:
+    """Raises ValueError where a folder lacks training shards that its manifest lists."""
+    for folder in filter(None, map(_folder, patterns)):
+        expected = [path for path, shard in listed.items() if parent(path) == folder and shard.get("split") == "train"]
+        if missing := sorted(set(expected) - set(paths)):
+            raise ValueError(
+                f"shards: the manifest of {folder!r} lists {len(expected)} training shards, but {missing[0]!r} does "
+                f"not exist" + (f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else "") + ". Copy them again"
+            )
+
+
+def load_index(
+    path: str,
+    store: RemoteStore | None,
+    num_bytes: int | None = None,
+    audio_member: str | None = None,
+    with_etag: bool = True,
+) -> ShardIndex:
+    """A shard's index: the one beside it, or one made on first sight and cached.
+
+    Args:
+        path: of the shard.
+        store: for a URL.
+        num_bytes: of the shard, where that is known: an index of another version of it in the cache is not taken.
+        audio_member: which member of a clip is its audio, by its ending.
+        with_etag: also ask the server of a URL for what changes with the shard's contents.
+    """
+    if not is_remote(path):
+        return indexes.load_index(path, audio_member)
+    assert store is not None
+    if audio_member:
+        return _index_foreign(path, store, audio_member)
+    for cache in (True, False):
+        try:
+            index = indexes.loads(store.read(indexes.index_path(path), cache=cache), path)
+        except ValueError:
+            continue
+        except RemoteError as error:
+            if error.kind not in ("not_found", "forbidden"):
+                raise
+            break
+        if num_bytes is None or index.num_bytes == num_bytes:
+            return replace(index, etag=store.stat(path).etag) if with_etag else index
+    return _index_foreign(path, store)
+
+
+def _index_foreign(path: str, store: RemoteStore, audio_member: str | None = None) -> ShardIndex:
+    """The index of a remote shard that has none beside it, from its headers; kept in the cache folder."""
+    stat, cached = store.stat(path), None
+    size = stat.size
+    if store.cache_dir:
+        name = hashlib.sha256(f"{path} {audio_member}".encode() if audio_member else path.encode()).hexdigest()
+        cached = Path(store.cache_dir) / "indexes" / f"{name}.json"
+        with contextlib.suppress(OSError, ValueError):
+            index = indexes.loads(cached.read_bytes(), path)
+            if (index.num_bytes, index.etag) == (size, stat.etag):
+                return index
+    file = store.open(path, 0, size, version_seal(stat.etag))
+    index = replace(indexes.scan(file, path, size, with_json=False, audio_member=audio_member), etag=stat.etag)
+    if cached:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        indexes.write_atomic(cached, indexes.dumps(index))
+    return index

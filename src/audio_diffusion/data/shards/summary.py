@@ -1,0 +1,174 @@
+"""What is said of the data at the start of training: what the clips are, what becomes of them, what is amiss."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from audio_diffusion.data.audio.reading import UnusableAudio, read_crop
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote
+from audio_diffusion.data.shards.index import ShardIndex
+from audio_diffusion.data.shards.members import READERS
+from audio_diffusion.data.shards.shards import Shards, expand, find_held_out, load_index, parent, read_manifest
+
+_LOOKED_AT = 1000  # clips of foreign shards whose labels are looked for
+_HEARD, _HEARD_REMOTE = 20, 4  # and that are looked at for silence
+_NAMED = 5  # formats and labels that are named
+_SILENT_DB = -140  # level that the packer notes for digital silence
+
+
+def summarize(
+    train: Mapping[str, str],
+    val: Mapping[str, str] | None,
+    store: RemoteStore,
+    audio: Mapping[str, int],
+    classes: list[str],
+    validates: bool = True,
+    audio_member: str | None = None,
+) -> list[str]:
+    """Lines about the data. Reads manifests, and of each data set without one the first shard's index.
+
+    Args:
+        train: patterns of the training shards by name.
+        val: of the held-out ones; None: those beside the training shards.
+        store: reads URLs.
+        audio: sample_rate, channels and num_samples of the crops.
+        classes: class names that are trained with.
+        validates: whether validation is wanted.
+        audio_member: which member of a clip is its audio.
+
+    Raises:
+        ValueError: if there are no such shards.
+        RemoteError: if a server does not answer.
+    """
+    lines, labelled = [], {}
+    for name, pattern in train.items():
+        which = f"{name}: " if len(train) > 1 else ""
+        path = expand(pattern, store)[0]
+        manifest = read_manifest(parent(path), store)
+        index = None if manifest.get("formats") else load_index(path, store, audio_member=audio_member)
+        lines.append(f"{which}{_clips(manifest, index)}; training on {_crops(audio)}")
+        silent, total = _silence(manifest) if index is None else _silence_heard(path, index, store, audio, audio_member)
+        if silent and 10 * silent >= total:
+            lines.append(f"{which}{_warning(silent, total, is_part=index is not None)}")
+        labelled[name] = bool(manifest.get("classes"))
+        if not manifest.get("classes") and not classes:
+            lines += [f"{which}{line}" for line in _labels(path, index, store)]
+    if not classes and any(labelled.values()) and not all(labelled.values()):
+        lines.append(_vanished(labelled))
+    if not validates:
+        return [*lines, "no validation, as val_every_steps is null"]
+    held_out = find_held_out(train, val, store)
+    if without := [pattern for name, pattern in train.items() if val is None and name not in held_out]:
+        so = "training goes without validation" if not held_out else "validation goes without it"
+        lines.append(f"nothing is held out in {', '.join(without)}: {so}")
+    return lines
+
+
+def _crops(audio: Mapping[str, int]) -> str:
+    seconds = audio["num_samples"] / audio["sample_rate"]
+    return f"{_format(audio['sample_rate'], audio['channels'])}, {seconds:.3g} s"
+
+
+def _format(sample_rate: int, channels: int) -> str:
+    return f"{sample_rate} Hz {({1: 'mono', 2: 'stereo'}).get(channels, f'{channels} channels')}"
+
+
+def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
+    """What the clips are."""
+    if index is None:
+        counts = Counter({(f["sample_rate"], f["channels"]): f["clips"] for f in manifest["formats"]})
+    else:
+        counts = Counter(
+            (rate, channels)
+            for rate, channels in zip(index.sample_rate, index.channels, strict=True)
+            if rate and channels
+        )
+    if not counts:
+        return "your clips are of a rate that nothing tells of"
+    total = sum(counts.values())
+    shown = [
+        _format(*kind) + (f" ({100 * count / total:.0f} %)" if len(counts) > 1 else "")
+        for kind, count in counts.most_common(_NAMED)
+    ]
+    mean_s = manifest.get("durations_s", {}).get("mean")
+    length = f", {mean_s:.3g} s on average" if mean_s else ""
+    return f"your clips are {', '.join(shown)}{' ..' if len(counts) > _NAMED else ''}{length}"
+
+
+def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """How many clips are digital silence, and of how many that is known."""
+    histogram = manifest.get("levels_dbfs", {}).get("histogram", [])
+    return sum(n for level, n in histogram if level <= _SILENT_DB), sum(n for _, n in histogram)
+
+
+def _silence_heard(
+    path: str, index: ShardIndex, store: RemoteStore, audio: Mapping[str, int], audio_member: str | None
+) -> tuple[int, int]:
+    """How many of some clips of a foreign shard are zeros at their beginning, middle and end; and of how many."""
+    shards = Shards([path], [len(index.keys)], [index.num_bytes], store, (), [index.etag], audio_member)
+    crop = torch.empty(audio["channels"], audio["num_samples"])
+    wanted, silent, total = _HEARD_REMOTE if is_remote(path) else _HEARD, 0, 0
+    for number in range(0, len(index.keys), max(len(index.keys) // wanted, 1)):
+        try:
+            loudest = 0.0
+            for where in (0.0, 0.5, 1.0):
+                read_crop(shards.member(0, index.audio[number]), crop, audio["sample_rate"], where)
+                loudest = max(loudest, crop.abs().max().item())
+        except (UnusableAudio, OSError, RemoteError):
+            continue  # named when it is trained on
+        silent, total = silent + (loudest == 0), total + 1
+    return silent, total
+
+
+def _warning(silent: int, total: int, is_part: bool) -> str:
+    """A line about clips that are digital silence."""
+    which = "all" if silent == total else f"{silent} of {total}"
+    which = f"{silent} of {total}" if is_part else which
+    clips = "clips that were looked at" if is_part else "clips"
+    return f"warning: {which} {clips} are digital silence; the network learns to make it. Is the data right?"
+
+
+def _vanished(labelled: Mapping[str, bool]) -> str:
+    """A line where the labels of some data sets are not used, as others have none."""
+    having, lacking = ([name for name, has in labelled.items() if has is wanted] for wanted in (True, False))
+    return (
+        f"the labels of {', '.join(having)} are not used, as the manifest of {', '.join(lacking)} lists no classes: "
+        f"all clips are trained on without labels. To use them, give {', '.join(lacking)} labels too, or leave it out"
+    )
+
+
+def _labels(path: str, index: ShardIndex | None, store: RemoteStore) -> list[str]:
+    """A line where clips have labels that are not used, as no list of classes is known."""
+    if index is None:
+        return []
+    found = label_counts(path, index, store)
+    if not found:
+        return []
+    names = sorted(found)
+    some = json.dumps(names[:_NAMED], ensure_ascii=False).replace('"', "").replace(", ", ",")
+    more = f" (and {len(names) - _NAMED} more)" if len(names) > _NAMED else ""
+    return [f"clips have labels, which are not used: nothing lists the classes. To use them: 'classes={some}'{more}"]
+
+
+def label_counts(path: str, index: ShardIndex, store: RemoteStore) -> Counter[str]:
+    """The labels of the first clips of a shard."""
+    shards = Shards([path], [len(index.keys)], [index.num_bytes], store)
+    counts: Counter[str] = Counter()
+    for number in range(min(len(index.keys), _LOOKED_AT if not is_remote(path) else 20)):
+        for ending in ("json", "cls"):
+            place = index.fields.get(ending, [(0, 0)] * (number + 1))[number]
+            if not place[1]:
+                continue
+            try:
+                member = shards.member(0, place)
+                value: Any = READERS[ending](member if isinstance(member, memoryview) else member.read())
+            except (ValueError, OSError, RemoteError):
+                continue
+            label = value.get("label") if isinstance(value, dict) else value
+            if isinstance(label, str | int) and not isinstance(label, bool):
+                counts[str(label)] += 1
+                break
+    return counts

@@ -1,0 +1,235 @@
+"""Checkpoint file -> something that generates: network, process and configuration, without Lightning and Hydra."""
+
+import logging
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audio_diffusion.checkpoints import sharded
+from audio_diffusion.checkpoints.folder import manifest_of, newest_verified, path_of, problem_of, step_of
+from audio_diffusion.checkpoints.redaction import INSTEAD, find_redacted, with_instead
+from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.targets import ConfigError, build
+
+log = logging.getLogger(__name__)
+
+#: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
+TRUSTED = ("audio_diffusion.models.", "audio_diffusion.diffusion.")
+
+#: of a run's configuration: what a model is built from
+_PARTS = ("model", "representation", "diffusion", "sampler")
+
+
+def find(ckpt: str) -> Path:
+    """The checkpoint that ``ckpt`` names: itself, or the newest verified one of a run's folder, or of its checkpoints/.
+
+    Raises:
+        ConfigError: if it is a folder without a good checkpoint, or a file that is not what its manifest says.
+    """
+    path = Path(ckpt)
+    if path.is_dir() and not manifest_of(path).is_file():
+        newest = newest_in(path) or newest_in(path, "")
+        if newest is None:
+            raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
+        return newest
+    if path.suffix == ".json" and path.with_suffix(".ckpt").exists():
+        raise ConfigError(f"ckpt: {ckpt!r} is the manifest of a checkpoint; write ckpt={path.with_suffix('.ckpt')}")
+    if manifest_of(path).is_file():
+        if problem := problem_of(path):
+            raise ConfigError(f"ckpt: {problem}. Leave out the file's name to take the run's newest good one")
+    elif path.is_file():
+        log.warning(f"{ckpt}: there is no manifest beside it, so it could not be verified")
+    return path
+
+
+def newest_in(run_dir: str | Path, inside: str = "checkpoints") -> Path | None:
+    """The newest verified checkpoint of a run, and a line in the log for each that is passed over; None if it has none.
+
+    Args:
+        run_dir: the run's folder.
+        inside: the folder of its checkpoints, in that.
+
+    Raises:
+        ConfigError: if there are some and none is good.
+    """
+    choice = newest_verified(Path(run_dir, inside))
+    if choice.path is None and choice.problems:
+        listed = "\n       ".join(choice.problems)
+        raise ConfigError(
+            f"ckpt: {run_dir} holds checkpoints, and none of them is good:\n       {listed}\n       "
+            "ckpt=FILE takes one that has no manifest as it is; to start anew, choose another name= or remove them"
+        )
+    for line in choice.lines():
+        log.warning(line)
+    return choice.path
+
+
+def device_of(name: str) -> torch.device:
+    """The device that the option ``device`` names; "auto" is a GPU if there is one, Apple silicon's too (mps).
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ConfigError(
+            f"device: expected auto, cpu, cuda, cuda:1 .., got {name!r}, which this machine does not have"
+        ) from error
+    return device
+
+
+def _trusted(node: Any) -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(TRUSTED):
+            raise ConfigError(
+                f"checkpoint: its configuration names {target!r}; only {' and '.join(TRUSTED)}* are loaded from a file"
+            )
+        for value in node.values():
+            _trusted(value)
+    elif isinstance(node, list):
+        for value in node:
+            _trusted(value)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """Why ``torch.load`` has failed, without its advice to read whatever the file holds, code as well."""
+    if path.is_file() and not zipfile.is_zipfile(path):
+        return "it is no checkpoint; they are written by torch.save"
+    if isinstance(error, pickle.UnpicklingError) and not path.is_dir():
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it holds {named[1] if named else 'more than tensors, numbers and words'}, which could run code"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, plain data only: no code in it is run.
+
+    Raises:
+        ConfigError: if there is no such file, it is not a checkpoint of this project, or it has the name of another
+            step's.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"ckpt: expected a checkpoint file, but {str(path)!r} does not exist")
+    try:
+        content = sharded.read(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            f"ckpt: {str(path)!r} cannot be read as plain data: {_why_unreadable(path, error)}"
+        ) from error
+    needed = {"state_dict", "config", "global_step"}
+    if not isinstance(content, dict) or not needed <= content.keys() or not isinstance(content["config"], dict):
+        raise ConfigError(f"ckpt: {str(path)!r} was not written by this project's training")
+    if step_of(path) not in (-1, content["global_step"]):
+        name = path_of(path.parent, content["global_step"]).name
+        raise ConfigError(f"ckpt: {str(path)!r} is the checkpoint of step {content['global_step']}: call it {name}")
+    return content
+
+
+@dataclass
+class Weights:
+    """A trained network's weights, not yet built into it.
+
+    Args:
+        state: by name.
+        config: the run's, plain.
+        step: of the checkpoint.
+        kind: "ema" (averaged) or "raw".
+        source: the file or folder they are from.
+    """
+
+    state: dict[str, Tensor]
+    config: dict[str, Any]
+    step: int
+    kind: str
+    source: Path
+
+
+def read_weights(path: str | Path, weights: str = "ema") -> Weights:
+    """The weights of a checkpoint.
+
+    Raises:
+        ConfigError: if the file cannot be used, or ``weights`` is neither "ema" nor "raw".
+    """
+    if weights not in ("ema", "raw"):
+        raise ConfigError(f'weights: expected "ema" or "raw", got {weights!r}')
+    content = read(path)
+    prefix = "ema.net." if weights == "ema" else "net."
+    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    return Weights(state, content["config"], content["global_step"], weights, Path(path))
+
+
+def load(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+    """Loads a checkpoint for generating.
+
+    Args:
+        path: checkpoint file.
+        weights: "ema" (averaged, what one listens to) or "raw".
+        device: where the network is put.
+
+    Raises:
+        ConfigError: if the file cannot be used, or ``weights`` is neither.
+    """
+    has = read_weights(path, weights)
+    return assemble(has.config, has.state, has.step, has.kind, device, has.source)
+
+
+def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The configuration with what older versions took for secrets put back, of that which the model is built from and
+    where its data lie.
+
+    Raises:
+        ConfigError: if that is not known.
+    """
+    completed = {**config, **{name: with_instead(config[name]) for name in _PARTS}}
+    if isinstance(config.get("data"), dict):
+        data = config["data"]
+        completed["data"] = {**data, **{name: with_instead(data[name]) for name in ("train", "val") if name in data}}
+    missing = {place: value for name in _PARTS for place, value in find_redacted(completed[name], name).items()}
+    if missing:
+        listed = ", ".join(f"{place} = {value!r}" for place, value in missing.items())
+        raise ConfigError(
+            f"ckpt: {str(source)!r} was written by an older version, which took part of this for a secret: {listed}. "
+            f"Say what stood in place of REDACTED, most often the folder that train.py was started in: "
+            f"{INSTEAD}=FOLDER before the command"
+        )
+    return completed
+
+
+def assemble(
+    config: dict[str, Any], state: dict[str, Tensor], step: int, weights: str, device: torch.device | str, source: Path
+) -> Generator:
+    """The generator of a run's configuration and its network's weights, of which no foreign code is run.
+
+    Raises:
+        ConfigError: if the configuration names what is not of this project, or the weights are not of its network.
+    """
+    config = _completed(config, source)
+    parts = {name: config[name] for name in _PARTS}
+    _trusted(parts)
+    net = build(parts["model"], "model")
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"ckpt: {str(source)!r} has other weights than its network: {error}") from error
+    return Generator(
+        net=net.to(device).eval().requires_grad_(False),
+        process=build(parts["diffusion"], "diffusion"),
+        representation=build(parts["representation"], "representation"),
+        sampler=build(parts["sampler"], "sampler"),
+        config=config,
+        step=step,
+        weights=weights,
+        source=source,
+    )

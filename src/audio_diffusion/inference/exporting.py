@@ -1,0 +1,142 @@
+"""A model apart from its run: a folder with weights and configuration, to keep, hand on or put on a hub.
+
+model.safetensors   the network's weights, float as trained
+config.json         what they are built into, plain; no code in it is run
+README.md           a model card, of which the license is to be filled in
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from audio_diffusion import __version__
+from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.targets import ConfigError
+
+HUB = "hub:"
+FILES = ("model.safetensors", "config.json", "README.md")
+#: of a run's configuration: what the sound depends on, and nothing of where the data were
+_KEPT = ("name", "audio", "classes", "model", "representation", "diffusion", "sampler")
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's configuration is handed on."""
+    kept = {name: config[name] for name in _KEPT}
+    scale = (config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
+    return {**kept, "callbacks": {"sampling": {"guidance_scale": scale}}}
+
+
+def export(model: Generator, folder: str | Path) -> Path:
+    """Writes a model as a folder that ``audio_diffusion.load`` takes; returns the folder.
+
+    Raises:
+        ConfigError: if the folder holds anything already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"output: {str(folder)!r} is there already and not empty; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.contiguous() for name, value in model.net.state_dict().items()}
+    save_file(state, folder / FILES[0], metadata={"format": "pt"})
+    (folder / FILES[0]).chmod(0o644)  # safetensors makes it for its owner alone
+    about = {"audio_diffusion": __version__, "step": model.step, "weights": model.weights}
+    (folder / FILES[1]).write_text(json.dumps({**about, "config": _portable(model.config)}, indent=1), encoding="utf-8")
+    (folder / FILES[2]).write_text(_card(model), encoding="utf-8")
+    return folder
+
+
+def _card(model: Generator) -> str:
+    """The model card."""
+    audio, name = model.config["audio"], model.config["name"]
+    parameters = sum(p.numel() for p in model.net.parameters())
+    labels = f'["{model.classes[0]}"]' if model.classes else None
+    return f"""---
+license: other  # fill in: of these weights, which may depend on that of the data
+library_name: audio_diffusion
+tags: [audio, diffusion, audio-generation]
+---
+
+# {name}
+
+A diffusion model of audio: {audio["num_samples"] / audio["sample_rate"]:g} s of {audio["channels"]} channel(s) at \
+{audio["sample_rate"]} Hz, {parameters / 1e6:.2f} M parameters, {model.weights.upper()} weights of step {model.step}.
+
+Labels: {", ".join(model.classes) or "none"}. Told: {", ".join(model.conditions.by_name) or "nothing"}.
+
+    import audio_diffusion
+    model = audio_diffusion.load("FOLDER")                        # or "hub:USER/NAME"
+    audio = model.generate(seeds=[0], labels={labels})            # [1, {audio["channels"]}, T]
+
+Trained on: fill in. Intended use, and what it should not be used for: fill in.
+"""
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether ``export`` wrote this folder."""
+    return all((folder / name).is_file() for name in FILES[:2])
+
+
+def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weights:
+    """The weights in a folder.
+
+    Raises:
+        ConfigError: if its files are broken, or hold the other weights.
+    """
+    try:
+        about = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+        config, step, has = about["config"], about["step"], about["weights"]
+        state = load_file(folder / FILES[0])
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"ckpt: {str(folder)!r} cannot be read as an exported model: {error}") from error
+    if weights != has:
+        raise ConfigError(f"weights: {str(folder)!r} was exported with {has} weights, got {weights!r}")
+    return checkpoint_reader.Weights(state, config, step, has, folder)
+
+
+def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+    """The model in a folder.
+
+    Raises:
+        ConfigError: if its files are broken, or hold the other weights.
+    """
+    has = read_weights(folder, weights)
+    return checkpoint_reader.assemble(has.config, has.state, has.step, has.kind, device, folder)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError("hub: needs the package huggingface_hub: pip install -e '.[hub]'") from error
+    return huggingface_hub
+
+
+def push(folder: str | Path, name: str, *, private: bool = True) -> str:
+    """Puts an exported folder on the hub as USER/NAME, made if it is not there; returns its address.
+
+    Raises:
+        ConfigError: if it is no exported folder, or huggingface_hub is not installed.
+    """
+    if not is_exported(Path(folder)):
+        raise ConfigError(
+            f"folder: expected one that export wrote, with {FILES[0]} and {FILES[1]}, got {str(folder)!r}"
+        )
+    api = _hub().HfApi()
+    name = name.removeprefix(HUB)
+    api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=list(FILES))
+    return f"{HUB}{name}"
+
+
+def pull(name: str) -> Path:
+    """The folder that ``hub:USER/NAME`` is kept in here, fetched if it has changed.
+
+    Raises:
+        ConfigError: if huggingface_hub is not installed.
+    """
+    return Path(_hub().snapshot_download(name.removeprefix(HUB), allow_patterns=list(FILES)))

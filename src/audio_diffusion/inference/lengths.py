@@ -1,0 +1,61 @@
+"""Signals of any length with a network for one: short ones are the beginning of a window, long ones made of many."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from audio_diffusion.diffusion.editing.windows import Windowed
+from audio_diffusion.diffusion.process import Cond, Net
+from audio_diffusion.networks.conditions.condition import Condition, Number
+
+
+@dataclass(frozen=True)
+class Length:
+    """A signal of ``wanted`` samples beside the ``window`` that a network was trained on.
+
+    Args:
+        wanted: samples.
+        window: samples that the network takes.
+        multiple: the length that is generated is a multiple of it: samples per frame of a condition.
+    """
+
+    wanted: int
+    window: int
+    multiple: int = 1
+
+    @property
+    def made(self) -> int:
+        """Samples that are generated, of which the first are wanted."""
+        return max(self.window, -(-self.wanted // self.multiple) * self.multiple)
+
+    def pad(self, audio: Tensor) -> Tensor:
+        """``[.., wanted] -> [.., made]``, zeros after the end."""
+        return F.pad(audio, (0, self.made - self.wanted))
+
+    def net(self, net: Net, conditions: Mapping[str, Condition], sample_rate: int) -> Net:
+        """``net`` for signals of this length.
+
+        Args:
+            net: for ``window`` samples.
+            conditions: what it is told, by name: a window is told its own time and its own frames.
+            sample_rate: Hz.
+        """
+        if self.made == self.window:
+            return net
+
+        def cond_at(cond: Cond, start: int) -> Cond:
+            return {n: self._at(n, conditions[n], value, start, sample_rate) for n, value in cond.items()}
+
+        overlap = self.window // 2 // self.multiple * self.multiple
+        return Windowed(net, self.window, overlap, cond_at=cond_at)
+
+    def _at(self, name: str, condition: Condition, value: Tensor, start: int, sample_rate: int) -> Tensor:
+        """A condition's value for the window that starts at a sample."""
+        if condition.kind == "frames" and value.shape[-1] > 1:  # one frame is "not given"
+            per_frame = self.made // value.shape[-1]
+            return value[..., start // per_frame : (start + self.window) // per_frame]
+        if isinstance(condition, Number) and (condition.field or name) == "seconds_start":
+            return (value + start / sample_rate / (condition.high - condition.low)).clamp(max=1)
+        return value

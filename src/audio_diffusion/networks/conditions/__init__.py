@@ -1,0 +1,1 @@
+"""What a network can be conditioned on: labels, numbers, embeddings, captions, mel spectrograms."""

@@ -1,0 +1,116 @@
+"""The log-mel spectrogram of audio, as a network is told it."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+from audio_diffusion.networks.conditions.condition import Condition, Device, Values, numbers
+from audio_diffusion.networks.layers import OrNothing
+
+FLOOR = 1e-5  # of the magnitude: -100 dB
+
+
+class Mel(Condition):
+    """ln of the audio's mel magnitudes, moved and scaled to about unit variance; frames along time.
+
+    There are T/hop frames, and window k is centred on hop·(k + ½), as in HiFi-GAN's spectrograms (Kong et al. 2020,
+    arXiv:2010.05646).
+
+    Args:
+        sample_rate: of the audio, Hz.
+        channels: C of the audio; each has a spectrogram of its own.
+        n_mels: bands, up to half the sample rate.
+        n_fft: window, in samples.
+        hop: samples per frame; T must be a multiple of it.
+        field: of the batch; ``audio`` is the crop.
+        embed: False: the network is told the bands as they are, in place of what two convolutions make of them; the
+            width of its conditions must then be C·n_mels.
+
+    Raises:
+        ValueError: for numbers below 1, or a hop that is longer than the window or leaves an odd number over.
+    """
+
+    kind = "frames"
+
+    def __init__(
+        self,
+        sample_rate: int,
+        channels: int,
+        n_mels: int = 80,
+        n_fft: int = 1024,
+        hop: int = 256,
+        field: str = "audio",
+        embed: bool = True,
+    ):
+        super().__init__(field)
+        for name, value in {"channels": channels, "n_mels": n_mels, "n_fft": n_fft, "hop": hop}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if hop > n_fft or (n_fft - hop) % 2:
+            raise ValueError(f"hop: expected n_fft ({n_fft}) less an even number, got {hop}")
+        self.channels, self.num_rows, self.n_fft, self.hop = channels, channels * n_mels, n_fft, hop
+        self.embed = embed
+        top = sample_rate / 2
+        self.bank = melscale_fbanks(n_fft // 2 + 1, 0.0, top, n_mels, sample_rate, norm="slaney", mel_scale="slaney")
+        self.window = torch.hann_window(n_fft)
+
+    def prepare(self, values: Values, device: Device) -> Tensor:
+        """Audio ``[B, C, T]``, or ln magnitudes ``[B, C·n_mels, F]`` as ``spectrogram`` makes them -> what a network is
+        told, float32 ``[B, C·n_mels, F]``.
+
+        Raises:
+            ValueError: what ``spectrogram`` refuses.
+        """
+        values = numbers(values, "mel", device)
+        known = self.is_spectrogram(values)
+        return ((values.float().clamp(min=math.log(FLOOR)) if known else self.spectrogram(values)) + 5) / 3
+
+    def is_spectrogram(self, values: Tensor) -> bool:
+        """Whether these have the shape of ``spectrogram``'s, and not of audio."""
+        return values.ndim == 3 and values.shape[1] == self.num_rows != self.channels
+
+    def spectrogram(self, audio: Tensor) -> Tensor:
+        """Audio ``[B, C, T]`` -> ln of the mel magnitudes, at least ln 1e-5, float32 ``[B, C·n_mels, T/hop]``.
+
+        Raises:
+            ValueError: for another C, or a T that is no multiple of the hop or shorter than a window.
+        """
+        if (
+            audio.ndim != 3
+            or audio.shape[1] != self.channels
+            or audio.shape[2] % self.hop
+            or audio.shape[2] < self.n_fft
+        ):
+            raise ValueError(
+                f"mel: expected audio [B, {self.channels}, a multiple of {self.hop} (hop), at least {self.n_fft} "
+                f"(n_fft)], or ln magnitudes [B, {self.num_rows}, frames], got {list(audio.shape)}"
+            )
+        self.bank, self.window = self.bank.to(audio.device), self.window.to(audio.device)
+        with torch.autocast(audio.device.type, enabled=False):
+            beside = (self.n_fft - self.hop) // 2
+            padded = F.pad(audio.float(), (beside, beside), mode="reflect").flatten(0, 1)
+            spectrum = torch.stft(padded, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+            mel = self.bank.T @ spectrum.abs()
+        return mel.clamp(min=FLOOR).log().reshape(len(audio), self.num_rows, -1)
+
+    def nothing(self, num: int) -> Tensor:
+        return torch.full((num, self.num_rows, 1), torch.nan)
+
+    def embedder(self, width: int) -> nn.Module:
+        """See ``Condition``.
+
+        Raises:
+            ValueError: for bands as they are and another width.
+        """
+        if not self.embed:
+            if width != self.num_rows:
+                raise ValueError(
+                    f"cond_width: expected {self.num_rows}, the rows of a mel that is not embedded, got {width}; "
+                    "or set model.conditions.mel.embed=true"
+                )
+            return OrNothing(nn.Identity(), width)
+        first, second = nn.Conv1d(self.num_rows, width, 3, padding=1), nn.Conv1d(width, width, 3, padding=1)
+        return OrNothing(nn.Sequential(first, nn.SiLU(), second), width)

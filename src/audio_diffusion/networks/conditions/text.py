@@ -1,0 +1,132 @@
+"""Words, as a network is told them: by a frozen text encoder."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audio_diffusion.networks.conditions.condition import Condition, Device, Values
+from audio_diffusion.networks.layers import TokensOrNothing
+
+CACHE_BYTES = 256_000_000  # of encoded texts, for all encoders of a process
+_TEXTS = 8  # encoded at a time, always as many and of one length: a text's result then never depends on the others
+
+
+class _Cache:
+    """Tensors by key, up to a number of bytes; those not used for longest go first."""
+
+    def __init__(self, limit: int):
+        self.limit, self.bytes, self._kept = limit, 0, OrderedDict[Any, Tensor]()
+
+    def get(self, key: Any) -> Tensor | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Any, value: Tensor) -> None:
+        self._kept[key] = value
+        self.bytes += value.nbytes
+        while self.bytes > self.limit:
+            self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+_cache = _Cache(CACHE_BYTES)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, device: str) -> tuple[Any, Any]:
+    """Tokenizer and model. From safetensors only, and no code that comes with them is run.
+
+    Raises:
+        ValueError: if transformers is not installed, or there is no such encoder.
+    """
+    try:
+        from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+        from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+    except ImportError as error:
+        raise ValueError("encoder: needs the package transformers: pip install -e '.[text]'") from error
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked data workers do not mix
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        # T5's encoder without its decoder, and the like
+        kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = kind.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"encoder: {name!r} cannot be loaded as a text encoder from safetensors: {reason}") from error
+    return tokenizer, model.to(device).eval().requires_grad_(False)
+
+
+class Text(Condition):
+    """Words, encoded by a frozen text encoder as they come; tokens to the network.
+
+    The encoder is loaded when it is first needed, once for a process: it is no part of any network, checkpoint, average
+    or optimizer.
+
+    Args:
+        encoder: name or folder of a Hugging Face text encoder with safetensors weights.
+        width: numbers per token that it makes.
+        max_tokens: S; longer texts are cut off.
+        field: of the batch, words; None: the condition's own name.
+
+    Raises:
+        ValueError: if ``max_tokens`` is below 1.
+    """
+
+    kind = "tokens"
+
+    def __init__(self, encoder: str, width: int, max_tokens: int = 64, field: str | None = None):
+        super().__init__(field)
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
+        self.encoder, self.width, self.max_tokens = encoder, width, max_tokens
+
+    def prepare(self, values: Values, device: Device) -> Tensor:
+        """B texts -> float32 ``[B, max_tokens, width]``, padding NaN; "" is "not given".
+
+        Raises:
+            ValueError: for numbers, or if the encoder cannot be loaded or has another width.
+        """
+        if isinstance(values, Tensor):
+            raise ValueError(f"text: expected words, got numbers {list(values.shape)}")
+        keys = {text: (self.encoder, self.max_tokens, str(device), text) for text in values if text}
+        cached = {text: _cache.get(key) for text, key in keys.items()}
+        found = {text: tokens for text, tokens in cached.items() if tokens is not None}
+        missing = [text for text in keys if text not in found]
+        for start in range(0, len(missing), _TEXTS):
+            part = missing[start : start + _TEXTS]
+            for text, made in zip(part, self._encode(part, str(device)), strict=True):
+                found[text] = made
+                _cache.put(keys[text], made)
+        out = self.nothing(len(values)).to(device)
+        for row, text in zip(out, values, strict=True):
+            if text:
+                row[: len(found[text])] = found[text]
+        return out
+
+    def _encode(self, texts: Sequence[str], device: str) -> list[Tensor]:
+        """The tokens ``[n, width]`` of up to ``_TEXTS`` texts, those of the padding left out."""
+        tokenizer, model = _load(self.encoder, device)
+        if (made := model.config.hidden_size) != self.width:
+            raise ValueError(
+                f"width: expected {made}, the numbers per token that {self.encoder!r} makes, got {self.width}"
+            )
+        words = tokenizer(
+            [*texts, *[""] * (_TEXTS - len(texts))],
+            padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt",
+        )  # fmt: skip
+        ids, mask = words["input_ids"].to(device), words["attention_mask"].to(device)
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return [row[there.bool()].clone() for row, there in zip(hidden, mask, strict=True)][: len(texts)]
+
+    def nothing(self, num: int) -> Tensor:
+        return torch.full((num, self.max_tokens, self.width), torch.nan)
+
+    def embedder(self, width: int) -> nn.Module:
+        return TokensOrNothing(nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, width)), width)

@@ -1,0 +1,1 @@
+"""Data sets that the project can synthesise or download."""

@@ -1,0 +1,1 @@
+"""What is diffused: between audio [B, C, T] and x0 [B, D, L]."""

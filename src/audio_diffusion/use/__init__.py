@@ -1,1 +1,0 @@
-"""What is a trained model used for? Sounds made and edited, and files of them."""

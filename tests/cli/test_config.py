@@ -1,0 +1,275 @@
+"""The four doors: what a mistyped group, key, argument and value print."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
+from audio_diffusion.diffusion import report
+from audio_diffusion.diffusion.parameterization import V
+
+ROOT = Path(__file__).parents[2]
+
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=drms", "experiment=drms: there is no such config. Did you mean 'drums'?"),
+        ("condition=[label,capton]", "condition=capton: there is no such config. Did you mean 'caption'?"),
+        ("sampler/grid=karas", "sampler/grid=karas: there is no such config. Did you mean 'karras'?"),
+        ("modle=unet1d", "modle: there is no such option. Did you mean 'model'?"),
+        ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
+        ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
+        ("trainer=null", "trainer=null: expected the name of a config. There are: auto, cpu, ddp, debug, fsdp, gpu,"),
+        ("experiment=", "experiment=: expected the name of a config. There are: drums, environment, music,"),
+        ("max_steps", "max_steps: expected OPTION=VALUE"),
+        ("=5", "=5: expected OPTION=VALUE"),
+        ("max_steps:5", "max_steps:5: expected OPTION=VALUE"),
+        ("data.train=[a,b", "Lists are written [a,b], mappings {a: b}, both in quotes for the shell"),
+        ("+model.chanels=2", "options are neither added nor deleted on the command line"),
+    ],
+)
+def test_door_1_names(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config._check_command_line("train", [override])
+    assert message in str(caught.value)
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("train", overrides=["classes=[a,b]", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=abc", "max_steps: expected int: Value 'abc'"),
+        ("audio.channels=two", "audio.channels: expected int: Value 'two'"),
+        ("seed=", "seed: expected int: Value ''"),
+        ("val_every_steps=0", "val_every_steps: expected at least 1, got 0"),
+        ("max_steps=-1", "max_steps: expected at least 1, got -1"),
+        ("audio.channels=0", "audio.channels: expected at least 1, got 0"),
+        ("seed=-1", "seed: expected a whole number from 0 to 4294967295, got -1"),
+        ("name=", "name: expected a name of this run's own, got ''"),
+        ("run_dir=", "run_dir: expected a name of this run's own, got ''"),
+    ],
+)
+def test_door_2_root_types(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.check_root(composed(override))
+    assert str(caught.value).startswith(message)
+
+
+def test_door_2_unknown_root_key() -> None:
+    cfg = composed()
+    with open_dict(cfg):
+        cfg.max_stepps = 3
+    with pytest.raises(ConfigError, match="max_stepps"):
+        config.check_root(cfg)
+
+
+def test_door_2_missing_value() -> None:
+    with pytest.raises(ConfigError, match="input"), initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config.to_plain(compose("make_shards"))
+
+
+def test_door_3_tells_all_problems_at_once_with_the_nearest_name() -> None:
+    node = {
+        "_target_": "audio_diffusion.networks.unet1d.UNet1d",
+        "chanels": 1,
+        "patch_size": "eight",
+        "attention": 1,
+    }
+    problems = config.target_problems(node, "model")
+    assert (
+        "model.chanels: audio_diffusion.networks.unet1d.UNet1d has no such argument. Did you mean 'channels'?"
+        in problems
+    )
+    assert "model.patch_size: expected int, got 'eight'" in problems
+    assert "model.attention: expected bool, got 1" in problems
+    assert "model.channels: audio_diffusion.networks.unet1d.UNet1d needs this argument" in problems
+    assert len(problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("audio_diffusion.networks.unet1d.UNet", "has no 'UNet'. Did you mean 'UNet1d'?"),
+        ("audio_difusion.models.UNet1d", "cannot import 'audio_difusion.models'"),
+    ],
+)
+def test_door_3_targets(target: str, message: str) -> None:
+    (problem,) = config.target_problems({"_target_": target}, "model")
+    assert problem.startswith("model._target_: ")
+    assert message in problem
+
+
+def test_door_3_unions_literals_and_nested_targets() -> None:
+    optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": "fast"}
+    assert config.target_problems({"a": {"optimizer": optimizer}}) == ["a.optimizer.lr: expected float, got 'fast'"]
+    ddpm = {"_target_": "audio_diffusion.diffusion.samplers.ddpm", "_partial_": True, "variance": "beta"}
+    assert config.target_problems(ddpm) == []
+    assert config.target_problems({**ddpm, "num_steps": None}) == []
+
+
+def test_door_3_lists() -> None:
+    node = {"_target_": "audio_diffusion.networks.unet1d.UNet1d", "channels": 1, "conditions": {}}
+    assert config.target_problems({**node, "widths": 8}, "model") == ["model.widths: expected a list, got 8"]
+    assert config.target_problems({**node, "widths": [8, "a"]}, "model") == ["model.widths: expected int, got 'a'"]
+    assert config.target_problems({**node, "widths": [8, 16]}, "model") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ("abc", int, "n: expected int, got 'abc'"),
+        (None, int, "n: expected int, got nothing"),
+        ("", str, "n: expected a value, got nothing"),
+        ("kick", list[str] | None, "n: expected a list, got 'kick'"),
+        ("x", dict | None, "n: expected a mapping, {name: value}, got 'x'"),
+    ],
+)
+def test_types_of_the_other_programs_options(value, kind, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.check_types({"n": value}, {"n": kind})
+    assert str(caught.value).startswith(message)
+    config.check_types({"n": None}, {"n": int | None})
+
+
+def test_values_inside_a_target_are_named_by_their_whole_place() -> None:
+    schedule = {"_target_": "audio_diffusion.diffusion.schedules.linear", "num_steps": 0}
+    parameterization = {"_target_": "audio_diffusion.diffusion.parameterization.Epsilon"}
+    node = {"_target_": "audio_diffusion.diffusion.process.Diffusion", "schedule": schedule}
+    with pytest.raises(ConfigError, match=r"^diffusion\.schedule\.betas: expected at least one step"):
+        config.build({**node, "parameterization": parameterization}, "diffusion")
+
+
+def test_options_are_written_without_dashes(run_program: Run, tmp_path: Path) -> None:
+    done = run_program(tmp_path, "train.py", "--max_steps=5")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: --max_steps=5: options are written without dashes: max_steps=5"
+    assert "Traceback" not in done.stderr
+
+
+def test_door_4_values_name_the_argument_the_value_and_the_rule() -> None:
+    node = {"_target_": "audio_diffusion.networks.unet1d.UNet1d", "channels": 1, "patch_size": 7}
+    with pytest.raises(ConfigError, match=r"model\.patch_size: expected an even number of samples, at least 2, got 7"):
+        config.build(node, "model")
+
+
+def test_build_passes_given_objects_on_as_they_are() -> None:
+    schedule = config.build({"_target_": "audio_diffusion.diffusion.schedules.linear"}, "s")
+    process = config.build(
+        {"_target_": "audio_diffusion.diffusion.process.Diffusion"}, "p", schedule=schedule, parameterization=V()
+    )
+    assert process.schedule is schedule
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "make_shards.py"])
+def test_scripts_end_in_one_line_and_status_2(run_program: Run, script: str, tmp_path: Path) -> None:
+    done = run_program(tmp_path, script, "nmae=x")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: nmae: there is no such option.")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_train_names_missing_data(run_program: Run, tmp_path: Path) -> None:
+    done = run_program(tmp_path, "train.py", "data.train=nowhere")
+    assert done.returncode == 2
+    assert "error: data.train: shards: expected files at 'nowhere'" in done.stderr
+    assert "make_shards.py input=FOLDER output=SHARDS" in done.stderr
+
+
+def test_train_names_a_server_that_is_not_there(run_program: Run, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/shards"
+    done = run_program(tmp_path, "train.py", f"data.train={address}", "data.store.retries=0")
+    assert done.returncode == 2
+    assert f"error: {address}/manifest.json: the connection failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+GROUPS = [
+    f"{folder.relative_to(CONFIG_DIR).as_posix()}={file.stem}"
+    for folder in sorted(CONFIG_DIR.rglob("*"))
+    if folder.is_dir() and folder.name != "task"  # sample.py's, each run by tests/cli
+    for file in sorted(folder.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> None:
+    cfg = composed(choice)
+    cfg.trainer.precision = "32-true"
+    config.check_root(cfg)
+    plain = config.to_plain(cfg)
+    assert [p for p in config.target_problems(plain) if not p.startswith("training.")] == []
+    given = ("net", "process", "representation")
+    assert config.target_problems(plain["training"], "training", given) == []
+
+
+@pytest.mark.parametrize("choice", ["default", "v_cosine", "zero_snr", "edm", "flow"])
+def test_the_schedules_we_recommend_end_in_noise_and_reach_quiet_sounds(choice: str) -> None:
+    process = config.build(config.to_plain(composed(f"diffusion={choice}"))["diffusion"], "diffusion")
+    (line,) = report.describe(process)  # no warnings
+    assert "the least noise is -90 dB" in line
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [c for c in GROUPS if re.split("[=/]", c)[0] in ("model", "condition", "diffusion", "sampler", "experiment")],
+)
+def test_every_shipped_model_condition_diffusion_sampler_and_experiment_steps(choice: str) -> None:
+    needs = {"velocity": ["diffusion=flow"], "edm": ["diffusion=edm"]}  # these predictions are for their own processes
+    of_prediction = needs.get(choice.split("=")[1], []) if "parameterization" in choice else []
+    small = ["model.widths=[8,64]", "model.factors=[4]", "audio.num_samples=2048"]
+    if choice in ("experiment=sc09", "experiment=vocoder") or choice.startswith("model=diffwave"):
+        small = [
+            "model.num_layers=2",
+            "audio.num_samples=1024",
+        ]  # minutes otherwise; sizes: tests/networks/test_diffwave
+    elif choice.startswith(("model", "experiment")):
+        small = []
+    plain = config.to_plain(composed(choice, *of_prediction, *small))
+    net = config.build(plain["model"], "model")
+    process = config.build(plain["diffusion"], "diffusion")
+    sampler = config.build(plain["sampler"], "sampler")
+    channels, num_samples = plain["audio"]["channels"], plain["audio"]["num_samples"]
+    x0 = 0.1 * torch.randn(2, channels, num_samples)
+    t, nothing = process.time_of(torch.tensor([0.1, 0.9])), net.conditions.given({}, 2, "cpu")
+    cond = {name: torch.cat([torch.zeros_like(value[:1]), value[1:]]) for name, value in nothing.items()}
+    process.loss(net, x0, torch.randn_like(x0), t, cond).mean().backward()
+    steps = {"num_steps": None if choice.endswith("of_betas") else 3}
+    with torch.no_grad():
+        denoise = process.denoiser(net, cond)
+        made = sampler(denoise, torch.randn_like(x0), process.schedule, lambda: torch.randn_like(x0), **steps)
+    assert made.shape == x0.shape
+    assert made.isfinite().all()
+
+
+def test_conditions_are_chosen_in_one_group_and_say_what_is_read_of_the_data() -> None:
+    plain = config.to_plain(composed("condition=[label,caption,embedding,mel,seconds]"))
+    names = ["label", "caption", "text", "mel", "seconds_start", "seconds_total"]
+    assert list(plain["model"]["conditions"]) == names
+    assert plain["data"]["fields"] == ["caption", "text.npy"]
+    assert config.to_plain(composed("condition=[]"))["model"]["conditions"] == {}
+    assert config.to_plain(composed("condition=caption", "model.conditions.caption=null"))["data"]["fields"] == []
+
+
+def test_resolved_config_is_plain_and_yaml() -> None:
+    plain = config.to_plain(composed())
+    assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain)))) == plain
+    assert plain["model"]["conditions"]["label"]["num_classes"] == 2

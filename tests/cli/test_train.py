@@ -1,0 +1,283 @@
+"""train.py and sample.py as a user runs them: whole processes, on one rank and two."""
+
+import json
+import re
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from wandb.proto.wandb_internal_pb2 import Record
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "model.widths=[8,16]", "model.factors=[4]", "model.num_blocks=1", "model.cond_width=16", "model.attention=false",
+    "audio.num_samples=2048", "batch_size=4", "val_every_steps=2", "log_every_steps=1", "data.num_workers=0",
+    "sampler.num_steps=2", "callbacks.sampling.every_n_steps=2", "callbacks.sampling.num_samples=3",
+    "callbacks=likelihood", "callbacks.likelihood.num_clips=6", "callbacks.likelihood.num_levels=2",
+    "callbacks.checkpoint.every_n_steps=2", "training.lr_schedule.final_fraction=1.0",
+]  # fmt: skip
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="session")
+def train(run_program: Run) -> Run:
+    """train(cwd, shards, "name=one", ..): train.py with a tiny network, which must succeed."""
+
+    def trained(cwd: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess:
+        done = run_program(cwd, "train.py", f"data.train={shards}", *TINY, *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return trained
+
+
+def metrics(run_dir: Path, name: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+@pytest.fixture(scope="module")
+def trained(train: Run, tmp_path_factory: pytest.TempPathFactory, drum_shards: Path) -> Path:
+    """A folder with runs/one: four steps on one rank, W&B without credentials."""
+    cwd = tmp_path_factory.mktemp("user")
+    done = train(cwd, drum_shards, "name=one", "max_steps=4", "trainer=cpu")
+    assert "W&B: offline" in done.stdout + done.stderr
+    assert "wandb sync runs/one/wandb/offline-run-*" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return cwd
+
+
+def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
+    run_dir = trained / "runs" / "one"
+    assert {p.name for p in trained.iterdir() if not p.name.startswith(".")} == {"runs"}
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        f"step_0000000{step}.{kind}" for step in (2, 4) for kind in ("ckpt", "json")
+    ]
+    assert not (run_dir / "lock").exists()
+    assert (run_dir / "samples" / "step_00000004" / "002_kick.wav").is_file()
+    assert "max_steps: 4" in (run_dir / "config.yaml").read_text()
+    details = json.loads((run_dir / "details.json").read_text())
+    assert details["git_commit"]
+    described = details["data"]["train"]
+    assert described["clips"]["train"] + described["clips"]["val"] == 40
+    assert len(described["manifest_sha256"]) == 64
+    assert sorted(metrics(run_dir, "val/loss_ema")) == [2, 4]
+    assert sorted(metrics(run_dir, "val/bits_per_dim")) == [2, 4]
+    assert {p.name for p in (run_dir / "likelihood").iterdir()} == {"step_00000002.png", "step_00000004.png"}
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a .wandb file: 7 bytes, then 32 KiB blocks of (crc, size, kind, data) as in LevelDB's log."""
+    data, at, part = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        part += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            yield Record.FromString(part)
+            part = b""
+
+
+def test_wandb_holds_audio_pictures_table_config_and_commit(trained: Path) -> None:
+    (folder,) = (trained / "runs" / "one" / "wandb").glob("offline-run-*")
+    everything = list(records(next(folder.glob("*.wandb"))))
+    history = [
+        {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in r.history.item}
+        for r in everything
+        if r.WhichOneof("record_type") == "history"
+    ]
+    media: dict[str, Any] = next(
+        row for row in history if "samples/audio" in " ".join(row) or "samples/table" in str(row)
+    )
+    text = json.dumps(media)
+    assert "audio-file" in text
+    assert "image-file" in text
+    assert "table-file" in text
+    assert len(list((folder / "files" / "media" / "audio").rglob("*.wav"))) >= 2 * 3  # two rounds of three slots
+    config = "".join(u.value_json for r in everything for u in r.config.update) + "".join(
+        u.key for r in everything for u in r.config.update
+    )
+    assert "git_commit" in config
+    assert "num_workers" in config
+    assert "manifest_sha256" in config
+    assert any("train/loss" in json.dumps(row) for row in history)
+
+
+def test_two_ranks_train_as_one_and_sample_the_same_audio(train: Run, trained: Path, drum_shards: Path) -> None:
+    train(
+        trained, drum_shards, "name=two", "max_steps=4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"
+    )
+    one, two = trained / "runs" / "one", trained / "runs" / "two"
+    for name in ("train/loss", "val/loss", "val/loss_ema", "train/grad_norm", "val/bits_per_dim", "val/bits_L_t"):
+        assert metrics(one, name) == pytest.approx(metrics(two, name), rel=1e-4)
+    folder = Path("samples", "step_00000004")
+    files = sorted(p.name for p in (one / folder).iterdir())
+    assert files == sorted(p.name for p in (two / folder).iterdir())
+    for file in files:
+        if file.endswith(".wav"):
+            first, second = (soundfile.read(run_dir / folder / file)[0] for run_dir in (one, two))
+            np.testing.assert_allclose(first, second, atol=2e-3)
+            assert np.abs(first).max() > 0.01
+
+
+def test_resuming_goes_on_in_the_same_run(train: Run, run_program: Run, trained: Path, drum_shards: Path) -> None:
+    through = train(trained, drum_shards, "name=through", "max_steps=6", "trainer=cpu", "logger=csv")
+    train(trained, drum_shards, "name=again", "max_steps=4", "trainer=cpu", "logger=tensorboard")
+    done = train(trained, drum_shards, "name=again", "max_steps=6", "trainer=cpu", "logger=tensorboard", "ckpt=last")
+    assert "starting anew" in through.stdout + through.stderr
+    assert "resuming from runs/again/checkpoints/step_00000004.ckpt" in done.stdout + done.stderr
+    counted = [int(n) for n in re.findall(r"(\d+)/6 \[", done.stdout)]
+    assert (counted[0], counted[-1]) == (4, 6)  # the bar goes on where it was
+    for name in ("train/loss", "val/loss_ema"):
+        assert metrics(trained / "runs" / "again", name) == metrics(trained / "runs" / "through", name)
+    last = [
+        torch.load(trained / f"runs/{n}/checkpoints/step_00000006.ckpt", weights_only=True)
+        for n in ("again", "through")
+    ]
+    for key, value in last[0]["state_dict"].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(last[1]["state_dict"][key])), key
+    assert list((trained / "runs" / "through" / "csv").rglob("metrics.csv"))
+    assert list((trained / "runs" / "again" / "tensorboard").glob("events.*"))
+
+    refused = run_program(trained, "train.py", f"data.train={drum_shards}", *TINY, "name=again", "ckpt=none")
+    assert refused.returncode == 2
+    assert "ckpt=none: runs/again already holds step_00000006.ckpt" in refused.stderr
+
+
+def test_the_same_wandb_run_goes_on(train: Run, trained: Path, drum_shards: Path) -> None:
+    before = (trained / "runs" / "one" / "wandb_id").read_text()
+    train(trained, drum_shards, "name=one", "max_steps=6", "trainer=cpu")
+    assert (trained / "runs" / "one" / "wandb_id").read_text() == before
+    folders = list((trained / "runs" / "one" / "wandb").glob(f"offline-run-*-{before}"))
+    assert len(folders) == 2
+
+
+def test_sample_writes_labelled_files_that_do_not_depend_on_the_batch_size(run_program: Run, trained: Path) -> None:
+    done = run_program(trained, "sample.py", "ckpt=runs/one", "num_samples=7", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    folder = trained / "runs" / "one" / "generated"
+    names = [f"{i:03d}_{['clap', 'hat', 'kick', 'snare', 'tom'][i % 5]}.wav" for i in range(7)]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert (trained / "runs" / "one" / "generated.png").is_file()
+    last = done.stdout.strip().splitlines()[-1]
+    assert "runs/one/generated/" in last
+    assert "runs/one/generated.png" in last
+    assert "EMA weights" in done.stdout
+
+    other = run_program(
+        trained, "sample.py", "ckpt=runs/one", "num_samples=7", "batch_size=2", "output=other", "device=cpu"
+    )
+    assert other.returncode == 0, other.stderr
+    for name in names:
+        first, second = soundfile.read(folder / name)[0], soundfile.read(trained / "other" / name)[0]
+        np.testing.assert_allclose(first, second, atol=1e-3)
+
+
+def test_check_tells_what_the_schedule_can_do_and_begins_nothing(
+    run_program: Run, tmp_path: Path, drum_shards: Path
+) -> None:
+    done = run_program(tmp_path, "train.py", f"data.train={drum_shards}", "diffusion=linear", "check=true")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "the least noise is -40 dB" in said
+    assert "warning: the schedule ends at -40 dB" in said
+    assert not (tmp_path / "runs").exists()
+    refused = run_program(
+        tmp_path, "train.py", f"data.train={drum_shards}", "diffusion/parameterization=velocity", "check=true"
+    )
+    assert refused.returncode == 2
+    assert "error: diffusion.parameterization: Velocity expects a schedule that is flow" in refused.stderr
+
+
+def test_sample_takes_every_kind_of_guidance(run_program: Run, trained: Path) -> None:
+    guided = ["guidance_scale=2", "guidance_interval=[0.1,0.9]", "guidance_rescale=0.7", "clip=4", "clip_quantile=0.99"]
+    common = ["ckpt=runs/one", "num_samples=2", "device=cpu", "sampler=heun", "sampler.num_steps=2"]
+    done = run_program(trained, "sample.py", *common, *guided, "negative=kick", "output=negative")
+    assert done.returncode == 0, done.stderr
+    weak = f"weak_ckpt={min((trained / 'runs' / 'one' / 'checkpoints').glob('step_*.ckpt'))}"
+    done = run_program(trained, "sample.py", *common, *guided, weak, "output=weak")
+    assert done.returncode == 0, done.stderr
+    both = [soundfile.read(trained / name / "001_hat.wav")[0] for name in ("negative", "weak")]
+    assert not np.array_equal(*both)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ckpt=runs/one", "negative=kik"], "negative: 'kik' is no label of this model. Did you mean 'kick'?"),
+        (["ckpt=runs/one", "labels=[kik]"], "label 'kik' is unknown to this model. Did you mean 'kick'?"),
+        (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
+        (["ckpt=runs/one/config.yaml"], "ckpt: 'runs/one/config.yaml' cannot be read as plain data"),
+        (["ckpt=runs/one", "num_samples=abc"], "num_samples: expected int, got 'abc'"),
+        (["ckpt=runs/one", "guidance_interval=[0]"], "guidance_interval: expected two times, [0, 1], got [0]"),
+        (["ckpt=runs/one", "device=gpu"], "device: expected auto, cpu, cuda, cuda:1 .., got 'gpu'"),
+        (["ckpt=runs/one", "num_samples=0"], "num_samples: expected at least 1, got 0"),
+        (["ckpt=runs/one", "weights=best"], 'weights: expected "ema" or "raw", got \'best\''),
+        (["num_samples=3"], "ckpt"),
+    ],
+)
+def test_sample_says_what_is_wrong(run_program: Run, trained: Path, arguments: list[str], message: str) -> None:
+    done = run_program(trained, "sample.py", "device=cpu", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+FEW = ("bound.num_levels=2", "flow.tolerance=0.1", "device=cpu")
+
+
+def test_evaluate_prints_and_writes_bits_that_agree_with_training(
+    run_program: Run, trained: Path, drum_shards: Path
+) -> None:
+    (step,) = [int(p.stem[5:]) for p in sorted((trained / "runs/one/checkpoints").iterdir())][-1:]
+    done = run_program(trained, "evaluate.py", "ckpt=runs/one", "num_clips=6", *FEW)
+    assert done.returncode == 0, done.stderr
+    for words in ("variational bound", "L_0", "probability-flow ODE", "white Gaussian", "evaluation.json", "EMA"):
+        assert words in done.stdout
+    folder = trained / "runs" / "one" / "evaluation"
+    assert (folder / "noise_levels.png").is_file()
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert (results["step"], results["likelihood"]["clips"]) == (step, 6)
+    bound, flow = results["likelihood"]["bound"], results["likelihood"]["flow"]
+    assert results["likelihood"]["dimensions"] == 6 * 2048
+    assert bound["bits_per_dim"] == pytest.approx(metrics(trained / "runs/one", "val/bits_per_dim")[step], rel=1e-4)
+    assert flow["monte_carlo_error"] is None  # one repeat
+    assert 0 < flow["bits_per_dim"] < 50  # a network after few steps may do worse than the 16 bits of the file
+
+    other = run_program(
+        trained, "evaluate.py", "ckpt=runs/one", f"data={drum_shards}", "num_clips=6", "batch_size=4", "output=other",
+        *FEW,
+    )  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    again = json.loads((trained / "other" / "evaluation.json").read_text())["likelihood"]
+    assert again["bound"]["bits_per_dim"] == pytest.approx(bound["bits_per_dim"], rel=1e-4)
+    assert again["flow"]["bits_per_dim"] == pytest.approx(flow["bits_per_dim"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
+        (["ckpt=runs/one", "data=nowhere-*.tar"], "error: data: shards: expected files at 'nowhere-*.tar'"),
+        (["ckpt=runs/one", "num_clips=0"], "num_clips: expected at least 1, got 0"),
+        (["ckpt=runs/one", "bound.num_levels=0"], "bound.num_levels: expected at least 1, got 0"),
+        (["ckpt=runs/one", "flow.tolerance=2"], "flow.tolerance: expected between 0 and 1, got 2"),
+        (["ckpt=runs/one", "flow.tolerence=2"], "Did you mean 'tolerance'?"),
+        (["ckpt=runs/one", "flow=null", "bound=null"], "bound, flow: both are null"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(run_program: Run, trained: Path, arguments: list[str], message: str) -> None:
+    done = run_program(trained, "evaluate.py", "device=cpu", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
