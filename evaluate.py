@@ -37,6 +37,7 @@ from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.generator import Generator
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
 
@@ -46,7 +47,7 @@ TYPES = {
 }  # fmt: skip
 
 
-def patterns(model: checkpoint_reader.Generator, data: str | None) -> list[str]:
+def patterns(model: Generator, data: str | None) -> list[str]:
     """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml.
 
     Raises:
@@ -71,13 +72,13 @@ def patterns(model: checkpoint_reader.Generator, data: str | None) -> list[str]:
     return list(found.values())
 
 
-def make_store(model: checkpoint_reader.Generator) -> RemoteStore:
+def make_store(model: Generator) -> RemoteStore:
     """What reads shards that are URLs."""
     options = (model.config["data"].get("store") or {}).get("storage_options")
     return RemoteStore(None, storage_options=without_redacted(options))
 
 
-def find_shards(model: checkpoint_reader.Generator, data: str | None) -> Shards:
+def find_shards(model: Generator, data: str | None) -> Shards:
     """Opens the shards to evaluate on.
 
     Raises:
@@ -90,9 +91,7 @@ def find_shards(model: checkpoint_reader.Generator, data: str | None) -> Shards:
         raise ConfigError(f"data: {error}") from error
 
 
-def read(
-    model: checkpoint_reader.Generator, shards: Shards, num_clips: int | None, batch_size: int
-) -> Iterator[AudioBatch]:
+def read(model: Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
     """Batches of the first clips that can be used, the start of each."""
     audio, fields = model.config["audio"], tuple(model.config["data"]["fields"])
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, fields)
@@ -102,9 +101,7 @@ def read(
         yield collate(audios, known, bool(model.classes), fields)
 
 
-def likelihood(
-    model: checkpoint_reader.Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device
-) -> dict:
+def likelihood(model: Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device) -> dict:
     """Bits per dimension by the bound and by the flow, as plain data; after Ctrl-C of the finished batches."""
     bound = build(options["bound"], "bound") if options["bound"] else None
     flow = build(options["flow"], "flow") if options["flow"] else None

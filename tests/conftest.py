@@ -43,8 +43,10 @@ from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 from audio_diffusion.training.precision import make_precision
 
+pytest_plugins = ["fixtures.tiny_models"]
+
 HITS_PER_CLASS = 8
-LONGEST_FIRST = ("slurm", "faults", "ranks", "saving")  # folders of tests; then none is left alone at the end
+LONGEST_FIRST = ("slurm", "faults", "ranks", "checkpoints")  # folders of tests; then none is left alone at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,7 +55,10 @@ __all__ = ["Generator", "export", "load", "push"]
 
 def __getattr__(name: str) -> Any:
     """What is named above, imported when it is asked for: train.py has things to do before torch is there."""
-    homes = {"Generator": "use.generator", "export": "exported", "push": "exported", "load": "loading"}
+    homes = {
+        "Generator": "inference.generator", "export": "inference.exporting", "push": "inference.exporting",
+        "load": "inference.loading",
+    }  # fmt: skip
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)

@@ -156,7 +156,7 @@ def test_the_heartbeat_is_given(tmp_path, monkeypatch):
 
 def test_an_owner_that_was_taken_for_dead_ends_at_once(tmp_path):
     code = (
-        "import time; from pathlib import Path; from audio_diffusion.saving import lock; lock.BEAT_S = 0.02\n"
+        "import time; from pathlib import Path; from audio_diffusion.checkpoints import lock; lock.BEAT_S = 0.02\n"
         f"with lock.RunLock(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.data import transport
+from audio_diffusion.data import shared_memory
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.data.order import ClipOrder, Mixture
@@ -144,9 +144,9 @@ def test_training_gets_the_stream_in_order_for_exactly_the_steps_asked(
 def test_crops_are_written_once_where_training_reads_them(
     make_data: Callable[..., AudioDataModule], num_workers: int
 ) -> None:
-    before = set(transport._opened)
+    before = set(shared_memory._opened)
     recorder = fit(make_data(3, num_workers=num_workers))  # it keeps them all
-    memory = [slots._memory for id, slots in transport._opened.items() if id not in before]
+    memory = [slots._memory for id, slots in shared_memory._opened.items() if id not in before]
     assert len(recorder.trained) == 3
     for _, batch in recorder.trained:
         assert sum(np.shares_memory(batch.audio.numpy(), shared) for shared in memory) == 1

@@ -19,8 +19,9 @@ ALWAYS_SAVING = ["callbacks.checkpoint.every_n_steps=1"]  # each waits for the o
 
 
 def rows(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines() if (run_dir / "metrics.jsonl").exists() else []
-    return {row["step"]: row[name] for row in map(json.loads, lines) if name in row}
+    text = (run_dir / "metrics.jsonl").read_text() if (run_dir / "metrics.jsonl").exists() else ""
+    finished, _, _ = text.rpartition("\n")  # the last line may be half written
+    return {row["step"]: row[name] for row in map(json.loads, finished.splitlines()) if name in row}
 
 
 def saved(run_dir: Path) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from audio_diffusion.packing import journal, pack, prepare, writer
+from audio_diffusion.packing import journal, pack, prepare, shard_writer
 from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_folder
 
@@ -58,7 +58,7 @@ def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return stepped
 
     for owner, name in (
-        (Path, "replace"), (os, "fsync"), (shutil, "rmtree"), (Path, "unlink"), (writer.ShardWriter, "add"),
+        (Path, "replace"), (os, "fsync"), (shutil, "rmtree"), (Path, "unlink"), (shard_writer.ShardWriter, "add"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, stopping(getattr(owner, name)))
 

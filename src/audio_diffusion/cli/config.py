@@ -28,7 +28,7 @@ from audio_diffusion.inference.targets import check_types as check_types
 from audio_diffusion.inference.targets import nearest as nearest
 from audio_diffusion.inference.targets import target_problems as target_problems
 
-CONFIG_DIR = Path(__file__).parents[2] / "configs"
+CONFIG_DIR = Path(__file__).parents[3] / "configs"
 
 _IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
 

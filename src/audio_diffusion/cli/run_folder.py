@@ -20,6 +20,7 @@ from audio_diffusion.checkpoints.redaction import may_be, redacted_config
 from audio_diffusion.checkpoints.rows import rewind
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.inference.checkpoint_reader import find, newest_in, read
+from audio_diffusion.inference.targets import with_moved
 from audio_diffusion.training.optim import state_names
 
 RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
@@ -120,7 +121,7 @@ def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
     if manifest_of(ckpt).is_file():
         manifest = Manifest.read(manifest_of(ckpt))
         if isinstance(manifest.config, dict):
-            return manifest.step, manifest.config
+            return manifest.step, with_moved(manifest.config)
     content = read(ckpt)
     return content["global_step"], content["config"]
 

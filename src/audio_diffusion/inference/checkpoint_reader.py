@@ -15,12 +15,12 @@ from audio_diffusion.checkpoints import sharded
 from audio_diffusion.checkpoints.folder import manifest_of, newest_verified, path_of, problem_of, step_of
 from audio_diffusion.checkpoints.redaction import INSTEAD, find_redacted, with_instead
 from audio_diffusion.inference.generator import Generator
-from audio_diffusion.inference.targets import ConfigError, build
+from audio_diffusion.inference.targets import ConfigError, build, with_moved
 
 log = logging.getLogger(__name__)
 
 #: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
-TRUSTED = ("audio_diffusion.models.", "audio_diffusion.diffusion.")
+TRUSTED = ("audio_diffusion.networks.", "audio_diffusion.representations.", "audio_diffusion.diffusion.")
 
 #: of a run's configuration: what a model is built from
 _PARTS = ("model", "representation", "diffusion", "sampler")
@@ -134,7 +134,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if step_of(path) not in (-1, content["global_step"]):
         name = path_of(path.parent, content["global_step"]).name
         raise ConfigError(f"ckpt: {str(path)!r} is the checkpoint of step {content['global_step']}: call it {name}")
-    return content
+    return {**content, "config": with_moved(content["config"])}
 
 
 @dataclass

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from audio_diffusion import __version__
 from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.inference.generator import Generator
-from audio_diffusion.inference.targets import ConfigError
+from audio_diffusion.inference.targets import ConfigError, with_moved
 
 HUB = "hub:"
 FILES = ("model.safetensors", "config.json", "README.md")
@@ -89,7 +89,7 @@ def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weight
     """
     try:
         about = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
-        config, step, has = about["config"], about["step"], about["weights"]
+        config, step, has = with_moved(about["config"]), about["step"], about["weights"]
         state = load_file(folder / FILES[0])
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ConfigError(f"ckpt: {str(folder)!r} cannot be read as an exported model: {error}") from error

@@ -16,6 +16,18 @@ from typing import Any
 _UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
 
 
+#: where the targets of files made by older versions are now: a module, or one name in it
+MOVED = {
+    "audio_diffusion.models.conditions": "audio_diffusion.networks.conditions.condition",
+    "audio_diffusion.models.diffwave": "audio_diffusion.networks.diffwave",
+    "audio_diffusion.models.layers": "audio_diffusion.networks.layers",
+    "audio_diffusion.models.mel": "audio_diffusion.networks.conditions.mel",
+    "audio_diffusion.models.representations": "audio_diffusion.representations.waveform",
+    "audio_diffusion.models.text": "audio_diffusion.networks.conditions.text",
+    "audio_diffusion.models.unet1d": "audio_diffusion.networks.unet1d",
+}
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what to change."""
 
@@ -39,6 +51,20 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from _targets(value, f"{path}[{i}]")
+
+
+def with_moved(node: Any) -> Any:
+    """A copy of a configuration that was read from a file, in which every ``_target_`` that has moved since the file
+    was written (``MOVED``) is the present one."""
+    if isinstance(node, list):
+        return [with_moved(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    moved = {key: with_moved(value) for key, value in node.items()}
+    if isinstance(target := moved.get("_target_"), str):
+        module, _, name = target.rpartition(".")
+        moved["_target_"] = MOVED.get(target) or f"{MOVED.get(module, module)}.{name}"
+    return moved
 
 
 _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
