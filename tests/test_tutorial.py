@@ -53,3 +53,10 @@ def test_a_wrong_output_is_found() -> None:
     for stated, printed in [("[1.0]", "[1.1]"), ("about [1.0]", "[2.0]"), ("about [1.0]", "1.0"), ("[1.0]", "")]:
         with pytest.raises(AssertionError):
             assert_prints(f"print(x)  # prints {stated}", printed)
+
+
+def test_both_languages_have_the_same_code_and_formulas() -> None:
+    english, chinese = ((DOCS / name).read_text(encoding="utf-8") for name in ("tutorial.md", "tutorial.zh.md"))
+    fenced = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    assert fenced.findall(english) == fenced.findall(chinese)
+    assert english.count("\n## ") == chinese.count("\n## ")
