@@ -3,7 +3,7 @@
 python sample.py ckpt=runs/quickstart num_samples=16
 python sample.py ckpt=step_00010000.ckpt 'labels=[kick,snare]' guidance_scale=2 sampler=ddpm
 python sample.py ckpt=runs/mine guidance_scale=3 'cond={caption: [a dog barks, rain on a roof], seconds_total: 10}'
-python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'      # docs/use.md has them all
+python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'      # docs/editing.md has them all
 """
 
 import os
