@@ -84,6 +84,23 @@ def test_what_a_damaged_file_lacks_is_named_and_does_not_depend_on_the_form(
     assert refused.manifest["missing"]["files"] == 0
 
 
+@pytest.mark.parametrize("form", [{}, {"format": "flac"}])
+def test_with_max_missing_0_a_file_that_lacks_an_unknown_amount_is_refused(
+    packed: Any, encode: Encode, noise: Noise, form: dict[str, Any]
+) -> None:
+    data = encode(0.3 * noise(4 * 44_100), 44_100, "OGG")
+    files = {"whole.ogg": data, "x.ogg": data[:-100]}  # its last page is cut
+    report, _ = packed(files, **form)
+    ((name, reason),) = report.refused
+    assert (name, "an unknown length missing at " in reason) == ("x.ogg", True)
+    assert reason.startswith("used without what it lacks: ")
+    strict, _ = packed(files, **form, max_missing=0)
+    ((name, reason),) = strict.refused
+    assert (name, strict.manifest["files"]["refused"], strict.clips["train"]) == ("x.ogg", 1, 2)
+    assert reason.startswith("an unknown length missing at ")
+    assert reason.endswith("max_missing=0 allows no file that lacks anything")
+
+
 def test_what_libsndfile_does_not_know_is_named_with_what_would_read_it(
     packed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

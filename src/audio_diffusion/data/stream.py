@@ -147,9 +147,11 @@ class ClipReader:
 
 def _as_text(label: object) -> str:
     """A label as the name of a class: numbers become text."""
+    if isinstance(label, str):
+        return label
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    return str(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else ""
+    return str(label) if isinstance(label, int | float) and not isinstance(label, bool) else ""
 
 
 def _plain(name: str, value: object) -> str | np.ndarray:

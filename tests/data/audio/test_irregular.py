@@ -274,6 +274,23 @@ def test_wav_whose_size_was_never_written_and_wav_behind_wav(encode: Encode, noi
     np.testing.assert_array_equal(whole, np.concatenate([samples, samples]))
 
 
+@pytest.mark.parametrize("second_rate", [8_000, 16_000])
+def test_the_time_of_a_bad_sample_in_a_joined_file_is_counted_from_its_beginning(
+    encode: Encode, noise: Noise, second_rate: int
+) -> None:
+    good, bad = 0.1 * noise(2 * 8_000), 0.1 * noise(second_rate)
+    bad[second_rate // 4] = np.nan
+    data = encode(good, 8_000, subtype="FLOAT") + encode(bad, second_rate, subtype="FLOAT")
+    info = probe(memoryview(data))
+    assert info.frames == 3 * 8_000
+    with pytest.raises(UnusableAudio, match=r"the first at 2\.250 s"):
+        check(memoryview(data))
+    with pytest.raises(UnusableAudio, match=r"the first at 2\.250 s"):
+        read_crop(memoryview(data), torch.empty(1, 8_000), 8_000, 1.0)
+    with pytest.raises(UnusableAudio, match=r"the first at 2\.250 s"):
+        Recording(memoryview(data), info).read(2 * 8_000, 4_000, 8_000, 1)
+
+
 @pytest.mark.parametrize("riff_size", [0xFFFFFFFFFFFFFFFF, 0])
 def test_w64_whose_size_was_never_written(encode: Encode, noise: Noise, tmp_path: Path, riff_size: int) -> None:
     samples = np.round(0.3 * noise(9_000, 2) * 32768).astype(np.float32) / 32768

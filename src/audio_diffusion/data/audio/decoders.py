@@ -23,6 +23,8 @@ _OGG_TAIL = 1 << 18  # frames at the end of an Ogg file, read from their beginni
 _VORBIS_NEAR_S = 2  # seconds: libsndfile jumps less far ahead in an open Vorbis file without decoding, which goes wrong
 _INTEGER = ("PCM_", "ALAC_", "ULAW", "ALAW")  # subtypes that cannot hold NaN, infinite or huge samples
 _BLOCK = 1 << 18  # frames decoded at once where all of a file is read
+_SILENT = (b"fLaC", b"OggS")  # what files begin with whose decoders print nothing
+_AS_IS = contextlib.nullcontext()
 
 File = str | bytes | Path | BinaryIO | memoryview
 
@@ -115,14 +117,21 @@ class Decoder(sf.SoundFile):
 
     Attributes:
         promised: frames that its header tells of; ``frames`` may be set to another number by ``limit``.
+        start_s: where it begins in the file that it is a part of, in seconds, for messages.
+        container, codec: its format and subtype, looked up once: SoundFile's own properties search for them each time.
+
+    Args:
+        file: path, descriptor or open binary file.
+        is_silent: the decoder is known to print nothing.
     """
 
     _scratch = threading.local()
 
-    def __init__(self, file: str | bytes | BinaryIO | io.RawIOBase):
-        with _Quiet():  # the MP3 decoder prints what it wonders about
+    def __init__(self, file: str | bytes | BinaryIO | io.RawIOBase, is_silent: bool = False):
+        with _AS_IS if is_silent else _Quiet():  # the MP3 decoder prints what it wonders about
             super().__init__(file)
-        self.promised, self._at = self.frames, 0
+        self.promised, self._at, self.start_s = self.frames, 0, 0.0
+        self.container, self.codec = self.format, self.subtype
 
     def seekable(self) -> bool:
         return False
@@ -130,12 +139,12 @@ class Decoder(sf.SoundFile):
     @property
     def can_seek(self) -> bool:
         """Whether frames are reached without decoding all before them: not in GSM and some others."""
-        return bool(self._info.seekable) and not self.subtype.startswith("DWVW")  # which says so and fails
+        return bool(self._info.seekable) and not self.codec.startswith("DWVW")  # which says so and fails
 
     @property
     def encoding(self) -> str:
         """Format and subtype."""
-        return f"{self.format}/{self.subtype}"
+        return f"{self.container}/{self.codec}"
 
     def limit(self, frames: int) -> None:
         """Sets how many frames there are, where that is known better."""
@@ -147,13 +156,13 @@ class Decoder(sf.SoundFile):
         Raises:
             UnusableAudio: if they cannot be decoded.
         """
-        format, is_near = self.format, False
+        format, is_near = self.container, False
         preroll = min(_MP3_PREROLL, first) if format == "MP3" else 0
         if format == "OGG":
             preroll = max(0, min(first, first - self.promised + _OGG_TAIL))
             ahead = first - preroll - self._at
             is_known = self._at > 0 or (self._at == 0 and self.frames < self.promised)  # there, seeks to the start fail
-            is_near = is_known and 0 <= ahead <= _VORBIS_NEAR_S * self.samplerate and self.subtype == "VORBIS"
+            is_near = is_known and 0 <= ahead <= _VORBIS_NEAR_S * self.samplerate and self.codec == "VORBIS"
             preroll += ahead if is_near else 0
         needed = (count + preroll) * self.channels
         scratch = getattr(self._scratch, "array", None)
@@ -161,20 +170,28 @@ class Decoder(sf.SoundFile):
             scratch = self._scratch.array = np.empty(needed, dtype=np.float32)
         try:
             into = scratch[:needed].reshape(count + preroll, self.channels)
-            with _Quiet() if format == "MP3" else contextlib.nullcontext():
+            with _Quiet() if format == "MP3" else _AS_IS:
                 if not is_near:
                     self.seek(first - preroll)
                 samples = self.read(count + preroll, out=into)[preroll:]
             self._at = first + len(samples)
         except (sf.LibsndfileError, RuntimeError) as error:
             self._at = -1
-            raise UnusableAudio(f"broken near {first / self.samplerate:.1f} s: {error}") from error
+            raise UnusableAudio(f"broken near {self._time(first):.1f} s: {error}") from error
         if len(samples) < count and format != "MP3":  # whose length is an estimate
-            have = first + len(samples)
-            raise UnusableAudio(f"ends after {have} frames, though its header says {self.frames}", "truncated")
-        if not self.subtype.startswith(_INTEGER):
-            check_samples(samples, first, self.samplerate)
+            have = f"{first + len(samples)} frames, though its header says {self.frames}"
+            raise UnusableAudio(f"{self._part()}ends after {have}", "truncated")
+        if not self.codec.startswith(_INTEGER):
+            check_samples(samples, first, self.samplerate, self.start_s)
         return samples
+
+    def _time(self, frame: int) -> float:
+        """Where a frame lies in the file, in seconds."""
+        return self.start_s + frame / self.samplerate
+
+    def _part(self, verb: str = "") -> str:
+        """What a message about numbers of frames begins with, where this is a part of a file."""
+        return f"the part that begins at {self.start_s:.2f} s {verb}" if self.start_s else ""
 
     def tail(self, first: int) -> int:
         """How many frames are decoded from ``first`` on to the end.
@@ -188,7 +205,7 @@ class Decoder(sf.SoundFile):
             while len(block := self.read(_BLOCK, dtype="float32", always_2d=True)):
                 count += len(block)
         except (sf.LibsndfileError, RuntimeError) as error:
-            raise UnusableAudio(f"broken near {first / self.samplerate:.1f} s: {error}") from error
+            raise UnusableAudio(f"broken near {self._time(first):.1f} s: {error}") from error
         finally:
             self._at = -1
         return count
@@ -208,7 +225,7 @@ class Decoder(sf.SoundFile):
         """
         done = 0
         try:
-            if self.subtype == "OPUS":
+            if self.codec == "OPUS":
                 self.seek(0)  # in Opus pages from the middle of a stream, this is not where reading begins
             while done < self.frames:
                 with _Quiet():
@@ -218,7 +235,7 @@ class Decoder(sf.SoundFile):
                 done += len(block)
                 yield block
         except (sf.LibsndfileError, RuntimeError) as error:
-            raise UnusableAudio(f"broken after {done} frames: {error}") from error
+            raise UnusableAudio(f"{self._part('is ')}broken after {done} frames: {error}") from error
 
 
 class Pcm16:
@@ -288,10 +305,13 @@ def open_plain(file: File) -> Decoder | Pcm16:
     """
     opened: Decoder | Pcm16 | None = pcm16(file) if isinstance(file, memoryview) else None
     if opened is None:
+        is_silent = False
         if isinstance(file, memoryview):
+            is_silent = file[:4] in _SILENT
             file = Window(file)  # type: ignore[assignment]
         try:
-            opened = Decoder(_descriptor(file) if isinstance(file, str | bytes | Path) else file)  # type: ignore[arg-type]
+            path_or_file = _descriptor(file) if isinstance(file, str | bytes | Path) else file
+            opened = Decoder(path_or_file, is_silent)  # type: ignore[arg-type]
         except (sf.LibsndfileError, RuntimeError) as error:
             raise UnusableAudio(f"cannot be decoded: {str(error).split(': ')[-1]}", "format") from error
     low, high = SAMPLE_RATES
@@ -306,8 +326,9 @@ def open_plain(file: File) -> Decoder | Pcm16:
     return opened
 
 
-def check_samples(samples: np.ndarray, first: int, sample_rate: int) -> None:
-    """Checks samples ``[n, C]`` that begin with frame ``first`` of a file.
+def check_samples(samples: np.ndarray, first: int, sample_rate: int, start_s: float = 0.0) -> None:
+    """Checks samples ``[n, C]`` that begin with frame ``first`` of a file, or of the part of it that begins at
+    ``start_s``.
 
     Raises:
         UnusableAudio: if any is NaN, infinite or absurdly large, with the time of the first one.
@@ -315,7 +336,7 @@ def check_samples(samples: np.ndarray, first: int, sample_rate: int) -> None:
     loudest = max(samples.max(), -samples.min()) if samples.size else 0.0
     if loudest <= MAX_SAMPLE:  # not so if it is NaN
         return
-    at_s = (first + int((~(np.abs(samples) <= MAX_SAMPLE)).any(1).argmax())) / sample_rate
+    at_s = start_s + (first + int((~(np.abs(samples) <= MAX_SAMPLE)).any(1).argmax())) / sample_rate
     if not np.isfinite(loudest):
         raise UnusableAudio(f"holds NaN or infinite samples, the first at {at_s:.3f} s", "samples")
     raise UnusableAudio(f"holds samples of {loudest:.3g}, where full scale is 1, the first at {at_s:.3f} s", "samples")

@@ -79,7 +79,8 @@ def check(
     Args:
         file: path, open binary file, or the bytes themselves.
         each: given every block, float32 ``[n, C]``.
-        max_missing: share of the file that may be missing, by what its header says or as its pages tell.
+        max_missing: share of the file that may be missing, by what its header says or as its pages tell. A
+            file that lacks an unknown amount is refused with 0 only; one that perhaps lacks nothing is used.
 
     Raises:
         UnusableAudio: if it does not decode, is empty, holds NaN, infinite or absurdly large samples, or if more of it
@@ -124,6 +125,8 @@ def described(reader: Reader, frames: int, losses: list[Loss], max_missing: floa
     if lost_s > max_missing * (lost_s + info.duration_s):
         share = 100 * lost_s / (lost_s + info.duration_s)
         raise UnusableAudio(f"{words}: {share:.3g} % of it, more than max_missing={max_missing:g} allows", "truncated")
+    if max_missing == 0 and any(loss.is_certain for loss in losses):  # how much is missing is unknown
+        raise UnusableAudio(f"{words}: max_missing=0 allows no file that lacks anything", "truncated")
     return replace(info, missing_s=round(lost_s, 6), missing=words)
 
 

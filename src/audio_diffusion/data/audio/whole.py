@@ -31,10 +31,11 @@ class Forward:
 
     Args:
         reopen: opens it.
+        start_s: where it begins in the file that it is a part of, in seconds, for messages.
     """
 
-    def __init__(self, reopen: Callable[[], Reader]):
-        self._reopen, self._open = reopen, reopen()
+    def __init__(self, reopen: Callable[[], Reader], start_s: float = 0.0):
+        self._reopen, self._open, self._start_s = reopen, reopen(), start_s
         self.samplerate, self.channels, self.encoding = self._open.samplerate, self._open.channels, self._open.encoding
         self.frames = self._open.frames
         self._restart()
@@ -70,7 +71,7 @@ class Forward:
             else:
                 self._kept.append(block.copy())
         samples = np.concatenate(self._kept)[first - self._start :][:count]
-        check_samples(samples, first, self.samplerate)
+        check_samples(samples, first, self.samplerate, self._start_s)
         return samples
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
@@ -100,7 +101,7 @@ class Chain:
         self.frames, end, error = 0, 0.0, None
         for part in parts:
             try:
-                decoder = self._open(part)
+                decoder = self._open(part, self._seconds)
                 end = self._add(part, decoder, end)
                 decoder.close()
             except UnusableAudio as problem:
@@ -113,12 +114,18 @@ class Chain:
     def _seconds(self) -> float:
         return self.frames / self.samplerate if self._parts else 0.0
 
-    def _open(self, part: Part) -> Reader:
-        opened = open_plain(Stitched(part.data or self._data, part.pieces))  # type: ignore[arg-type]
-        if opened.can_seek:
-            return opened
-        opened.close()
-        return Forward(lambda: open_plain(Stitched(part.data or self._data, part.pieces)))  # type: ignore[arg-type]
+    def _open(self, part: Part, start_s: float) -> Reader:
+        def opened() -> Decoder | Pcm16:
+            decoder = open_plain(Stitched(part.data or self._data, part.pieces))  # type: ignore[arg-type]
+            if isinstance(decoder, Decoder):
+                decoder.start_s = start_s
+            return decoder
+
+        first = opened()
+        if first.can_seek:
+            return first
+        first.close()
+        return Forward(opened, start_s)
 
     def _add(self, part: Part, decoder: Reader, end: float) -> float:
         """Takes a part, and notes what is missing before it; where it ends, in seconds of its stream."""
@@ -154,17 +161,17 @@ class Chain:
             inner = max(first - start, 0)
             wanted = min(own - inner, count - done)
             if wanted > 0 and first < start + own:
-                out[done : done + wanted] = self._read(number, frames, inner, wanted)
+                out[done : done + wanted] = self._read(number, frames, inner, wanted, start / self.samplerate)
                 done += wanted
             start += own
         if done < count:
             raise UnusableAudio(f"ends after {first + done} frames, though {self.frames} were expected", "truncated")
         return out
 
-    def _read(self, number: int, frames: int, first: int, count: int) -> NDArray[np.float32]:
+    def _read(self, number: int, frames: int, first: int, count: int, start_s: float) -> NDArray[np.float32]:
         if self._opened is None or self._opened[0] != number:
             self._release()
-            self._opened = (number, self._open(self._parts[number][0]))
+            self._opened = (number, self._open(self._parts[number][0], start_s))
         decoder = self._opened[1]
         if (decoder.samplerate, decoder.channels) == (self.samplerate, self.channels):
             return decoder.samples(first, count)
@@ -193,7 +200,7 @@ class Chain:
 
 def real_frames(reader: Reader) -> int:
     """How many frames come out, where the header of an Ogg file may tell of more."""
-    if not isinstance(reader, Decoder) or reader.format != "OGG":
+    if not isinstance(reader, Decoder) or reader.container != "OGG":
         return reader.frames
     first = max(reader.frames - _TAIL, 0)
     try:
@@ -211,7 +218,7 @@ def _layout(data: Data, plain: Decoder | Pcm16 | None) -> tuple[Layout, int]:
         return ogg.layout(data), 0
     if magic == b"fLaC":
         return flac.layout(data)
-    if isinstance(plain, Decoder) and plain.format == "MP3":
+    if isinstance(plain, Decoder) and plain.container == "MP3":
         return mpeg.layout(data, frames), 0
     return chunks.layout(data, frames, rate), 0
 
@@ -304,13 +311,13 @@ def _ends_early(plain: Decoder | Pcm16, frames: int) -> bool:
 
 def _looks_plain(file: File, plain: Decoder | Pcm16) -> bool:
     """Whether a quick look shows nothing that speaks against a file's header."""
-    if isinstance(plain, Pcm16) or plain.format not in ("OGG", "MP3", "FLAC"):
+    if isinstance(plain, Pcm16) or plain.container not in ("OGG", "MP3", "FLAC"):
         return True
-    if plain.format == "FLAC":
+    if plain.container == "FLAC":
         return plain.frames < _UNKNOWN
     place = file.tell() if not isinstance(file, str | bytes | Path | memoryview) else 0
     data = Data(file)
-    is_plain = ogg.is_plain(data) if plain.format == "OGG" else mpeg.is_plain(data)
+    is_plain = ogg.is_plain(data) if plain.container == "OGG" else mpeg.is_plain(data)
     data.close()
     if not isinstance(file, str | bytes | Path | memoryview):
         file.seek(place)
