@@ -194,6 +194,8 @@ def main(cfg: DictConfig) -> None:
     for name in ("num_clips", "batch_size"):
         if options[name] is not None and options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if options["seed"] < 0:
+        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
     if not options["bound"] and not options["flow"]:
         raise ConfigError("bound, flow: both are null, which leaves nothing to evaluate")
     for name in ("bound", "flow"):  # before anything is read

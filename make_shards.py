@@ -10,6 +10,7 @@ from audio_diffusion.cli import startup
 if __name__ == "__main__":
     startup.begin()
 
+import math
 import os
 import re
 import shlex
@@ -77,6 +78,8 @@ def _check(options: dict[str, Any]) -> None:
         if not isinstance(options[name], types) or isinstance(options[name], bool):
             what = "a whole number" if float not in types else "a number"
             raise ConfigError(f"{name}: expected {what}, got {options[name]!r}")
+        if isinstance(options[name], float) and not math.isfinite(options[name]):
+            raise ConfigError(f"{name}: expected a finite number, got {options[name]}")
 
 
 def _sources(options: dict[str, Any], store: RemoteStore) -> list[Source]:

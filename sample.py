@@ -63,6 +63,8 @@ def check(options: dict[str, Any]) -> None:
     for name in ("num_samples", "batch_size"):
         if options[name] is not None and options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if options["seed"] < 0:
+        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
     if len(options["guidance_interval"]) != 2:
         raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
     if options["format"] not in ("wav", "flac"):

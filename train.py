@@ -32,7 +32,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
+from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveError
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
@@ -198,6 +198,16 @@ def what_next(plain: dict[str, Any]) -> str:
     return f"finished: {saved}{listen}" + (f"next: {command}" if command else f"curves in {run_dir}/metrics.jsonl")
 
 
+def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+    """``trainer.fit``; a last checkpoint that cannot be written ends in one line and status 1."""
+    try:
+        trainer.fit(*args, **kwargs)
+    except SaveError as error:
+        if trainer.is_global_zero:
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 @config.entry("train")
 def main(cfg: DictConfig) -> None:
     """Load and check the configuration, build the parts, fit."""
@@ -276,7 +286,7 @@ def main(cfg: DictConfig) -> None:
         if not plain["callbacks"].get("checkpoint"):
             rank_zero_info("callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from")
         rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         if trainer.global_step >= steps:
             rank_zero_info(what_next(plain))
         elif plain["callbacks"].get("checkpoint"):

@@ -1,5 +1,6 @@
 """The four doors: what a mistyped group, key, argument and value print."""
 
+import math
 import re
 import socket
 import subprocess
@@ -63,6 +64,14 @@ def composed(*overrides: str):
         ("seed=-1", "seed: expected a whole number from 0 to 4294967295, got -1"),
         ("name=", "name: expected a name of this run's own, got ''"),
         ("run_dir=", "run_dir: expected a name of this run's own, got ''"),
+        ("max_steps=1e400", "max_steps: expected a finite whole number, got inf"),
+        ("batch_size=nan", "batch_size: expected a finite whole number, got nan"),
+        ("audio.sample_rate=-inf", "audio.sample_rate: expected a finite whole number, got -inf"),
+        ("name=../../x", "name: expected the name of one folder in runs/, without / and \\ and not '..', got"),
+        ("name=a/b", "name: expected the name of one folder in runs/"),
+        ("name='a\\b'", "name: expected the name of one folder in runs/"),
+        ("name=..", "name: expected the name of one folder in runs/"),
+        ("classes=[a,b,a]", "classes: expected each class once, got 'a' more than once"),
     ],
 )
 def test_door_2_root_types(override: str, message: str) -> None:
@@ -130,9 +139,31 @@ def test_door_3_lists() -> None:
     assert config.target_problems({**node, "widths": [8, 16]}, "model") == []
 
 
+def test_door_3_numbers_are_finite_but_where_the_default_is_not() -> None:
+    optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": math.inf}
+    assert config.target_problems(optimizer, "o") == ["o.lr: expected a finite number, got inf"]
+    augment = {"_target_": "audio_diffusion.data.transforms.Augment", "gain_db": [math.nan, 0]}
+    assert config.target_problems(augment, "a") == ["a.gain_db: expected a finite number, got nan"]
+    bounded = {"_target_": f"{__name__}.Bounded", "low": math.inf, "high": math.inf}
+    assert config.target_problems(bounded, "b") == ["b.low: expected a finite number, got inf"]
+    assert config.target_problems({**bounded, "low": 0.0, "high": math.nan}, "b") == [
+        "b.high: expected a finite number, got nan"
+    ]
+
+
+class Bounded:
+    """Somebody's own part, which has infinity for "without a bound"."""
+
+    def __init__(self, low: float = 0.0, high: float = math.inf):
+        self.low, self.high = low, high
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [
+        (math.nan, float | None, "n: expected a finite number, got nan"),
+        (math.inf, int, "n: expected a finite number, got inf"),
+        ([[0.1, math.nan]], list[list[float]], "n: expected a finite number, got nan"),
         ("abc", int, "n: expected int, got 'abc'"),
         (None, int, "n: expected int, got nothing"),
         ("", str, "n: expected a value, got nothing"),

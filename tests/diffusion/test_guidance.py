@@ -80,6 +80,12 @@ def test_negative_scale_is_refused(cond: Cond) -> None:
         Guidance(-0.5).denoiser(PROCESS, Net(), cond)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=rf"guidance_scale: expected a finite number, got {scale}"):
+        Guidance(scale)
+
+
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_guidance_needs_a_condition(scale: float) -> None:
     with pytest.raises(ValueError, match=rf"guidance_scale: got {scale}, but the model has no condition"):

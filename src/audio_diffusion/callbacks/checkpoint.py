@@ -15,10 +15,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from audio_diffusion.callbacks.loggers import log_metrics
 from audio_diffusion.checkpoints import sharded
 from audio_diffusion.checkpoints.background import BackgroundWriter, Outcome
-from audio_diffusion.checkpoints.files import FileRecord
+from audio_diffusion.checkpoints.files import FileRecord, is_full, room
 from audio_diffusion.checkpoints.folder import Keep, path_of, step_of, write
 from audio_diffusion.checkpoints.manifest import Manifest, hash_of
-from audio_diffusion.checkpoints.snapshot import HostCopy, non_finite
+from audio_diffusion.checkpoints.snapshot import HostCopy, non_finite, num_bytes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,13 +31,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.world_size, self.keep = 1, Keep()
+        self.num_bytes = 0  # of the tensors of the last save
         self._copies, self._writer = HostCopy(), BackgroundWriter()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self._writer.wait()
         self._writer.take_outcome()
         job = self._write if storage_options is None else partial(self._write_shards, storage_options)
-        self._writer.start(partial(job, self._copies.take(checkpoint), Path(path)))
+        copied = self._copies.take(checkpoint)
+        self.num_bytes = num_bytes(copied) * (1 if storage_options is None else dist.get_world_size(storage_options))
+        self._writer.start(partial(job, copied, Path(path)))
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
         if problem := self._not_finite(content):
@@ -118,6 +121,7 @@ class SaveCheckpoint(L.Callback):
         self.keep = Keep(keep, keep_every_n_steps)
         self._retry_every_n_steps = max(1, every_n_steps // 10)
         self._failures, self._retry = 0, False
+        self._why = ""  # the last save failed, on rank 0
         self._said_slow = False
         self._saved_at = -1
 
@@ -151,8 +155,9 @@ class SaveCheckpoint(L.Callback):
             self._finish(trainer)
             if self._agree_to_retry(trainer):
                 raise SaveError(
-                    f"the checkpoint of step {trainer.global_step} could not be written to {self.folder}, see the "
-                    "warnings above; older ones are as they were"
+                    f"the checkpoint of step {trainer.global_step} could not be written to {self.folder}: "
+                    f"{trainer.strategy.broadcast(self._why)}. Older ones are as they were: once that is mended, the "
+                    "same command resumes from the newest"
                 )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -190,10 +195,14 @@ class SaveCheckpoint(L.Callback):
             return
         self._failures, self._retry = self._failures + 1, True
         log_metrics(trainer, {"checkpoint/failed": self._failures})
+        self._why = str(outcome.error)
+        space = room(self.folder, self._io(trainer).num_bytes) if is_full(outcome.error) else ""
         rank_zero_warn(
-            f"checkpoint: the one of step {self._saved_at} was not written: {outcome.error}. Training goes on, and it "
+            f"checkpoint: the one of step {self._saved_at} was not written: {self._why}. Training goes on, and it "
             f"is tried again within {self._retry_every_n_steps} steps; older checkpoints are as they were"
+            + (f". {space}" if space else "")
         )
+        self._why += f" ({space})" if space else ""
 
     def _agree_to_retry(self, trainer: L.Trainer) -> bool:
         """Whether rank 0's last save failed, on all ranks."""

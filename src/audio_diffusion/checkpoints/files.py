@@ -4,6 +4,7 @@ A file is *staged* (written under a temporary name in its own folder, hashed on 
 (renamed). TMPDIR is never used: a rename is atomic only within one file system.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -116,6 +117,18 @@ def record_of(path: Path) -> FileRecord:
 def _forget(file: BinaryIO) -> None:
     if hasattr(os, "posix_fadvise"):  # what is synced leaves the page cache
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the disk, or the user's share of it, is full; also where an error of another rank is told in words."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and (error.errno in codes or any(os.strerror(c) in str(error) for c in codes))
+
+
+def room(folder: Path, needed_bytes: int) -> str:
+    """How much room there is where a folder lies, beside what is needed."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free in {folder}, {needed_bytes / 1e6:.1f} MB are needed"
 
 
 def remove(path: Path) -> None:

@@ -66,6 +66,12 @@ def non_finite(content: Any) -> str | None:
     return None
 
 
+def num_bytes(content: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples; of sharded ones this rank's part."""
+    own = (t.to_local() if isinstance(t, DTensor) else t for _, t in _tensors(content, ""))
+    return sum(tensor.numel() * tensor.element_size() for tensor in own)
+
+
 def _tensors(node: Any, place: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(node, Tensor):
         yield place, node

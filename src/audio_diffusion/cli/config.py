@@ -5,9 +5,11 @@ Four doors, and nothing behind them checks again: (1) option names, by Hydra, wi
 problems at once; (4) values, by constructors, which raise ``ValueError``.
 """
 
+import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,6 +249,21 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _check_names(cfg: DictConfig) -> None:
+    """Refuses a run's name that is no name of a folder in runs/, and a folder that is the current one."""
+    if OmegaConf.is_missing(cfg, "name"):
+        return
+    for name in ("name", "run_dir"):
+        value = None if OmegaConf.is_missing(cfg, name) else cfg[name]
+        if value is not None and str(value).strip() in ("", "."):
+            raise ConfigError(f"{name}: expected a name of this run's own, got {value!r}")
+    if re.search(r"[/\\]", str(cfg.name)) or str(cfg.name).strip() == "..":
+        raise ConfigError(
+            f"name: expected the name of one folder in runs/, without / and \\ and not '..', got {cfg.name!r}; for "
+            "another place write run_dir=FOLDER beside it"
+        )
+
+
 def check_root(cfg: DictConfig) -> None:
     """Door 2: root keys and types.
 
@@ -261,14 +278,17 @@ def check_root(cfg: DictConfig) -> None:
         if str(key).startswith("audio."):
             expected = AudioFormat.__annotations__.get(str(key).split(".")[1])
         wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""
+        given = OmegaConf.select(cfg, str(key)) if key in cfg or str(key).startswith("audio.") else None
+        if isinstance(given, float) and not math.isfinite(given):
+            raise ConfigError(f"{key}: expected a finite whole number, got {given}") from error
         raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
-    for name in ("name", "run_dir"):
-        value = None if OmegaConf.is_missing(cfg, name) or OmegaConf.is_missing(cfg, "name") else cfg[name]
-        if value is not None and str(value).strip() in ("", "."):
-            raise ConfigError(f"{name}: expected a name of this run's own, got {value!r}")
+    _check_names(cfg)
     for name in ("name", "run_dir", "ckpt", "init"):  # of a file, a number may be one
         if not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], bool | int | float):
             cfg[name] = str(cfg[name])
+    repeated = [label for label, count in Counter(cfg.classes or []).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"classes: expected each class once, got {repeated[0]!r} more than once")
     for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")

@@ -1,5 +1,6 @@
 """What a command line asks for -> samples, each with its seed, conditions and files, in batches."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -221,6 +222,9 @@ def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
     for name, values in lists.items():
         if not values:
             raise ConfigError(f"cond.{name}: expected a value or a list of them, got none")
+        for value in values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"cond.{name}: expected a finite number, got {value}; leave it out for 'not given'")
     return [{name: values[i % len(values)] for name, values in lists.items()} for i in range(num)]
 
 

@@ -57,6 +57,8 @@ class Guidance:
 
     def __post_init__(self) -> None:
         low, high = self.interval
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance_scale: expected a finite number, got {self.scale}")
         if self.scale < 0:
             raise ValueError(f"guidance_scale: expected 0 or more, got {self.scale}")
         if not 0 <= low <= high <= 1:

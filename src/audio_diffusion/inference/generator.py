@@ -159,7 +159,7 @@ class Generator(Model):
             ValueError: if a time is negative, or both are 0.
         """
         self._check(audio)
-        if min(before, after) < 0 or before + after == 0:
+        if not (before >= 0 and after >= 0 and 0 < before + after < math.inf):
             raise ValueError(f"before, after: expected seconds of which one is positive, got {before} and {after}")
         more = round(before * self.sample_rate), round(after * self.sample_rate)
         keep = F.pad(torch.ones(audio.shape[-1], dtype=torch.bool), more)

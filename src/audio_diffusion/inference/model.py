@@ -1,5 +1,6 @@
 """A trained model: its parts, and what it is told and guided by, without what is made with it."""
 
+import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,9 @@ class Model(ABC):
         Raises:
             ValueError: if that is none.
         """
-        if not isinstance(seconds, int | float) or not round(seconds * self.sample_rate) > 0:
+        if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+            raise ValueError(f"{name}: expected a finite number of seconds, got {seconds}")
+        if not round(seconds * self.sample_rate) > 0:
             raise ValueError(f"{name}: expected at least one sample, 1/{self.sample_rate} s, got {seconds}")
         return round(seconds * self.sample_rate)
 

@@ -7,6 +7,7 @@ A node is a dict with the dotted path of a class or function in ``_target_``, an
 import difflib
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,8 @@ _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (s
 def _type_problem(annotation: Any, value: Any) -> str | None:
     """What is wrong with a number, string, bool or list of them for an annotated argument; None where that cannot be
     said."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"expected a finite number, got {value}"
     if not isinstance(value, (bool, int, float, str, list)) or annotation is inspect.Parameter.empty:
         return None
     allowed = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
@@ -90,6 +93,10 @@ def _type_problem(annotation: Any, value: Any) -> str | None:
     if any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind is bool) for kind in known):
         return None
     return f"expected {' or '.join(kind.__name__ for kind in known)}, got {value!r}"
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)
 
 
 def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
@@ -155,6 +162,8 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
                 if not open_ended:
                     hint = nearest(key, list(parameters))
                     problems.append(f"{place}.{key}: {target['_target_']} has no such argument.{hint}")
+            elif _is_infinite(parameters[key].default) and _is_infinite(value):
+                continue  # its own way to say "without a bound"
             elif problem := _type_problem(parameters[key].annotation, value):
                 problems.append(f"{place}.{key}: {problem}")
         if not target.get("_partial_"):

@@ -312,8 +312,16 @@ def test_a_rate_that_would_take_gigabytes_to_resample_is_refused(encode: Encode,
 
 
 def test_missing_files_are_unusable(tmp_path: Path) -> None:
-    with pytest.raises(UnusableAudio, match="cannot be decoded: System error"):
+    with pytest.raises(UnusableAudio, match=r"^there is no such file$"):
         check(tmp_path / "none.wav")
+
+
+def test_a_header_of_rate_0_is_named_in_plain_words(tmp_path: Path, encode: Encode, noise: Noise) -> None:
+    data = bytearray(encode(noise(100), 16_000))
+    data[24:28] = bytes(4)
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(UnusableAudio, match="cannot be decoded: its header gives no usable sample rate"):
+        check(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,25 @@ def test_missing_shards_are_refused_with_what_to_do(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty/train-\*.tar' does not exist"):
         expand(str(tmp_path / "empty"))
+
+
+def test_what_is_no_shard_comes_with_what_to_write(tmp_path: Path) -> None:
+    sounds, foreign = tmp_path / "my sounds", tmp_path / "foreign"
+    (sounds / "dog").mkdir(parents=True)
+    (sounds / "dog" / "a.flac").touch()
+    foreign.mkdir()
+    for name in ("a-000.tar", "a-001.tar", "val-000000.tar"):
+        (foreign / name).touch()
+    pack = f"python make_shards.py 'input={sounds}' output=data/mine, then data.train=data/mine"
+    with pytest.raises(ValueError, match=rf"does not exist\. It holds audio\. Pack it first: {re.escape(pack)}$"):
+        expand(str(sounds))
+    with pytest.raises(ValueError, match=r"flac' is a sound\. Pack it first: python make_shards.py 'input=.*a\.flac'"):
+        expand(str(sounds / "dog" / "a.flac"))
+    with pytest.raises(ValueError, match=r"flac' is a sound\. Pack it first: python make_shards.py 'input=.*/dog'"):
+        expand(str(sounds / "dog" / "*.flac"))
+    with pytest.raises(ValueError, match=r"2 other shards, such as 'a-000.tar': write 'data.train=.*/foreign/\*.tar'$"):
+        expand(str(foreign))
+    assert len(expand(str(foreign / "*.tar"))) == 3
 
 
 def test_classes_come_from_the_manifest_beside_the_shards(three: Path, drum_shards: Path) -> None:

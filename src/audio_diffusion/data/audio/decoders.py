@@ -289,12 +289,27 @@ def _descriptor(path: str | bytes | Path) -> str | bytes | int:
     """A file for libsndfile: open already, where the system's descriptors are its own. By its path it would also look
     at the files beside it (macOS keeps ``._x.mp3`` beside ``x.mp3``) and take what it does not know for what its name
     says."""
-    if os.name != "posix":
+    if os.name != "posix" and os.path.exists(path):
         return os.fspath(path)
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # libsndfile closes it
+    except FileNotFoundError as error:
+        raise UnusableAudio("there is no such file", "read") from error
     except OSError as error:
-        raise UnusableAudio(f"cannot be decoded: System error: {error.strerror}", "read") from error
+        raise UnusableAudio(f"cannot be read: {error.strerror}", "read") from error
+
+
+#: what libsndfile says that only those who know its structures understand, and what it means
+_PLAINLY = {
+    "SF_INFO struct incomplete.": "its header gives no usable sample rate, number of channels or format",
+    "System error.": "it could not be read, or its header is broken",
+}
+
+
+def _plainly(error: Exception) -> str:
+    """What libsndfile found wrong, in words of the user's."""
+    said = str(error).split(": ")[-1]
+    return _PLAINLY.get(said, said)
 
 
 def open_plain(file: File) -> Decoder | Pcm16:
@@ -313,7 +328,7 @@ def open_plain(file: File) -> Decoder | Pcm16:
             path_or_file = _descriptor(file) if isinstance(file, str | bytes | Path) else file
             opened = Decoder(path_or_file, is_silent)  # type: ignore[arg-type]
         except (sf.LibsndfileError, RuntimeError) as error:
-            raise UnusableAudio(f"cannot be decoded: {str(error).split(': ')[-1]}", "format") from error
+            raise UnusableAudio(f"cannot be decoded: {_plainly(error)}", "format") from error
     low, high = SAMPLE_RATES
     problem = None
     if not low <= opened.samplerate <= high:

@@ -19,6 +19,7 @@ import webdataset as wds
 
 from audio_diffusion.data.batch import Skipped
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, version_seal
+from audio_diffusion.data.shards import advice
 from audio_diffusion.data.shards import index as indexes
 from audio_diffusion.data.shards.index import Place, ShardIndex
 
@@ -79,6 +80,7 @@ def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
     Raises:
         ValueError: if nothing matches, or a local shard of a brace pattern is missing.
     """
+    given = pattern
     if folder := _folder(pattern):
         pattern = join(folder if is_remote(folder) else escape(folder), "train-*.tar")
     if is_remote(pattern):
@@ -93,9 +95,21 @@ def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
             f"shards: expected files at {pattern!r}, but "
             + (f"{missing[0]!r} does not exist" if missing else "there are none")
             + (f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else "")
-            + ". Make shards with: python make_shards.py input=FOLDER output=SHARDS"
+            + f". {advice.instead_of_shards(folder, _names_in(folder, store)) if folder else advice.MAKE_THEM}"
         )
+    if sounds := [path for path in paths if advice.is_sound(path)]:
+        wanted = given if given == sounds[0] else parent(sounds[0])
+        raise ValueError(f"shards: expected .tar files, but {sounds[0]!r} is a sound. {advice.pack(wanted)}")
     return paths
+
+
+def _names_in(folder: str, store: RemoteStore | None) -> list[str]:
+    """What lies in a folder, of a remote one its shards; nothing where that cannot be listed."""
+    with contextlib.suppress(RemoteError, OSError):
+        if not is_remote(folder):
+            return sorted(os.listdir(folder))
+        return [path.rpartition("/")[2] for path in (store or RemoteStore(None)).list(join(folder, "*.tar"))]
+    return []
 
 
 def _expand_remote(pattern: str, store: RemoteStore) -> list[str]:

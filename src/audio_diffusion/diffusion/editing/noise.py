@@ -17,7 +17,13 @@ _QUANTILE = 0.25
 
 
 def noise_std_at(noisy: Tensor, snr_db: float) -> Tensor:
-    """Standard deviation of the noise in clips ``[B, C, T]`` of which the signal-to-noise ratio is known, ``[B]``."""
+    """Standard deviation of the noise in clips ``[B, C, T]`` of which the signal-to-noise ratio is known, ``[B]``.
+
+    Raises:
+        ValueError: for a ratio that is not finite.
+    """
+    if not math.isfinite(snr_db):
+        raise ValueError(f"snr_db: expected a finite number of dB, got {snr_db}")
     power = noisy.square().flatten(1).mean(1)
     return (power / (1 + 10 ** (snr_db / 10))).sqrt()
 
