@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.process import Denoise
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.denoiser import Denoiser, Prediction
+from audio_diffusion.diffusion.schedule import Schedule
 
 
 def covariance(length: int, low: float = 0.35, high: float = 1.7) -> Tensor:
@@ -16,7 +15,7 @@ def covariance(length: int, low: float = 0.35, high: float = 1.7) -> Tensor:
     return tones[(lag[:, None] - lag).abs().long()]
 
 
-def denoiser(schedule: Schedule, cov: Tensor) -> Denoise:
+def denoiser(schedule: Schedule, cov: Tensor) -> Denoiser:
     """E[x0 | x_t] of N(0, cov), for ``[B, 1, T]``."""
     values, vectors = torch.linalg.eigh(cov)
 
@@ -37,7 +36,7 @@ def log_densities(x: Tensor, covs: list[Tensor]) -> Tensor:
     )
 
 
-def mixture_denoiser(schedule: Schedule, covs: list[Tensor]) -> Denoise:
+def mixture_denoiser(schedule: Schedule, covs: list[Tensor]) -> Denoiser:
     """E[x0 | x_t] where each signal is of one of several kinds, N(0, cov), equally likely."""
     each = [denoiser(schedule, cov) for cov in covs]
 

@@ -18,29 +18,28 @@ import torch
 from torch import Tensor
 
 import audio_diffusion
-from audio_diffusion.diffusion import plans
+from audio_diffusion.diffusion.denoiser import Denoiser
 from audio_diffusion.diffusion.editing.inversion import error_db, invert
-from audio_diffusion.diffusion.grids import Grid, balanced
+from audio_diffusion.diffusion.grids import balanced
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.process import Denoise
-from audio_diffusion.diffusion.samplers import ddim
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.schedule import Grid, Schedule
+from audio_diffusion.diffusion.solvers.ddim import ddim
 
 
 @torch.no_grad()
-def euler(denoise: Denoise, clip: Tensor, schedule: Schedule, *, num_steps: int | None, grid: Grid) -> Tensor:
+def euler(denoise: Denoiser, clip: Tensor, schedule: Schedule, *, num_steps: int | None, grid: Grid) -> Tensor:
     """DDIM's own inversion (Song et al. 2020, section 4.3): each step asks where it starts, not where it ends."""
-    levels = plans.levels_of(schedule, grid, num_steps)
+    levels = schedule.levels(grid, num_steps)
     x = clip * levels[-1].alpha
     for s, t in pairwise(reversed(levels)):
         ratio = t.alpha / s.alpha
-        x = ratio * x + (t.sigma - ratio * s.sigma) * denoise(x, s.t).noise
-    return x / plans.start_std(levels)
+        x = ratio * x + (t.sigma - ratio * s.sigma) * denoise(x, s.time).noise
+    return x / levels[0].std
 
 
 @torch.no_grad()
 def there_and_back(
-    way_back: Callable, denoise: Denoise, clip: Tensor, schedule: Schedule, num_steps: int, grid: Grid = balanced
+    way_back: Callable, denoise: Denoiser, clip: Tensor, schedule: Schedule, num_steps: int, grid: Grid = balanced
 ) -> tuple[Tensor, int]:
     """Error of each clip in dB of its level ``[B]``, and how often the network was asked."""
     calls = 0

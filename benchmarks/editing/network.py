@@ -29,7 +29,7 @@ from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.diffusion.editing.constraints import LowBand
 from audio_diffusion.diffusion.editing.noise import estimated_noise_std
-from audio_diffusion.diffusion.samplers import dpmpp
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.signal import log_mel_distance
 from audio_diffusion.networks.conditions.mel import Mel

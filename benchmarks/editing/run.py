@@ -5,6 +5,7 @@
 Network calls count forward and backward passes alike.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,42 +23,46 @@ from gaussian import (
 from inversion import there_and_back
 from torch import Tensor
 
-from audio_diffusion.diffusion import grids, plans
+from audio_diffusion.diffusion import grids
+from audio_diffusion.diffusion.denoiser import Denoiser
 from audio_diffusion.diffusion.editing.consistency import consistent
 from audio_diffusion.diffusion.editing.constraints import Kept, Unclipped
 from audio_diffusion.diffusion.editing.inversion import invert
 from audio_diffusion.diffusion.editing.windows import Windowed
 from audio_diffusion.diffusion.parameterization import Epsilon
-from audio_diffusion.diffusion.process import Denoise, Diffusion
-from audio_diffusion.diffusion.samplers import dpmpp, unipc
+from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.diffusion.schedule import Grid, NoiseLevel, added_variance
 from audio_diffusion.diffusion.schedules import linear, lowered
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 LENGTH, COUNT, NFE = 48, 2000, (20, 50, 100, 250)
+CLEAN = NoiseLevel(0.0, 1.0, 0.0, math.inf, 1.0)
 PROCESS = Diffusion(lowered(linear()), Epsilon())
-Method = Callable[[Denoise, Kept, Callable[[], Tensor], int], Tensor]
+Method = Callable[[Denoiser, Kept, Callable[[], Tensor], int], Tensor]
 
 
 def held(sampler: Callable[..., Tensor], iterations: int) -> Method:
     """A sampler over ``consistent``."""
 
-    def run(denoise: Denoise, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
+    def run(denoise: Denoiser, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
         wrapped = consistent(denoise, PROCESS, constraint, iterations)
         return sampler(wrapped, noise(), PROCESS.schedule, noise, num_steps=nfe // (1 + iterations))
 
     return run
 
 
-def repaint(resampling: int, grid: grids.Grid) -> Method:
+def repaint(resampling: int, grid: Grid) -> Method:
     """RePaint, Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1: known part noised anew, each step repeated."""
 
-    def run(denoise: Denoise, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
-        levels = plans.levels_of(PROCESS.schedule, grid, max(2, nfe // resampling))
-        x = noise() * plans.start_std(levels)
-        for t, s in zip(levels, [*levels[1:], plans.CLEAN], strict=True):
-            beta = plans.fresh_variance(t, s)
-            for turn in range(resampling if s is not plans.CLEAN else 1):
-                x0 = denoise(x, t.t).x0
-                if s is plans.CLEAN:
+    def run(denoise: Denoiser, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
+        levels = PROCESS.schedule.levels(grid, max(2, nfe // resampling))
+        x = noise() * levels[0].std
+        for t, s in zip(levels, [*levels[1:], CLEAN], strict=True):
+            beta = added_variance(t, s)
+            for turn in range(resampling if s is not CLEAN else 1):
+                x0 = denoise(x, t.time).x0
+                if s is CLEAN:
                     return constraint.onto(x0)
                 mean = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2 * x + s.alpha * beta / t.sigma**2 * x0
                 unknown = mean + beta**0.5 * s.sigma / t.sigma * noise()
@@ -69,7 +74,7 @@ def repaint(resampling: int, grid: grids.Grid) -> Method:
     return run
 
 
-def exact(denoise: Denoise, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
+def exact(denoise: Denoiser, constraint: Kept, noise: Callable[[], Tensor], nfe: int) -> Tensor:
     """Draws from the conditional itself: what is left is the error of measuring."""
     cov, keep = covariance(LENGTH), constraint.keep[0, 0]
     other = noise() @ torch.linalg.cholesky(cov).T
@@ -97,7 +102,7 @@ TASKS = {
 KINDS = [covariance(LENGTH, low, high) for low, high in ((0.2, 1.2), (0.5, 1.7), (0.8, 2.4))]
 
 
-def run(method: Method, denoise: Denoise, clip: Tensor, keep: Tensor, nfe: int) -> Tensor:
+def run(method: Method, denoise: Denoiser, clip: Tensor, keep: Tensor, nfe: int) -> Tensor:
     """What the method makes of the clips, ``[B, T]``."""
     generator = torch.Generator().manual_seed(2)
     noise = lambda: torch.randn(clip.shape, generator=generator, dtype=torch.float64)  # noqa: E731

@@ -17,12 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion import plans
 from audio_diffusion.diffusion.grids import balanced
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
-from audio_diffusion.diffusion.samplers import ddim, dpmpp, heun, unipc
+from audio_diffusion.diffusion.schedule import NoiseLevel
 from audio_diffusion.diffusion.schedules import linear, lowered
+from audio_diffusion.diffusion.solvers import dpmpp as multistep
+from audio_diffusion.diffusion.solvers import unipc as predictor_corrector
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 SCHEDULE = lowered(linear())
 SIZES = {1024: 61, 65536: 41, 2**21: 11}  # samples of [1, 2, T], and rounds
@@ -31,23 +36,23 @@ Net = Callable[[Tensor, Tensor], Tensor]
 Loop = Callable[[Net, Tensor, int], Tensor]
 
 
-def times_of(levels: list[plans.Level], x: Tensor) -> tuple[Tensor, ...]:
+def times_of(levels: list[NoiseLevel], x: Tensor) -> tuple[Tensor, ...]:
     """``[B]`` for each level."""
-    return torch.tensor([level.t for level in levels])[:, None].expand(-1, len(x)).unbind()
+    return torch.tensor([level.time for level in levels])[:, None].expand(-1, len(x)).unbind()
 
 
-def ended(net: Net, x: Tensor, t: Tensor, last: plans.Level) -> Tensor:
+def ended(net: Net, x: Tensor, t: Tensor, last: NoiseLevel) -> Tensor:
     """The estimate of x0 at the last level."""
     return x.mul_(1 / last.alpha).add_(net(x, t), alpha=-last.sigma / last.alpha)
 
 
 def ddim_by_hand(n: int) -> Loop:
     """Two passes: x0 need not be made."""
-    levels = plans.levels_of(SCHEDULE, balanced, n)
+    levels = SCHEDULE.levels(balanced, n)
     rows = [(s.alpha / t.alpha, s.sigma - s.alpha * t.sigma / t.alpha) for t, s in pairwise(levels)]
 
     def loop(net: Net, x_t: Tensor, _: int) -> Tensor:
-        x, (*times, end) = x_t * plans.start_std(levels), times_of(levels, x_t)
+        x, (*times, end) = x_t * levels[0].std, times_of(levels, x_t)
         for (keep, weight), t in zip(rows, times, strict=True):
             x.mul_(keep).add_(net(x, t), alpha=weight)
         return ended(net, x, end, levels[-1])
@@ -57,15 +62,15 @@ def ddim_by_hand(n: int) -> Loop:
 
 def dpmpp_by_hand(n: int) -> Loop:
     """Four passes: one for y = alpha·x0, one for keep·x, one for each y."""
-    levels = plans.levels_of(SCHEDULE, balanced, n)
-    steps = plans.dpmpp(SCHEDULE, balanced, n, 2, 0.0).steps
-    rows = [
-        (-t.sigma, s.keep, s.weights[0] / t.alpha, s.weights[1] / before.alpha if i else 0.0)
-        for i, (before, t, s) in enumerate(zip([levels[0], *levels[:-2]], levels[:-1], steps, strict=True))
-    ]
+    levels = SCHEDULE.levels(balanced, n)
+    rows = []
+    for i, (before, t) in enumerate(pairwise([levels[0], *levels[:-1]])):
+        keep, weights, _ = multistep.coefficients(levels, i, 2, 0.0)
+        scaled = [w / level.alpha for w, level in zip([*weights, 0.0], (t, before), strict=False)]
+        rows.append((-t.sigma, keep, *scaled))
 
     def loop(net: Net, x_t: Tensor, _: int) -> Tensor:
-        x, (*times, end) = x_t * plans.start_std(levels), times_of(levels, x_t)
+        x, (*times, end) = x_t * levels[0].std, times_of(levels, x_t)
         old = x
         for (sigma, keep, new_weight, old_weight), t in zip(rows, times, strict=True):
             y = x.add(net(x, t), alpha=sigma)
@@ -78,15 +83,14 @@ def dpmpp_by_hand(n: int) -> Loop:
 
 def unipc_by_hand(n: int) -> Loop:
     """Six passes, corrector and predictor in one."""
-    levels = plans.levels_of(SCHEDULE, balanced, n)
-    steps = plans.unipc(SCHEDULE, balanced, n, 3).steps
+    levels = SCHEDULE.levels(balanced, n)
     rows = []
-    for i, step in enumerate(steps):
-        scaled = [w / levels[i - j].alpha for j, w in enumerate(step.weights)]
-        rows.append((-levels[i].sigma, step.keep, *scaled, *[0.0] * (4 - len(scaled))))
+    for i, (keep, weights) in enumerate(predictor_corrector.coefficients(levels, 3)):
+        scaled = [w / levels[i - j].alpha for j, w in enumerate(weights)]
+        rows.append((-levels[i].sigma, keep, *scaled, *[0.0] * (4 - len(scaled))))
 
     def loop(net: Net, x_t: Tensor, _: int) -> Tensor:
-        x, (*times, end) = x_t * plans.start_std(levels), times_of(levels, x_t)
+        x, (*times, end) = x_t * levels[0].std, times_of(levels, x_t)
         b = c = d = x
         for (sigma, keep, p, q, r, s), t in zip(rows, times, strict=True):
             a = x.add(net(x, t), alpha=sigma)
@@ -99,14 +103,14 @@ def unipc_by_hand(n: int) -> Loop:
 
 def heun_by_hand(n: int) -> Loop:
     """Four passes for two network calls."""
-    levels = plans.levels_of(SCHEDULE, balanced, n)
+    levels = SCHEDULE.levels(balanced, n)
     rows = [
         (s.alpha / t.alpha, s.sigma - s.alpha * t.sigma / t.alpha, 0.5 * (s.sigma - s.alpha * t.sigma / t.alpha))
         for t, s in pairwise(levels)
     ]
 
     def loop(net: Net, x_t: Tensor, _: int) -> Tensor:
-        x, times = x_t * plans.start_std(levels), times_of(levels, x_t)
+        x, times = x_t * levels[0].std, times_of(levels, x_t)
         for (keep, weight, half), (t, s) in zip(rows, pairwise(times), strict=True):
             noise = net(x, t)
             x.mul_(keep).add_(noise, alpha=weight)

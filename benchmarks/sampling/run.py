@@ -16,18 +16,22 @@ from analytic import DB, MIXTURES, Mixture, denoise_levels, level_errors, start,
 from torch import Tensor
 
 from audio_diffusion.diffusion import grids
-from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.samplers import ddim, dpmpp, heun, unipc
-from audio_diffusion.diffusion.schedules import Edm, Flow, Schedule, linear, lowered
+from audio_diffusion.diffusion.denoiser import Prediction
+from audio_diffusion.diffusion.schedule import Schedule
+from audio_diffusion.diffusion.schedules import Flow, VarianceExploding, linear, lowered
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 NFE = (5, 10, 15, 20, 50, 100, 1000)
-Run = Callable[[peers.Denoise, Tensor, int], Tensor]  # (denoise(x, sigma), standard normal x, NFE) -> x0
+Run = Callable[[peers.Denoiser, Tensor, int], Tensor]  # (denoise(x, sigma), standard normal x, NFE) -> x0
 
 
 def ours(sampler: Callable[..., Tensor], schedule: Schedule) -> Run:
     """A solver of this project on a process of its own."""
 
-    def run(exact: peers.Denoise, x: Tensor, nfe: int) -> Tensor:
+    def run(exact: peers.Denoiser, x: Tensor, nfe: int) -> Tensor:
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
             assert isinstance(t, float)
             alpha, sigma = schedule.at(t)
@@ -52,7 +56,7 @@ def theirs(name: str, **options: object) -> Run:
 def k(name: str) -> Run:
     """A solver of k-diffusion on its usual grid."""
 
-    def run(exact: peers.Denoise, x: Tensor, nfe: int) -> Tensor:
+    def run(exact: peers.Denoiser, x: Tensor, nfe: int) -> Tensor:
         steps = (nfe + 1) // 2 if name == "heun" else nfe
         sigmas = torch.cat([peers.k_karras(steps)[:steps], torch.zeros(1, dtype=torch.float64)])
         return peers.k_diffusion(name, exact, x, sigmas)
@@ -63,7 +67,7 @@ def k(name: str) -> Run:
 DEFAULT = lowered(linear())
 ROWS: dict[str, Run] = {
     "**unipc, balanced (default)**": ours(partial(unipc), DEFAULT),
-    "unipc, balanced, on edm": ours(partial(unipc), Edm()),
+    "unipc, balanced, on edm": ours(partial(unipc), VarianceExploding()),
     "unipc, balanced, on flow": ours(partial(unipc), Flow()),
     "unipc, karras": ours(partial(unipc, grid=grids.karras), DEFAULT),
     "unipc, log_snr": ours(partial(unipc, grid=grids.log_snr), DEFAULT),

@@ -29,8 +29,10 @@ from tqdm import tqdm
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
-from audio_diffusion.diffusion import grids, samplers
+from audio_diffusion.diffusion import grids
 from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.diffusion.solvers.ddpm import ddpm
+from audio_diffusion.diffusion.solvers.unipc import unipc
 from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.metrics.signal import log_mel_distance, multi_resolution_stft
 from audio_diffusion.networks.conditions.mel import Mel
@@ -77,11 +79,11 @@ def sampler_of(model: checkpoint_reader.Generator, nfe: int) -> tuple[str, Calla
     """What a model is sampled with in so many calls, and its name."""
     num_steps = model.process.schedule.num_steps
     if num_steps == nfe:
-        return "all steps", partial(samplers.ddpm, num_steps=None, variance="beta_tilde")
+        return "all steps", partial(ddpm, num_steps=None, variance="beta_tilde")
     if num_steps == 50 and nfe == len(FAST):
         grid = partial(grids.of_betas, betas=FAST)
-        return "fast", partial(samplers.ddpm, num_steps=nfe, variance="beta_tilde", grid=grid)
-    return "UniPC", partial(samplers.unipc, num_steps=nfe)
+        return "fast", partial(ddpm, num_steps=nfe, variance="beta_tilde", grid=grid)
+    return "UniPC", partial(unipc, num_steps=nfe)
 
 
 def learnt(model: checkpoint_reader.Generator, sampler: Callable) -> Vocoder:

@@ -8,7 +8,7 @@ import torch
 
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.sampling import SampleAudio, level_row
-from audio_diffusion.diffusion.samplers import ddim
+from audio_diffusion.diffusion.solvers.ddim import ddim
 
 
 def sampling(folder, **options) -> SampleAudio:

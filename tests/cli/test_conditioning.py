@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.samplers import ddim
+from audio_diffusion.diffusion.solvers.ddim import ddim
 from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.networks.conditions import text
 

@@ -127,7 +127,7 @@ def test_door_3_targets(target: str, message: str) -> None:
 def test_door_3_unions_literals_and_nested_targets() -> None:
     optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": "fast"}
     assert config.target_problems({"a": {"optimizer": optimizer}}) == ["a.optimizer.lr: expected float, got 'fast'"]
-    ddpm = {"_target_": "audio_diffusion.diffusion.samplers.ddpm", "_partial_": True, "variance": "beta"}
+    ddpm = {"_target_": "audio_diffusion.diffusion.solvers.ddpm.ddpm", "_partial_": True, "variance": "beta"}
     assert config.target_problems(ddpm) == []
     assert config.target_problems({**ddpm, "num_steps": None}) == []
 

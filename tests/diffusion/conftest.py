@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.process import Cond, Denoise, Net
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.denoiser import Denoiser, Prediction
+from audio_diffusion.diffusion.process import Cond, Net
+from audio_diffusion.diffusion.schedule import Schedule
 
 
 def levels(schedule: Schedule, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def levels(schedule: Schedule, t: Tensor | float, like: Tensor) -> tuple[Tensor,
     return tuple(value.to(like.dtype)[:, None, None] for value in schedule.alpha_sigma(t))  # type: ignore[return-value]
 
 
-def gaussian_denoise(schedule: Schedule, mean: Tensor | float, std: Tensor | float) -> Denoise:
+def gaussian_denoise(schedule: Schedule, mean: Tensor | float, std: Tensor | float) -> Denoiser:
     """E[x0 | x_t] and E[noise | x_t] of x0 ~ N(mean, std²); mean and std broadcast to x_t ``[B, C, T]``."""
 
     def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
@@ -47,7 +47,7 @@ def mixture_denoise(
     return denoise
 
 
-def loud_or_quiet_denoise(schedule: Schedule, weights: list[float], stds: list[float]) -> Denoise:
+def loud_or_quiet_denoise(schedule: Schedule, weights: list[float], stds: list[float]) -> Denoiser:
     """The same of clips ``[B, C, T]`` of white noise, each at a level of its own: N(0, std²) throughout."""
     weight, std = (torch.tensor(v, dtype=torch.float64) for v in (weights, stds))
 
@@ -73,17 +73,17 @@ def gaussian_net(schedule: Schedule, means: list[float], std: float) -> Net:
 
 
 @pytest.fixture(scope="session")
-def exact_denoise() -> Callable[..., Denoise]:
+def exact_denoise() -> Callable[..., Denoiser]:
     return gaussian_denoise
 
 
 @pytest.fixture(scope="session")
-def exact_mixture() -> Callable[..., Denoise]:
+def exact_mixture() -> Callable[..., Denoiser]:
     return mixture_denoise
 
 
 @pytest.fixture(scope="session")
-def exact_loud_or_quiet() -> Callable[..., Denoise]:
+def exact_loud_or_quiet() -> Callable[..., Denoiser]:
     return loud_or_quiet_denoise
 
 

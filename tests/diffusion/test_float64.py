@@ -14,17 +14,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from audio_diffusion.diffusion import float64, samplers
+from audio_diffusion.diffusion import float64
 from audio_diffusion.diffusion.editing.constraints import Kept, LowBand, Unclipped
 from audio_diffusion.diffusion.editing.inversion import interpolate
 from audio_diffusion.diffusion.editing.noise import remove_noise
 from audio_diffusion.diffusion.editing.vary import edit
 from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.parameterization import Edm, Epsilon, V, Velocity
+from audio_diffusion.diffusion.parameterization import EdmPreconditioning, Epsilon, V, Velocity
 from audio_diffusion.diffusion.process import Diffusion
-from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import Flow, cosine, input_scaled, linear, lowered
+from audio_diffusion.diffusion.schedules import Flow, VarianceExploding, cosine, input_scaled, linear, lowered
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.ddpm import ddpm
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.diffusion.solvers.unipc import unipc
 from audio_diffusion.diffusion.weighting import EdmWeight, LogitNormal, LogNormal, MinSnr, Uniform
 from audio_diffusion.metrics.bits import BoundMeter, FlowMeter
 from audio_diffusion.networks.unet1d import UNet1d
@@ -34,7 +38,7 @@ PROCESSES = {
     "default": lambda: Diffusion(lowered(linear()), Epsilon(), Uniform(), MinSnr()),
     "v_cosine": lambda: Diffusion(lowered(cosine()), V(), LogNormal(), MinSnr()),
     "flow": lambda: Diffusion(Flow(), Velocity(), LogitNormal(), EdmWeight()),
-    "edm": lambda: Diffusion(EdmSchedule(), Edm(), LogNormal()),
+    "edm": lambda: Diffusion(VarianceExploding(), EdmPreconditioning(), LogNormal()),
     "diffwave": lambda: Diffusion(input_scaled(linear(50, 1e-4, 0.05), 0.1), Epsilon()),
 }
 
@@ -124,12 +128,12 @@ def test_a_training_step(name: str, device: Pretended) -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        samplers.unipc,
-        samplers.ddim,
-        partial(samplers.ddpm, num_steps=5),
-        partial(samplers.dpmpp, order=2),
-        partial(samplers.dpmpp, order=3, eta=1.0),
-        partial(samplers.heun, churn=5.0),
+        unipc,
+        ddim,
+        partial(ddpm, num_steps=5),
+        partial(dpmpp, order=2),
+        partial(dpmpp, order=3, eta=1.0),
+        partial(heun, churn=5.0),
     ],
 )
 @pytest.mark.parametrize("name", PROCESSES)
@@ -144,7 +148,7 @@ def test_sampling(name: str, sampler: Callable[..., Tensor], device: Pretended) 
 )
 def test_editing(constraint: Any, device: Pretended) -> None:
     net, process, clip = network(device), PROCESSES["default"](), device.put(torch.rand(2, 1, 64))
-    sampler = partial(samplers.unipc, num_steps=4)
+    sampler = partial(unipc, num_steps=4)
     made = edit(
         net, process, sampler, clip, [1, 2], {}, strength=0.7, constraint=constraint and constraint(clip), iterations=1
     )
@@ -154,7 +158,7 @@ def test_editing(constraint: Any, device: Pretended) -> None:
 def test_inversion_and_noise(device: Pretended) -> None:
     net, process, clip = network(device), PROCESSES["default"](), device.put(torch.rand(1, 1, 64))
     assert device.has(interpolate(net, process, clip, clip, [0.5], {}, num_steps=3).clips)
-    assert device.has(remove_noise(net, process, partial(samplers.unipc, num_steps=4), clip, 0.1, [1], {}))
+    assert device.has(remove_noise(net, process, partial(unipc, num_steps=4), clip, 0.1, [1], {}))
 
 
 @pytest.mark.parametrize("name", ["default", "flow"])

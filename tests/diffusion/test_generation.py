@@ -11,8 +11,12 @@ from audio_diffusion.diffusion.generation import Sampler, generate
 from audio_diffusion.diffusion.grids import trailing
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
 from audio_diffusion.diffusion.schedules import linear
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.ddpm import ddpm
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 PROCESS = Diffusion(linear(), Epsilon())
 SHAPE = (2, 300)

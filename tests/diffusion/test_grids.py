@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.grids import Grid, balanced, karras, log_snr, of_betas, trailing, uniform
+from audio_diffusion.diffusion.grids import balanced, karras, log_snr, of_betas, trailing, uniform
+from audio_diffusion.diffusion.schedule import Grid, Schedule
 from audio_diffusion.diffusion.schedules import (
-    Edm,
     Flow,
-    Schedule,
     Steps,
+    VarianceExploding,
     cosine,
     explicit,
     input_scaled,
@@ -26,7 +26,15 @@ from audio_diffusion.diffusion.schedules import (
 GRIDS = pytest.mark.parametrize("grid", [trailing, uniform, log_snr, karras, balanced])
 SCHEDULES = pytest.mark.parametrize(
     "schedule",
-    [linear(), cosine(), lowered(linear()), zero_terminal_snr(linear()), linear(20, 1e-3, 0.5), Edm(), Flow()],
+    [
+        linear(),
+        cosine(),
+        lowered(linear()),
+        zero_terminal_snr(linear()),
+        linear(20, 1e-3, 0.5),
+        VarianceExploding(),
+        Flow(),
+    ],
     ids=["linear", "cosine", "lowered", "zero_snr", "coarse", "edm", "flow"],
 )
 
@@ -103,13 +111,13 @@ def test_times_never_start_before_the_noise(alphas: list[float]) -> None:
 
 
 def test_log_snr_is_even_in_decibels_over_the_whole_schedule() -> None:
-    levels = decibels(Edm(1e-4, 100), log_snr(Edm(1e-4, 100), 7))
+    levels = decibels(VarianceExploding(1e-4, 100), log_snr(VarianceExploding(1e-4, 100), 7))
     assert levels == pytest.approx([40, 20, 0, -20, -40, -60, -80], abs=1e-6)
 
 
 def test_karras_is_eq_5() -> None:
     """(σ_max^(1/ρ) + i/(n-1)·(σ_min^(1/ρ) - σ_max^(1/ρ)))^ρ."""
-    schedule = Edm(0.0001, 200)
+    schedule = VarianceExploding(0.0001, 200)
     times = karras(schedule, 5, rho=7.0, sigma_min=0.002, sigma_max=80.0)
     expected = [(80 ** (1 / 7) + i / 4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(5)]
     assert [schedule.at(t)[1] for t in times] == pytest.approx(expected, rel=1e-9)
@@ -124,7 +132,7 @@ def test_balanced_widens_with_the_steps_and_is_dense_in_the_middle() -> None:
     middle = min(range(49), key=lambda i: abs((reach[50][i] + reach[50][i + 1]) / 2 + 11.2))
     assert gaps[middle] < 0.5 * gaps[0]
     assert gaps[middle] < 0.5 * gaps[-1]
-    even = decibels(Edm(1e-4, 100), balanced(Edm(1e-4, 100), 50, share=0.0))
+    even = decibels(VarianceExploding(1e-4, 100), balanced(VarianceExploding(1e-4, 100), 50, share=0.0))
     assert max(abs((a - b) - (even[0] - even[-1]) / 49) for a, b in pairwise(even)) < 0.01
 
 
@@ -166,7 +174,7 @@ def test_bad_options_are_refused(grid: Grid, message: str) -> None:
 def test_the_levels_of_given_betas_are_those_of_their_own_chain() -> None:
     betas = [1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5]
     own = explicit([1 - beta for beta in betas])
-    for schedule in (linear(1000), Edm()):  # fine enough, or continuous
+    for schedule in (linear(1000), VarianceExploding()):  # fine enough, or continuous
         times = of_betas(schedule, None, betas)
         expected = decibels(own, [i / 6 for i in range(6, 0, -1)])
         assert decibels(schedule, times) == pytest.approx(expected, abs=0.3 if isinstance(schedule, Steps) else 1e-3)

@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.denoiser import Denoiser
 from audio_diffusion.diffusion.grids import karras, trailing
-from audio_diffusion.diffusion.process import Denoise
-from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
-from audio_diffusion.diffusion.schedules import Edm, linear
+from audio_diffusion.diffusion.schedules import VarianceExploding, linear
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.ddpm import ddpm
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 STORED = json.loads((Path(__file__).parent / "reference.json").read_text())
 CASES = {
@@ -44,9 +48,9 @@ def draws() -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_result_agrees(name: str, exact_mixture: Callable[..., Denoise]) -> None:
+def test_result_agrees(name: str, exact_mixture: Callable[..., Denoiser]) -> None:
     if name.startswith("k-diffusion"):
-        schedule, noise = Edm(0.001, 100.0), draws()
+        schedule, noise = VarianceExploding(0.001, 100.0), draws()
         grid = partial(karras, sigma_min=0.002, sigma_max=80.0)
         start = next(noise) * 80 / (1 + 80**2) ** 0.5  # they leave out the data's part of x_T's variance
     else:

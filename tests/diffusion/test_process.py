@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.diffusion.parameterization import Edm, Epsilon
+from audio_diffusion.diffusion.parameterization import EdmPreconditioning, Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion, full_times, per_sample
-from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import cosine, explicit, input_scaled, linear
+from audio_diffusion.diffusion.schedules import VarianceExploding, cosine, explicit, input_scaled, linear
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -186,7 +185,7 @@ def test_one_time_for_all_samples_may_be_a_number(process: Diffusion) -> None:
 
 def test_edm_network_is_shown_unit_variance() -> None:
     """At a noise of 80 its input is as large as at none: x_t over √(sigma² + sigma_data²)."""
-    process, net = Diffusion(EdmSchedule(), Edm()), Recorder(torch.zeros(2, 1, 5000))
+    process, net = Diffusion(VarianceExploding(), EdmPreconditioning()), Recorder(torch.zeros(2, 1, 5000))
     x0, noise, t = normal(2, 1, 5000), normal(2, 1, 5000, seed=1), torch.tensor([0.0, 1.0])
     process.loss(net, x0, noise, t, {})
     process.denoiser(net, {})(process.add_noise(x0, noise, t), t)

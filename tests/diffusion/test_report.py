@@ -3,11 +3,10 @@
 import pytest
 
 from audio_diffusion.diffusion.grids import balanced
-from audio_diffusion.diffusion.parameterization import Edm, Epsilon, V, Velocity
+from audio_diffusion.diffusion.parameterization import EdmPreconditioning, Epsilon, V, Velocity
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.diffusion.report import describe
-from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import Flow, cosine, input_scaled, linear, lowered
+from audio_diffusion.diffusion.schedules import Flow, VarianceExploding, cosine, input_scaled, linear, lowered
 
 
 @pytest.mark.parametrize(("num_steps", "beta_end", "left"), [(50, 0.05, "0.5"), (200, 0.02, "0.36")])
@@ -36,7 +35,7 @@ def test_the_floor_is_told_in_db_and_warned_of() -> None:
     [
         Diffusion(lowered(linear()), Epsilon()),
         Diffusion(lowered(cosine()), V()),
-        Diffusion(EdmSchedule(), Edm()),
+        Diffusion(VarianceExploding(), EdmPreconditioning()),
         Diffusion(Flow(), Velocity()),
     ],
 )

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.schedule import Schedule
 from audio_diffusion.diffusion.schedules import (
-    Edm,
     Flow,
-    Schedule,
     Steps,
+    VarianceExploding,
     cosine,
     explicit,
     input_scaled,
@@ -200,7 +200,7 @@ def test_time_of_log_snr_is_the_inverse(make: Make) -> None:
     torch.testing.assert_close(schedule.time_of_log_snr(schedule.log_snr(t)), t, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("schedule", [Edm(0.002, 80), Flow()], ids=["edm", "flow"])
+@pytest.mark.parametrize("schedule", [VarianceExploding(0.002, 80), Flow()], ids=["edm", "flow"])
 def test_continuous_schedules_are_consistent(schedule: Schedule) -> None:
     t = torch.linspace(schedule.first_time, 0.999, 333, dtype=torch.float64)
     alpha, sigma = schedule.alpha_sigma(t)
@@ -211,12 +211,12 @@ def test_continuous_schedules_are_consistent(schedule: Schedule) -> None:
 
 
 def test_edm_and_flow_are_what_they_are_called() -> None:
-    alpha, sigma = Edm(0.002, 80).alpha_sigma(torch.tensor([0.0, 0.5, 1.0]).double())
+    alpha, sigma = VarianceExploding(0.002, 80).alpha_sigma(torch.tensor([0.0, 0.5, 1.0]).double())
     assert alpha.tolist() == [1, 1, 1]
     torch.testing.assert_close(sigma, torch.tensor([0.002, (0.002 * 80) ** 0.5, 80]).double())
     alpha, sigma = Flow().alpha_sigma(torch.tensor([0.0, 0.25, 1.0]))
     assert (alpha.tolist(), sigma.tolist()) == ([1, 0.75, 0], [0, 0.25, 1])
-    for make in (lambda: Edm(0.1, 0.01), lambda: Edm(0.0)):
+    for make in (lambda: VarianceExploding(0.1, 0.01), lambda: VarianceExploding(0.0)):
         with pytest.raises(ValueError, match="sigma_min: expected 0 < sigma_min < sigma_max"):
             make()
     with pytest.raises(ValueError, match="floor_db: expected a negative number"):
@@ -225,7 +225,7 @@ def test_edm_and_flow_are_what_they_are_called() -> None:
 
 @pytest.mark.parametrize("base", [linear(), cosine(), scaled_linear()], ids=["linear", "cosine", "scaled_linear"])
 def test_lowered_reaches_its_floor_and_keeps_the_rest(base: Steps) -> None:
-    schedule = lowered(base, floor_db=-90, num_steps=100)
+    schedule = lowered(base, floor_db=-90, prepended_steps=100)
     levels = schedule.log_snr(grid(schedule)[1:]) * 10 / math.log(10)
     assert levels[0].item() == pytest.approx(90)
     assert (levels.diff() < 0).all()
@@ -239,7 +239,7 @@ def test_lowered_reaches_its_floor_and_keeps_the_rest(base: Steps) -> None:
     ("options", "message"),
     [
         ({"floor_db": -30.0}, "floor_db: expected less than the -40.0 dB"),
-        ({"num_steps": 0}, "num_steps: expected at least 1"),
+        ({"prepended_steps": 0}, "prepended_steps: expected at least 1"),
     ],
 )
 def test_lowered_refuses_what_it_cannot_do(options: dict, message: str) -> None:

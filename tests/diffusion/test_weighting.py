@@ -4,10 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.diffusion.parameterization import X0, Edm, Epsilon, Parameterization, V, Velocity, predict
+from audio_diffusion.diffusion.parameterization import (
+    X0,
+    EdmPreconditioning,
+    Epsilon,
+    Parameterization,
+    V,
+    Velocity,
+    predict,
+)
 from audio_diffusion.diffusion.process import Cond, Diffusion
-from audio_diffusion.diffusion.schedules import Edm as EdmSchedule
-from audio_diffusion.diffusion.schedules import Flow, Schedule, cosine, linear, lowered, zero_terminal_snr
+from audio_diffusion.diffusion.schedule import Schedule
+from audio_diffusion.diffusion.schedules import Flow, VarianceExploding, cosine, linear, lowered, zero_terminal_snr
 from audio_diffusion.diffusion.weighting import (
     P2,
     Density,
@@ -22,7 +30,7 @@ from audio_diffusion.diffusion.weighting import (
 
 U = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
 SCHEDULES = pytest.mark.parametrize(
-    "schedule", [linear(), lowered(linear()), EdmSchedule(), Flow()], ids=["linear", "lowered", "edm", "flow"]
+    "schedule", [linear(), lowered(linear()), VarianceExploding(), Flow()], ids=["linear", "lowered", "edm", "flow"]
 )
 DENSITIES = pytest.mark.parametrize("density", [Uniform(), LogitNormal(), LogNormal()], ids=["uniform", "logit", "log"])
 SNR = torch.tensor([1e-12, 0.01, 1.0, 4.9, 5.1, 1e3, 1e9], dtype=torch.float64)
@@ -45,7 +53,7 @@ def test_drawn_times_are_trained_ones_and_keep_the_order_of_u(density: Density, 
 
 
 def test_uniform_on_continuous_time() -> None:
-    t = Uniform()(U, EdmSchedule())
+    t = Uniform()(U, VarianceExploding())
     torch.testing.assert_close(t, U.float())  # so log sigma is uniform
 
 
@@ -56,7 +64,7 @@ def test_logit_normal_has_its_mean_and_std(mean: float, std: float) -> None:
     assert logit.std().item() == pytest.approx(std, rel=0.01)
 
 
-@pytest.mark.parametrize("schedule", [EdmSchedule(), lowered(linear())], ids=["edm", "chain"])
+@pytest.mark.parametrize("schedule", [VarianceExploding(), lowered(linear())], ids=["edm", "chain"])
 def test_log_normal_has_the_mean_and_std_of_log_sigma(schedule: Schedule) -> None:
     level = -0.5 * schedule.log_snr(LogNormal(-1.2, 1.2)(U, schedule).double())
     assert level.mean().item() == pytest.approx(-1.2, abs=0.05)
@@ -77,7 +85,8 @@ def test_weights_are_the_papers() -> None:
 WEIGHTS: list[Weight] = [MinSnr(), MinSnr(soft=True), P2(), EdmWeight(), Sigmoid()]
 PAIRS: list[tuple[Schedule, Parameterization]] = [
     (lowered(linear()), Epsilon()), (lowered(cosine()), V()), (linear(), X0()), (zero_terminal_snr(linear()), V()),
-    (zero_terminal_snr(linear()), X0()), (Flow(), Velocity()), (Flow(), X0()), (EdmSchedule(), Edm()),
+    (zero_terminal_snr(linear()), X0()), (Flow(), Velocity()), (Flow(), X0()),
+    (VarianceExploding(), EdmPreconditioning()),
 ]  # fmt: skip
 
 
@@ -102,8 +111,10 @@ def test_a_weight_means_the_same_for_every_parameterization(
 def test_edm_weight_is_what_edm_has_of_itself() -> None:
     x0, noise, output = torch.randn(3, 4, 1, 8, generator=torch.Generator().manual_seed(0))
     t, net = torch.tensor([0.1, 0.4, 0.7, 0.9]), lambda x_t, t, cond: output
-    plain = Diffusion(EdmSchedule(), Edm(0.5)).loss(net, x0, noise, t, {})
-    weighted = Diffusion(EdmSchedule(), Edm(0.5), weight=EdmWeight(0.5)).loss(net, x0, noise, t, {})
+    plain = Diffusion(VarianceExploding(), EdmPreconditioning(0.5)).loss(net, x0, noise, t, {})
+    weighted = Diffusion(VarianceExploding(), EdmPreconditioning(0.5), weight=EdmWeight(0.5)).loss(
+        net, x0, noise, t, {}
+    )
     torch.testing.assert_close(plain, weighted, rtol=1e-4, atol=0)
 
 

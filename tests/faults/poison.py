@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.samplers import ddim
+from audio_diffusion.diffusion.solvers.ddim import ddim
 
 
 def _on_the_last_rank() -> bool:

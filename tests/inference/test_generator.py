@@ -10,7 +10,9 @@ from torch import Tensor
 
 from audio_diffusion import Generator
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.samplers import ddim, ddpm, unipc
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.ddpm import ddpm
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 RATE = 8000
 

@@ -75,7 +75,7 @@ class SampleAudio(L.Callback):
     A round that fails is a warning, counted in ``sampling/failures``; out of memory, it is tried again one by one.
 
     Args:
-        sampler: one of ``diffusion.samplers``, options bound.
+        sampler: one of ``diffusion.solvers``, options bound.
         shape: (C, T) of the audio.
         sample_rate: Hz.
         classes: class names, in the order of the network's labels.

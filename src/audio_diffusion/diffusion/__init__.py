@@ -1,1 +1,1 @@
-"""What is the maths? Schedules, parameterization, process, samplers and guidance: torch only."""
+"""What is the maths? Schedules, parameterization, process, guidance, solvers: torch only."""

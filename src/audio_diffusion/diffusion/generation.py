@@ -1,6 +1,6 @@
-"""From seeds and conditions to signals: the start noise, guidance and a sampler put together."""
+"""Generates signals from seeds and conditions: start noise, guidance and a sampler put together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -8,10 +8,9 @@ from torch import Tensor
 
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
-from audio_diffusion.diffusion.samplers import OnStep
 from audio_diffusion.diffusion.seeding import SeededNoise
+from audio_diffusion.diffusion.solvers.solver import OnStep, Sampler
 
-Sampler = Callable[..., Tensor]
 T = TypeVar("T")
 
 
@@ -34,15 +33,15 @@ def generate(
     Everything random about sample i comes from ``seeds[i]`` alone. Global random state is neither read nor changed.
 
     Args:
-        net: the network, in the mode (eval) it is to be used in.
+        net: the network, in eval mode.
         process: schedule and parameterization it was trained with.
-        sampler: one of ``diffusion.samplers``, its options bound.
+        sampler: one of ``diffusion.solvers``, its options bound.
         shape: ``(C, T)`` of one signal.
         seeds: one seed a signal.
         cond: conditions, each ``[B, ..]`` on ``device``.
-        guidance_scale: classifier-free guidance, 1 is none; short for ``guidance=Guidance(scale)``.
-        guidance: all that can be said about it; None goes by ``guidance_scale``.
-        on_step: told (t, x0 estimate) after each network evaluation.
+        guidance_scale: scale of classifier-free guidance, 1 is none; short for ``guidance=Guidance(scale)``.
+        guidance: guidance with all its options; None uses ``guidance_scale``.
+        on_step: called with (t, estimate of x0) after each network call.
     """
     noise = SeededNoise(seeds, shape, device)
     denoise = (guidance or Guidance(guidance_scale)).denoiser(process, net, cond)

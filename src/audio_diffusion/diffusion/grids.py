@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.schedules import Schedule, Steps
-
-Grid = Callable[[Schedule, int | None], list[float]]
+from audio_diffusion.diffusion.schedule import Schedule
+from audio_diffusion.diffusion.schedules import Steps
 
 _MIN_ALPHA = 0.005
 
@@ -49,9 +48,8 @@ def _first_step(schedule: Steps) -> int:
     x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network more than 200 times larger. Where that one is not
     noise yet (alpha_t above 0.1, which takes few and coarse steps), and where the end is pure noise, it is T.
     """
-    alpha, _ = schedule.alpha_sigma(schedule.times)
+    alpha = schedule.alphas
     first = int((alpha >= _MIN_ALPHA).sum()) - 1
-    assert schedule.num_steps is not None
     return schedule.num_steps if alpha[first] > 0.1 or schedule.final_alpha == 0 else first
 
 

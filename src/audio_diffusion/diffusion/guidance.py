@@ -1,4 +1,4 @@
-"""Guidance: a ``denoise`` wrapped into another ``denoise``."""
+"""Guidance: a denoiser wrapped into another denoiser."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net, per_sample
+from audio_diffusion.diffusion.denoiser import Denoiser, Prediction
+from audio_diffusion.diffusion.process import Cond, Diffusion, Net, per_sample
 
 _Pair = Callable[[Tensor, Tensor | float], tuple[Prediction, Prediction]]
 
@@ -26,22 +26,22 @@ def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How estimates are moved, beyond what the network says.
+    """How estimates are moved from those of the network.
 
     Args:
         scale: 1 is none. Classifier-free (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, scale = 1 + w): away from the
             estimate without conditions, in one batched call of the network.
-        interval: times t between which there is guidance; elsewhere the network is called once, as it is
+        interval: times t between which there is guidance; elsewhere the network is called once, without guidance
             (Kynkäänniemi et al. 2024, arXiv:2404.07724).
-        rescale: part by which x0 is given back the standard deviation it had unguided, 0 to 1 (Lin et al. 2023,
+        rescale: how far x0 is scaled back to the standard deviation it had unguided, 0 (not) to 1 (Lin et al. 2023,
             arXiv:2305.08891, eqs. 15 and 16).
-        negative: conditions to move away from, by name, of all samples or one for all; those that are left out are
-            "not given", as all are without.
+        negative: conditions to move away from, by name, one for each sample or one for all. Conditions left out of it
+            are "not given"; without ``negative`` all are.
         weak: a worse network of the same process, to move away from instead: autoguidance (Karras et al. 2024,
-            arXiv:2406.02507, eq. 3); it takes the same conditions, and works without any.
-        clip: bound of x0 on either side; None is none.
-        clip_quantile: below 1 x0 is scaled down to the bound where more than this part of a sample would be beyond it:
-            dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+            arXiv:2406.02507, eq. 3). It takes the same conditions; a model without conditions can use it too.
+        clip: bound on the magnitude of x0; None is none.
+        clip_quantile: below 1, x0 is scaled so that this quantile of its magnitude is at most the bound: dynamic
+            thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
 
     Raises:
         ValueError: for numbers out of their range, or options that exclude each other.
@@ -72,11 +72,11 @@ class Guidance:
         if self.negative is not None and self.weak is not None:
             raise ValueError("negative: a weak model to move away from was given as well; expected one of the two")
 
-    def denoiser(self, process: Diffusion, net: Net, cond: Cond) -> Denoise:
-        """The guided ``denoise`` of ``net`` under ``cond``.
+    def denoiser(self, process: Diffusion, net: Net, cond: Cond) -> Denoiser:
+        """The guided denoiser of ``net`` under ``cond``.
 
         Raises:
-            ValueError: if there is nothing to be guided by, or ``negative`` has conditions that ``cond`` has not.
+            ValueError: if the model has no condition, or ``negative`` has conditions that ``cond`` lacks.
         """
         denoise = process.denoiser(net, cond)
         if self.scale != 1:
@@ -84,7 +84,7 @@ class Guidance:
         return denoise if self.clip is None else self._clipped(process, denoise)
 
     def _pair(self, process: Diffusion, net: Net, cond: Cond) -> _Pair:
-        """(what is followed, what is moved away from) of x_t and t."""
+        """Makes the two predictions at x_t and t: the one to follow, and the one to move away from."""
         if self.weak is not None:
             strong, weak = process.denoiser(net, cond), process.denoiser(self.weak, cond)
             return lambda x_t, t: (strong(x_t, t), weak(x_t, t))
@@ -98,14 +98,13 @@ class Guidance:
         both = process.denoiser(net, {name: torch.cat([cond[name], away[name]]) for name in cond})
 
         def pair(x_t: Tensor, t: Tensor | float) -> tuple[Prediction, Prediction]:
-            found = both(torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t)
+            x0, noise = both(torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t)
             n = len(x_t)
-            good = Prediction(lambda: found.x0[:n], lambda: found.noise[:n])
-            return good, Prediction(lambda: found.x0[n:], lambda: found.noise[n:])
+            return Prediction(x0[:n], noise[:n]), Prediction(x0[n:], noise[n:])
 
         return pair
 
-    def _guided(self, process: Diffusion, plain: Denoise, pair: _Pair) -> Denoise:
+    def _guided(self, process: Diffusion, plain: Denoiser, pair: _Pair) -> Denoiser:
         low, high = self.interval
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
@@ -116,9 +115,7 @@ class Guidance:
                 return plain(x_t, t)
             good, bad = pair(x_t, t)
             # x0 is linear in noise for given x_t and t, so both are moved alike
-            moved = Prediction(
-                lambda: torch.lerp(bad.x0, good.x0, scale), lambda: torch.lerp(bad.noise, good.noise, scale)
-            )
+            moved = Prediction(torch.lerp(bad.x0, good.x0, scale), torch.lerp(bad.noise, good.noise, scale))
             if not self.rescale:
                 return moved
             dims = list(range(1, x_t.ndim))
@@ -127,7 +124,7 @@ class Guidance:
 
         return denoise
 
-    def _clipped(self, process: Diffusion, inner: Denoise) -> Denoise:
+    def _clipped(self, process: Diffusion, inner: Denoiser) -> Denoiser:
         assert self.clip is not None
         bound = self.clip
 
@@ -145,6 +142,6 @@ class Guidance:
 
 
 def with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor | float) -> Prediction:
-    """Another x0, and the noise that makes up the same x_t with it."""
+    """``x0`` in place of the prediction's, and the noise that makes up the same x_t with it."""
     alpha, sigma = process.alpha_sigma(t, x0)
-    return Prediction(x0, lambda: prediction.noise + (prediction.x0 - x0) * (alpha / sigma))
+    return Prediction(x0, prediction.noise + (prediction.x0 - x0) * (alpha / sigma))

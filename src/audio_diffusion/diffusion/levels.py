@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.generation import Sampler
+from audio_diffusion.diffusion.denoiser import Denoiser, Prediction
 from audio_diffusion.diffusion.grids import balanced
-from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.process import Denoise, Diffusion
-from audio_diffusion.diffusion.samplers import unipc
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.diffusion.schedule import Schedule
+from audio_diffusion.diffusion.solvers.solver import Sampler
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 LOUD_DB, QUIET_DB = -6.0, -40.0  # of x0's unit variance
 TOLERATED_DB = 3.1  # half or twice the power
@@ -35,7 +35,7 @@ class LevelError(NamedTuple):
         return max(abs(self.loud_db), abs(self.quiet_db))
 
 
-def _exact(schedule: Schedule, std: Tensor) -> Denoise:
+def _exact(schedule: Schedule, std: Tensor) -> Denoiser:
     """E[x0 | x_t] and E[noise | x_t] of x0 ~ N(0, std²)."""
 
     def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:

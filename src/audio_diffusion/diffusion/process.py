@@ -1,14 +1,15 @@
 """The forward process and the objective: schedule, parameterization, density and weight put together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.denoiser import Denoiser, Prediction
 from audio_diffusion.diffusion.float64 import at_home, in_double
-from audio_diffusion.diffusion.parameterization import Coefficients, Level, Parameterization, Prediction
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.parameterization import Parameterization, predict
+from audio_diffusion.diffusion.schedule import Schedule
 from audio_diffusion.diffusion.weighting import Density, Uniform, Weight
 
 #: conditions by name, first dimension B; -1 in integers and NaN in floats means "not given"
@@ -19,11 +20,6 @@ class Net(Protocol):
     """The contract of every network: a tensor of x_t's shape ``[B, C, T]``; t is ``[B]`` in [0, 1]."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor: ...
-
-
-#: the contract of what a sampler is given: denoise(x_t [B, C, T], t) -> estimates of x0 and noise. t is ``[B]``, or one
-#: number for all samples: its alpha_t and sigma_t are then numbers too, and cost the device nothing
-Denoise = Callable[[Tensor, Tensor | float], Prediction]
 
 
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
@@ -54,13 +50,12 @@ class Diffusion:
         parameterization.check(schedule)
         self.schedule, self.parameterization = schedule, parameterization
         self.density, self.weight = density or Uniform(), weight
-        self._known: dict[tuple[float, int, torch.device], tuple[Tensor, float, float, Coefficients]] = {}
 
     def time_of(self, u: Tensor) -> Tensor:
         """Uniform u in [0, 1) -> t as the density draws it, float32 of u's shape."""
         return self.density(at_home(u), self.schedule).to(u.device)
 
-    def alpha_sigma(self, t: Tensor | float, like: Tensor) -> tuple[Level, Level]:
+    def alpha_sigma(self, t: Tensor | float, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """alpha_t and sigma_t, to be multiplied with ``like``: ``[B, 1, ..]`` of a ``[B]``, numbers of a number."""
         if not isinstance(t, Tensor):
             return self.schedule.at(t)
@@ -102,38 +97,18 @@ class Diffusion:
         weight = self.weight(snr) * self.parameterization.noise_error(alpha, sigma)
         return weight.float().to(t.device)
 
-    def denoiser(self, net: Net, cond: Cond) -> Denoise:
-        """The ``denoise(x_t, t)`` of a network under conditions, what samplers and guidance are given."""
+    def denoiser(self, net: Net, cond: Cond) -> Denoiser:
+        """The denoiser of a network under conditions: what guidance wraps and solvers call."""
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
-            if isinstance(t, Tensor):
-                alpha, sigma = self.alpha_sigma(t, x_t)
-                times, coefficients = t, self.parameterization.coefficients(alpha, sigma)
-            else:
-                times, alpha, sigma, coefficients = self._at(t, x_t)
+            alpha, sigma = self.alpha_sigma(t, x_t)
+            times = t if isinstance(t, Tensor) else full_times(t, x_t)
             output = net(self.parameterization.network_input(x_t, alpha, sigma), times, cond)
-            if output.dtype != x_t.dtype:
-                output = output.to(x_t.dtype)
-            elif output is x_t:  # a network may say what it is shown, but samplers change x_t in place
-                output = output.clone()
-            return Prediction(None, None, (x_t, output, coefficients))
+            return predict(self.parameterization, output.to(x_t.dtype), x_t, alpha, sigma)
 
         return denoise
-
-    def _at(self, t: float, x_t: Tensor) -> tuple[Tensor, float, float, Coefficients]:
-        """Times ``[B]``, alpha_t, sigma_t and what follows from them; kept for the next sample, but not in a graph."""
-        key = (t, x_t.shape[0], x_t.device)  # len() of a tensor takes longer than all of this
-        known = self._known.get(key)
-        if known is None:
-            alpha, sigma = self.schedule.at(t)
-            known = full_times(t, x_t), alpha, sigma, self.parameterization.coefficients(alpha, sigma)
-            if not torch.compiler.is_compiling():
-                if len(self._known) >= 4096:
-                    self._known.clear()
-                self._known[key] = known
-        return known
 
 
 def full_times(t: float, x_t: Tensor) -> Tensor:
     """The scalar time as the ``[B]`` tensor a network takes."""
-    return x_t.new_full((len(x_t),), t, dtype=torch.float32)
+    return torch.full(x_t.shape[:1], t, dtype=torch.float32, device=x_t.device)

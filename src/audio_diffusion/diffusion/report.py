@@ -1,9 +1,9 @@
-"""What a schedule and a sampler can do at best, said before any time is spent."""
+"""What a schedule and a sampler can do at best, reported before any time is spent."""
 
 import math
 
-from audio_diffusion.diffusion.grids import Grid
 from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.diffusion.schedule import Grid
 
 
 def _db(ratio: float) -> float:
@@ -11,13 +11,13 @@ def _db(ratio: float) -> float:
 
 
 def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None = None) -> list[str]:
-    """Lines for the user: signal left at the noisy end, noise left at the clean one; those to worry about begin with
+    """Lines for the user: the signal left at the noisy end and the noise left at the clean one; warnings begin with
     "warning".
 
     Args:
-        process: what is trained.
-        grid: of the sampler that is to be used, with ``num_steps``; None says nothing of it.
-        num_steps: of the sampler.
+        process: the process that is trained.
+        grid: grid of the sampler that will be used; None leaves the sampler out.
+        num_steps: the sampler's number of steps.
     """
     schedule = process.schedule
     alpha, sigma = schedule.at(1.0)
@@ -32,9 +32,10 @@ def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None
     if left > 0.1:
         lines.append(
             f"warning: the schedule does not end in noise: {left:.2f} of x_T is signal, but sampling starts from noise "
-            "alone, so training looks fine and only noise comes out. Take more steps or larger β "
-            "(diffusion.schedule.num_steps, beta_end), or diffusion=zero_snr; DiffWave's has its input scaled for it, "
-            "diffusion=diffwave"
+            "alone, so training looks fine and only noise comes out. Take more steps or larger β: num_steps and "
+            "beta_end of the β schedule, which is diffusion.schedule, or diffusion.schedule.schedule where another "
+            "schedule is built on it (as in diffusion=default). Or take diffusion=zero_snr; DiffWave's schedule works "
+            "with a scaled input, diffusion=diffwave"
         )
     if floor > -50:
         lines.append(

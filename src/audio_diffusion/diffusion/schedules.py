@@ -3,65 +3,22 @@
 Time t runs from 0 (clean) to 1 (noise). Variance preserving, alpha_t² + sigma_t² = 1: the chain of T steps of DDPM (Ho
 et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Input scaled: the same with a fainter signal.
 Variance exploding, alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A
-solver needs to know none of this: it is given alpha_t, sigma_t and the time of a log-SNR.
+solver needs to know none of this: it goes by alpha_t, sigma_t and the time of a log-SNR.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.float64 import in_double
+from audio_diffusion.diffusion.schedule import Schedule
 
-#: largest -log ᾱ that is told apart from no signal at all: alpha_t is 2e-22 there
+#: largest -log ᾱ that is distinguished from no signal at all: alpha_t is 2e-22 there
 _NO_SIGNAL = 100.0
-
-
-class Schedule(ABC):
-    """alpha_t and sigma_t over t in [0, 1]."""
-
-    kind: Literal["variance preserving", "input scaled", "variance exploding", "flow"]
-    #: T of a chain of steps, which is trained at t = 1/T, 2/T .. 1 only; None: every t
-    num_steps: int | None = None
-    #: the cleanest time that is trained
-    first_time: float
-    #: alpha_t is so many times what it is without, see ``input_scaled``
-    input_scale: float = 1.0
-    _at: dict[float, tuple[float, float]] | None = None
-
-    @abstractmethod
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, of t's shape and dtype."""
-
-    @abstractmethod
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha_t² / sigma_t²), of t's shape and dtype."""
-
-    @abstractmethod
-    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of ``log_snr``; of its shape and dtype, in [0, 1]."""
-
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """ᾱ_t = alpha_t², of t's shape and dtype."""
-        return self.alpha_sigma(t)[0].square()
-
-    def at(self, t: float) -> tuple[float, float]:
-        """alpha_t and sigma_t as plain numbers, kept for the next time they are asked for."""
-        if self._at is None:
-            self._at = {}
-        if t not in self._at:
-            alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
-            self._at[t] = (alpha.item(), sigma.item())
-        return self._at[t]
-
-    @property
-    def final_alpha(self) -> float:
-        """alpha_1, the part of the signal that is left at the noisy end (√ᾱ_T); 0 where nothing is."""
-        alpha = self.at(1.0)[0]
-        return alpha if alpha > 1e-6 else 0.0
+#: distance in steps within which t is taken for the grid point i/T, beside which it lies by rounding
+_ON_GRID = 1e-4
 
 
 class Steps(Schedule):
@@ -72,10 +29,10 @@ class Steps(Schedule):
 
     Args:
         betas: β_1 .. β_T, each inside (0, 1), the last up to 1 (no signal left at t = 1); float64 ``[T]``.
-        input_scale: alpha_t is so many times √(Π (1 - β)), see ``input_scaled``.
+        input_scale: factor on alpha_t = √(Π (1 - β)), see ``input_scaled``.
 
     Raises:
-        ValueError: if there is no step, a β lies outside, or the scale is not positive.
+        ValueError: if there is no step, a β is out of range, or the scale is not positive.
     """
 
     def __init__(self, betas: Tensor, input_scale: float = 1.0):
@@ -96,12 +53,17 @@ class Steps(Schedule):
         self.neg_log_alpha_bar = torch.cat(
             [torch.zeros(1, dtype=torch.float64), (-torch.log1p(-betas)).cumsum(0).clamp(max=_NO_SIGNAL)]
         )
-        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._alpha_sigma = list(zip(*(value.tolist() for value in self.alpha_sigma(self.times)), strict=True))
 
     @property
     def times(self) -> Tensor:
         """0, 1/T .. 1, float64 ``[T + 1]``."""
         return torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps
+
+    @property
+    def alphas(self) -> Tensor:
+        """alpha_t at 0, 1/T .. 1, float64 ``[T + 1]``."""
+        return self.input_scale * torch.exp(-0.5 * self.neg_log_alpha_bar)
 
     def neg_log_of(self, log_snr: Tensor) -> Tensor:
         """-log Π (1 - β) = log(1 + input_scale²/SNR) where the log-SNR is ``log_snr``, of its shape; float64."""
@@ -109,12 +71,10 @@ class Steps(Schedule):
 
     def _interpolate(self, t: Tensor) -> Tensor:
         """-log ᾱ_t, of t's shape and dtype."""
-        table = self._tables.get((t.device, t.dtype))
-        if table is None:
-            table = self._tables[t.device, t.dtype] = self.neg_log_alpha_bar.to(t.dtype).to(t.device)
+        # in t's dtype before it is moved, for devices without float64; CUDA does not wait for the copy of a few kB
+        table = self.neg_log_alpha_bar.to(t.dtype).to(t.device, non_blocking=t.device.type == "cuda")
         position = t.clamp(0, 1) * self.num_steps
-        # within rounding of a grid point i/T is on it
-        position = torch.where((position - position.round()).abs() < 1e-4, position.round(), position)
+        position = torch.where((position - position.round()).abs() < _ON_GRID, position.round(), position)
         left = position.floor().clamp(max=self.num_steps - 1).long()
         return torch.lerp(table[left], table[left + 1], position - left)
 
@@ -123,13 +83,21 @@ class Steps(Schedule):
         neg_log = self._interpolate(t)
         return self.input_scale * torch.exp(-0.5 * neg_log), torch.sqrt(-torch.expm1(-neg_log))
 
+    def at(self, t: float) -> tuple[float, float]:
+        """alpha_t and sigma_t as plain numbers, looked up at a grid point."""
+        position = t * self.num_steps
+        index = round(position)
+        if 0 <= index <= self.num_steps and abs(position - index) < _ON_GRID:
+            return self._alpha_sigma[index]
+        return super().at(t)
+
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha_t² / sigma_t²), of t's shape and dtype; inf at t = 0."""
         neg_log = self._interpolate(t)
         return 2 * math.log(self.input_scale) - neg_log - torch.log(-torch.expm1(-neg_log))
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of ``log_snr``: ``neg_log_of``, looked up among the grid points."""
+        """The inverse of ``log_snr``: ``neg_log_of``, interpolated between the grid points."""
         neg_log = self.neg_log_of(log_snr)
         table = self.neg_log_alpha_bar.to(neg_log.device)
         neg_log = neg_log.clamp(max=table[-1])
@@ -139,14 +107,15 @@ class Steps(Schedule):
         return (position / self.num_steps).to(log_snr.dtype).to(log_snr.device)
 
 
-class Edm(Schedule):
-    """Variance exploding, alpha_t = 1: log sigma_t is linear in t from ``sigma_min`` to ``sigma_max``.
+class VarianceExploding(Schedule):
+    """alpha_t = 1 and log sigma_t linear in t from ``sigma_min`` to ``sigma_max``: EDM's process on the noise levels of
+    the VE-SDE (Song et al. 2021, arXiv:2011.13456, appendix C).
 
-    The network is thus told the noise level on a log scale, as in EDM (table 1, c_noise). Which levels are trained is a
-    matter of the process's density, EDM's is ``weighting.LogNormal``.
+    The network is thus given the noise level on a log scale, as in EDM (table 1, c_noise). The process's density
+    decides which levels are trained; EDM's is ``weighting.LogNormal``.
 
     Args:
-        sigma_min: sigma_0. Noise at -60 dB of the data takes 0.001 or less to remove.
+        sigma_min: sigma_0. To remove noise at -60 dB of the data it must be 0.001 or less.
         sigma_max: sigma_1.
 
     Raises:
@@ -165,6 +134,10 @@ class Edm(Schedule):
         """1 and sigma_t."""
         return torch.ones_like(t), torch.exp(-0.5 * self.log_snr(t))
 
+    def at(self, t: float) -> tuple[float, float]:
+        """1 and sigma_t."""
+        return 1.0, math.exp(self.log_sigma_min + (self.log_sigma_max - self.log_sigma_min) * min(max(t, 0.0), 1.0))
+
     def log_snr(self, t: Tensor) -> Tensor:
         """-2·log sigma_t."""
         return -2 * (self.log_sigma_min + (self.log_sigma_max - self.log_sigma_min) * t.clamp(0, 1))
@@ -178,7 +151,7 @@ class Flow(Schedule):
     """Rectified flow (Liu et al. 2022, arXiv:2209.03003): x_t = (1 - t)·x0 + t·noise, a straight line.
 
     Args:
-        floor_db: noise at which sampling ends, in dB of the data; training may reach every t in (0, 1).
+        floor_db: noise at which sampling ends, in dB of the data; training covers every t in (0, 1).
 
     Raises:
         ValueError: if the floor is not negative.
@@ -193,6 +166,10 @@ class Flow(Schedule):
         self.first_time = ratio / (1 + ratio)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - t and t."""
+        return 1 - t, t
+
+    def at(self, t: float) -> tuple[float, float]:
         """1 - t and t."""
         return 1 - t, t
 
@@ -254,38 +231,39 @@ def explicit(alphas: Sequence[float]) -> Steps:
     return Steps(1 - torch.tensor(list(alphas), dtype=torch.float64))
 
 
-def lowered(schedule: Steps, floor_db: float = -90.0, num_steps: int = 30) -> Steps:
-    """``schedule`` preceded by ``num_steps`` steps from a lower noise, even in log-SNR.
+def lowered(schedule: Steps, floor_db: float = -90.0, prepended_steps: int = 30) -> Steps:
+    """``schedule`` preceded by ``prepended_steps`` steps from a lower noise, even in log-SNR.
 
     The usual schedules end at a noise of -40 dB of the data, which is heard as hiss: no sampler can remove noise that
     the network has not been trained at. The first few steps of ``schedule``, coarser in log-SNR than the new ones, are
-    left out; all others are as they were.
+    left out; all others are kept.
 
     Args:
-        schedule: what follows.
+        schedule: the schedule that follows.
         floor_db: smallest noise, 20·log10(sigma_t/alpha_t).
-        num_steps: so many of all times are trained below ``schedule``.
+        prepended_steps: number of steps prepended below the schedule's lowest noise. Each is trained as often as any
+            other step.
 
     Raises:
         ValueError: if there is no step, or ``schedule`` starts below the floor already.
     """
     own = schedule.log_snr(schedule.times[1:])
     floor = -floor_db / 10 * math.log(10)
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    if prepended_steps < 1:
+        raise ValueError(f"prepended_steps: expected at least 1, got {prepended_steps}")
     if floor <= own[0]:
         starts_at = -10 * own[0].item() / math.log(10)
         raise ValueError(f"floor_db: expected less than the {starts_at:.1f} dB it starts at, got {floor_db}")
-    finer = own[:-1] - own[1:] <= (floor - own[:-1]) / num_steps
+    finer = own[:-1] - own[1:] <= (floor - own[:-1]) / prepended_steps
     join = int(finer.nonzero()[0]) if bool(finer.any()) else 0
-    low = schedule.neg_log_of(torch.linspace(floor, own[join].item(), num_steps + 1, dtype=torch.float64))
+    low = schedule.neg_log_of(torch.linspace(floor, own[join].item(), prepended_steps + 1, dtype=torch.float64))
     neg_log = torch.cat([torch.zeros(1, dtype=torch.float64), low, schedule.neg_log_alpha_bar[join + 2 :]])
     return Steps(-torch.expm1(-neg_log.diff()), schedule.input_scale)
 
 
 def zero_terminal_snr(schedule: Steps) -> Steps:
     """``schedule`` with √ᾱ shifted and scaled so that no signal is left at t = 1 and the first step is as it was
-    (Lin et al. 2023, arXiv:2305.08891, algorithm 1). Noise cannot be predicted there: it takes V or X0."""
+    (Lin et al. 2023, arXiv:2305.08891, algorithm 1). Noise cannot be predicted there: it works with V and X0."""
     alpha = torch.exp(-0.5 * schedule.neg_log_alpha_bar)
     rescaled = (alpha - alpha[-1]) * alpha[1] / (alpha[1] - alpha[-1])
     bars = torch.cat([torch.ones(1, dtype=torch.float64), rescaled[1:].square()])
@@ -295,14 +273,14 @@ def zero_terminal_snr(schedule: Steps) -> Steps:
 def input_scaled(schedule: Steps, scale: float) -> Steps:
     """x_t = scale·√ᾱ_t·x0 + √(1 - ᾱ_t)·noise, ᾱ that of ``schedule`` (Chen 2023, arXiv:2301.10972, section 2.2).
 
-    A schedule of few small β leaves signal in x_T, and still ends in noise if the data is faint beside it, as waveforms
-    are that nobody has normalised: DiffWave's. Said here, instead of by an x0 of small variance, samplers know how loud
-    x_T is and where their steps are needed; told that x0 has unit variance, they start too loud, and where the data
-    is quiet only the stochastic ones get rid of it. It takes Epsilon or X0.
+    A schedule of few small β leaves signal in x_T, and still ends in noise if the data is faint beside the noise.
+    DiffWave's relies on this: its waveforms are not normalised. With a scaled input samplers know how loud x_T is and
+    where their steps are needed. With an x0 of small variance they do not: they start too loud, and where the data is
+    quiet only the stochastic ones recover. It works with Epsilon and X0.
 
     Args:
         schedule: √ᾱ_t and √(1 - ᾱ_t).
-        scale: standard deviation that data of unit variance is shown with.
+        scale: standard deviation of the signal in x_t at t = 0, for data of unit variance.
 
     Raises:
         ValueError: if the scale is not positive.

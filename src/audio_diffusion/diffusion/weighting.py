@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.schedule import Schedule
 
 
 class Density(Protocol):

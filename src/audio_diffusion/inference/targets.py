@@ -16,7 +16,6 @@ from typing import Any
 
 _UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
 
-
 #: where the targets of files made by older versions are now: a module, or one name in it
 MOVED = {
     "audio_diffusion.models.conditions": "audio_diffusion.networks.conditions.condition",
@@ -26,7 +25,17 @@ MOVED = {
     "audio_diffusion.models.representations": "audio_diffusion.representations.waveform",
     "audio_diffusion.models.text": "audio_diffusion.networks.conditions.text",
     "audio_diffusion.models.unet1d": "audio_diffusion.networks.unet1d",
+    "audio_diffusion.diffusion.samplers.ddim": "audio_diffusion.diffusion.solvers.ddim.ddim",
+    "audio_diffusion.diffusion.samplers.ddpm": "audio_diffusion.diffusion.solvers.ddpm.ddpm",
+    "audio_diffusion.diffusion.samplers.dpmpp": "audio_diffusion.diffusion.solvers.dpmpp.dpmpp",
+    "audio_diffusion.diffusion.samplers.heun": "audio_diffusion.diffusion.solvers.heun.heun",
+    "audio_diffusion.diffusion.samplers.unipc": "audio_diffusion.diffusion.solvers.unipc.unipc",
+    "audio_diffusion.diffusion.schedules.Edm": "audio_diffusion.diffusion.schedules.VarianceExploding",
+    "audio_diffusion.diffusion.parameterization.Edm": "audio_diffusion.diffusion.parameterization.EdmPreconditioning",
 }
+
+#: arguments of such files that have another name now, by the present target: {old: new}
+RENAMED = {"audio_diffusion.diffusion.schedules.lowered": {"num_steps": "prepended_steps"}}
 
 
 class ConfigError(ValueError):
@@ -55,17 +64,19 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def with_moved(node: Any) -> Any:
-    """A copy of a configuration that was read from a file, in which every ``_target_`` that has moved since the file
-    was written (``MOVED``) is the present one."""
+    """A copy of a configuration that was read from a file, under the present names: every ``_target_`` that has moved
+    since the file was written (``MOVED``), and every argument that has been renamed (``RENAMED``)."""
     if isinstance(node, list):
         return [with_moved(value) for value in node]
     if not isinstance(node, dict):
         return node
     moved = {key: with_moved(value) for key, value in node.items()}
-    if isinstance(target := moved.get("_target_"), str):
-        module, _, name = target.rpartition(".")
-        moved["_target_"] = MOVED.get(target) or f"{MOVED.get(module, module)}.{name}"
-    return moved
+    if not isinstance(target := moved.get("_target_"), str):
+        return moved
+    module, _, name = target.rpartition(".")
+    target = MOVED.get(target) or f"{MOVED.get(module, module)}.{name}"
+    renamed = RENAMED.get(target, {})
+    return {renamed.get(key, key): value for key, value in moved.items()} | {"_target_": target}
 
 
 _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}

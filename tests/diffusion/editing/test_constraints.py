@@ -12,7 +12,8 @@ from audio_diffusion.diffusion.editing.constraints import Constraint, Kept, LowB
 from audio_diffusion.diffusion.editing.vary import edit
 from audio_diffusion.diffusion.editing.windows import Windowed
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.diffusion.samplers import dpmpp, unipc
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 LENGTH, COUNT = 48, 4000
 Cov = Callable[[int], Tensor]

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.denoiser import Prediction
 from audio_diffusion.diffusion.editing.inversion import interpolate, invert, slerp
 from audio_diffusion.diffusion.grids import balanced
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.parameterization import Prediction
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.diffusion.samplers import ddim
-from audio_diffusion.diffusion.schedules import Edm, Flow, Schedule, linear, lowered, zero_terminal_snr
+from audio_diffusion.diffusion.schedule import Schedule
+from audio_diffusion.diffusion.schedules import Flow, VarianceExploding, linear, lowered, zero_terminal_snr
+from audio_diffusion.diffusion.solvers.ddim import ddim
 
 LENGTH = 48
 Cov = Callable[[int], Tensor]
@@ -35,7 +36,7 @@ def test_there_and_back(num_steps: int, process: Diffusion, covariance: Cov, net
         assert (torch.cov(noise[:, 0].T) - torch.eye(LENGTH)).square().mean().sqrt() < 0.06  # by chance 1/√500 = 0.045
 
 
-@pytest.mark.parametrize("schedule", [lowered(linear()), zero_terminal_snr(linear()), Edm(), Flow()])
+@pytest.mark.parametrize("schedule", [lowered(linear()), zero_terminal_snr(linear()), VarianceExploding(), Flow()])
 def test_there_and_back_where_the_denoiser_is_steep(schedule: Schedule) -> None:
     """Each sample is about 1 or about -1: between the two the estimate of x0 changes faster than any Gaussian's."""
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from audio_diffusion.diffusion.editing.noise import estimated_noise_std, noise_std_at, remove_noise
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.diffusion.samplers import dpmpp, unipc
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 LENGTH, COUNT = 48, 3000
 Cov = Callable[[int], Tensor]

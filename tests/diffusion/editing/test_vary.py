@@ -14,8 +14,13 @@ from audio_diffusion.diffusion.editing.vary import From, edit, time_of_noise
 from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.parameterization import Velocity
 from audio_diffusion.diffusion.process import Diffusion, Net
-from audio_diffusion.diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
-from audio_diffusion.diffusion.schedules import Edm, Flow, Schedule, linear, lowered
+from audio_diffusion.diffusion.schedule import Schedule
+from audio_diffusion.diffusion.schedules import Flow, VarianceExploding, linear, lowered
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.diffusion.solvers.ddpm import ddpm
+from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
+from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 LENGTH = 48
 Cov = Callable[[int], Tensor]
@@ -61,7 +66,7 @@ def test_a_variation_is_the_same_in_any_batch(
 
 
 @pytest.mark.parametrize(
-    "schedule", [lowered(linear()), linear(), Edm(), Flow()], ids=["lowered", "linear", "edm", "flow"]
+    "schedule", [lowered(linear()), linear(), VarianceExploding(), Flow()], ids=["lowered", "linear", "edm", "flow"]
 )
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 1.0, 5.0])
 def test_times_of_noise_levels(schedule: Schedule, ratio: float) -> None:

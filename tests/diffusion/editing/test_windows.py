@@ -9,7 +9,7 @@ from torch import Tensor
 from audio_diffusion.diffusion.editing.windows import Windowed, starts
 from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
-from audio_diffusion.diffusion.samplers import unipc
+from audio_diffusion.diffusion.solvers.unipc import unipc
 
 WINDOW, FRAME = 96, 32
 Cov = Callable[[int], Tensor]

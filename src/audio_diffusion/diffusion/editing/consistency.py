@@ -5,16 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.denoiser import Denoiser, Prediction
 from audio_diffusion.diffusion.editing.constraints import Constraint
 from audio_diffusion.diffusion.guidance import with_x0
-from audio_diffusion.diffusion.parameterization import Prediction
-from audio_diffusion.diffusion.process import Denoise, Diffusion
+from audio_diffusion.diffusion.process import Diffusion
 
 #: below this part of signal in x_t nothing can be read from it, and its gradient is rounding error
 _MIN_ALPHA = 1e-3
 
 
-def consistent(denoise: Denoise, process: Diffusion, constraint: Constraint, iterations: int = 2) -> Denoise:
+def consistent(denoise: Denoiser, process: Diffusion, constraint: Constraint, iterations: int = 2) -> Denoiser:
     """``denoise`` with E[x0 | x_t] replaced by an estimate of E[x0 | x_t, what is known].
 
     Where x0 given x_t is Gaussian of covariance Σ and P x0 = P y is known, it is x0 + ΣP(PΣP)⁻¹P(y - x0), and Σ is
@@ -54,7 +54,7 @@ def consistent(denoise: Denoise, process: Diffusion, constraint: Constraint, ite
             return variance * torch.autograd.grad(x0, leaf, v, retain_graph=True)[0]
 
         moved = constraint.onto(estimate + _correction(estimate, constraint, covariance, iterations))
-        return Prediction(moved, lambda: (x_t - alpha * moved) / sigma)
+        return Prediction(moved, (x_t - alpha * moved) / sigma)
 
     return wrapped
 

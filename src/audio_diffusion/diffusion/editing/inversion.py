@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from audio_diffusion.diffusion import plans
+from audio_diffusion.diffusion.denoiser import Denoiser
 from audio_diffusion.diffusion.editing.vary import From, time_of_strength
-from audio_diffusion.diffusion.grids import Grid, balanced
+from audio_diffusion.diffusion.grids import balanced
 from audio_diffusion.diffusion.guidance import Guidance
-from audio_diffusion.diffusion.process import Cond, Denoise, Diffusion, Net
-from audio_diffusion.diffusion.samplers import ddim
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.process import Cond, Diffusion, Net
+from audio_diffusion.diffusion.schedule import Grid, NoiseLevel, Schedule
+from audio_diffusion.diffusion.solvers.ddim import coefficients, ddim
 
 _LOUDEST = 1e4  # variance of the loudest part of a signal, of a mean variance of about one
 _MOST, _SAME = 20, 1e-6  # calls for a step; relative change of x_t at which it is found
@@ -26,43 +26,41 @@ def _no_noise() -> Tensor:
 
 @torch.no_grad()
 def invert(
-    denoise: Denoise, clip: Tensor, schedule: Schedule, *, num_steps: int | None = 50, grid: Grid = balanced
+    denoise: Denoiser, clip: Tensor, schedule: Schedule, *, num_steps: int | None = 50, grid: Grid = balanced
 ) -> Tensor:
-    """The standard normal noise ``[B, C, T]`` of which ``samplers.ddim`` on the same grid makes the clip.
+    """The standard normal noise ``[B, C, T]`` from which ``solvers.ddim`` on the same grid makes the clip.
 
     Each of DDIM's steps (Song et al. 2020, arXiv:2010.02502, eq. 12) is undone by solving it for the x_t it came from.
-    To ask the network at x_s instead of x_t, as in the paper's section 4.3, is an Euler step the other way: what it is
-    off by grows on the way back, and trained networks do not return, least of all when guided (Mokady et al. 2022,
+    Calling the network at x_s instead of x_t, as in the paper's section 4.3, is an Euler step the other way: its error
+    grows on the way back, and trained networks do not return, least of all when guided (Mokady et al. 2022,
     arXiv:2211.09794). The equation is solved as a fixed point with Anderson's acceleration (Pan et al. 2023,
-    arXiv:2309.04907): some 5 calls of the network a step, more where it is hard. See benchmarks/editing.
+    arXiv:2309.04907): about 5 network calls a step, more where it is hard. See benchmarks/editing.
 
     Raises:
-        ValueError: if the schedule has not so many steps.
+        ValueError: if the schedule has fewer steps.
     """
-    plan, levels = plans.ddim(schedule, grid, num_steps, 0.0), plans.levels_of(schedule, grid, num_steps)
+    levels = schedule.levels(grid, num_steps)
     x = clip * levels[-1].alpha
-    noise = denoise(x, plan.last).noise
-    for step, (s, t) in zip(reversed(plan.steps), pairwise(reversed(levels)), strict=True):
-        x, noise = _undone(denoise, x, noise, step, s, t)
-    return x / plan.start_std
+    noise = denoise(x, levels[-1].time).noise
+    for s, t in pairwise(reversed(levels)):
+        x, noise = _undone(denoise, x, noise, s, t)
+    return x / levels[0].std
 
 
-def _undone(
-    denoise: Denoise, x_s: Tensor, noise: Tensor, step: plans.Step, s: plans.Level, t: plans.Level
-) -> tuple[Tensor, Tensor]:
+def _undone(denoise: Denoiser, x_s: Tensor, noise: Tensor, s: NoiseLevel, t: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The x_t that DDIM's step takes to ``x_s``, and the network's noise there; ``noise`` is that at ``x_s``.
 
-    Solved is keep·x + weight·x0(x) = x_s, each sample for itself. Corrections are divided by the slope for the loudest
+    Solves keep·x + weight·x0(x) = x_s for each sample by itself. Corrections are divided by the slope for the loudest
     part of a signal, which is alpha_s/alpha_t unless nothing of it is left at t: networks are steep there.
     """
-    keep, (weight,) = step.keep, step.weights
+    keep, weight, _ = coefficients(t, s)
     slope = keep + weight * t.alpha * _LOUDEST / (t.alpha**2 * _LOUDEST + t.sigma**2)
     ratio = t.alpha / s.alpha
     x = ratio * x_s + (t.sigma - ratio * s.sigma) * noise
     found = torch.zeros(len(x), 1, 1, dtype=torch.bool, device=x.device)
     before: list[tuple[Tensor, Tensor]] = []  # corrections, and where they led, newest first
     for _ in range(_MOST):
-        estimate = denoise(x, t.t)
+        estimate = denoise(x, t.time)
         noise = estimate.noise
         correction = (x_s - keep * x - weight * estimate.x0) / slope
         better = x + correction

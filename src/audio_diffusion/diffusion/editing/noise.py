@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.editing.vary import From, grid_of, time_of_noise
-from audio_diffusion.diffusion.generation import Sampler
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
-from audio_diffusion.diffusion.samplers import OnStep
 from audio_diffusion.diffusion.seeding import SeededNoise
+from audio_diffusion.diffusion.solvers.solver import OnStep, Sampler
 
 _QUANTILE = 0.25
 
@@ -75,7 +74,7 @@ def remove_noise(
     Args:
         net: the network, in eval mode.
         process: schedule and parameterization it was trained with.
-        sampler: one of ``diffusion.samplers``, its options bound; None is the mean, in one network call.
+        sampler: one of ``diffusion.solvers``, its options bound; None is the mean, in one network call.
         noisy: clean clip plus noise.
         noise_std: standard deviation of the noise: one for all, since all are asked about at the same times.
         seeds: one seed a clip, of what a stochastic sampler draws.

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from audio_diffusion.diffusion.editing.consistency import consistent
 from audio_diffusion.diffusion.editing.constraints import Constraint
-from audio_diffusion.diffusion.generation import Sampler
-from audio_diffusion.diffusion.grids import Grid
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.process import Cond, Diffusion, Net
-from audio_diffusion.diffusion.samplers import OnStep
-from audio_diffusion.diffusion.schedules import Schedule
+from audio_diffusion.diffusion.schedule import Grid, Schedule
 from audio_diffusion.diffusion.seeding import SeededNoise
+from audio_diffusion.diffusion.solvers.solver import OnStep, Sampler
 
 
 def grid_of(sampler: Sampler) -> Grid:
@@ -100,7 +98,7 @@ def edit(
     Args:
         net: the network, in eval mode.
         process: schedule and parameterization it was trained with.
-        sampler: one of ``diffusion.samplers``, its options bound.
+        sampler: one of ``diffusion.solvers``, its options bound.
         clip: ``[B, C, T]`` on the network's device.
         seeds: one seed a clip.
         cond: conditions, each ``[B, ..]``.

@@ -1,0 +1,1 @@
+"""How is a sample drawn? One file a solver: its coefficients and its loop. ``solver`` has their contract."""
