@@ -40,6 +40,7 @@ from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.inference.generator import Generator
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
+from audio_diffusion.metrics.coding import coded_samples
 
 TYPES = {
     "ckpt": str, "shards": str | None, "num_clips": int | None, "weights": str, "batch_size": int, "seed": int,
@@ -116,12 +117,12 @@ def likelihood(model: Generator, batches: Iterable[AudioBatch], options: dict[st
                 model.process.schedule,
                 on_device.audio,
                 on_device.mask,
-                model.representation.scale,
+                model.representation,
                 [(options["seed"], key) for key in batch.keys],
             )
             by_bound, by_flow = bound(*clips) if bound else None, flow(*clips) if flow else None
             with ctrl_c.held():
-                dims.append(count_dims(batch.audio, batch.mask))
+                dims.append(count_dims(batch.audio, coded_samples(model.representation, batch.mask)))
                 counts += value_counts(batch.audio, batch.mask)
                 if by_bound:
                     bounds.append(by_bound)
@@ -203,8 +204,10 @@ def main(cfg: DictConfig) -> None:
             build(options[name], name)
     path, device = checkpoint_reader.find(options["ckpt"]), checkpoint_reader.device_of(options["device"])
     model = checkpoint_reader.load(path, weights=options["weights"], device=device)
-    if not hasattr(model.representation, "scale"):
-        raise ConfigError(f"ckpt: the likelihood needs a waveform, got {type(model.representation).__name__}")
+    if not model.representation.exact:
+        raise ConfigError(
+            f"ckpt: the likelihood needs an exact representation, got {type(model.representation).__name__}"
+        )
     shards = find_shards(model, options["shards"])
     print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
 

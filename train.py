@@ -41,6 +41,7 @@ from audio_diffusion.checkpoints.redaction import redacted, redacted_config
 from audio_diffusion.cli import config
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_go_on_from, finished, own
+from audio_diffusion.cli.statistics import with_statistics
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
@@ -109,7 +110,22 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     problems += [p for k, node in plain["callbacks"].items() for p in config.target_problems(node, f"callbacks.{k}")]
     if problems:
         raise ConfigError("\n       ".join(problems))
-    return plain
+    if cfg.check:
+        return plain
+    return with_statistics(plain, list(datasets(cfg).values()), make_store(cfg))
+
+
+def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
+    """Refuses a crop that the representation or the network cannot take.
+
+    Raises:
+        ConfigError: naming the number of samples of which it must be a multiple.
+    """
+    crop, hop, multiple = audio["num_samples"], module.representation.hop, getattr(module.net, "multiple", 1)
+    if crop % (hop * multiple):
+        raise ConfigError(
+            f"audio.num_samples: expected a multiple of {hop * multiple}, as the network takes, got {crop}"
+        )
 
 
 def git_commit() -> str:
@@ -234,9 +250,7 @@ def main(cfg: DictConfig) -> None:
         representation=build(plain["representation"], "representation"),
         recipe=recipe,
     )
-    crop, multiple = plain["audio"]["num_samples"], getattr(module.net, "multiple", 1)
-    if crop % multiple:
-        raise ConfigError(f"audio.num_samples: expected a multiple of {multiple}, as the network takes, got {crop}")
+    check_crop(module, plain["audio"])
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # a log file wants few lines

@@ -166,10 +166,10 @@ def declipping() -> list[str]:
         for iterations in (0, 2):
             generator = torch.Generator().manual_seed(2)
             noise = lambda g=generator: torch.randn(clean.shape, generator=g, dtype=torch.float64)  # noqa: E731
-            held_to = consistent(denoise, PROCESS, Unclipped(clip, level), iterations)
+            held_to = consistent(denoise, PROCESS, Unclipped(clip, clip.abs() >= level), iterations)
             with torch.no_grad():
                 x0 = unipc(held_to, noise(), PROCESS.schedule, noise, num_steps=25)
-            made[f"ours, {iterations} backward passes a step, 25 steps"] = Unclipped(clip, level).onto(x0)
+            made[f"ours, {iterations} backward passes a step, 25 steps"] = Unclipped(clip, clip.abs() >= level).onto(x0)
         for name, x0 in made.items():
             sdr = 10 * torch.log10(clean.square().mean() / (x0 - clean).square().mean()).item()
             beyond = (x0.abs() - level)[clip.abs() >= level]

@@ -32,6 +32,7 @@ from audio_diffusion.diffusion.solvers.unipc import unipc
 from audio_diffusion.diffusion.weighting import EdmWeight, LogitNormal, LogNormal, MinSnr, Uniform
 from audio_diffusion.metrics.bits import BoundMeter, FlowMeter
 from audio_diffusion.networks.unet1d import UNet1d
+from audio_diffusion.representations.waveform import Waveform
 
 THERE = torch.device("cpu:0")  # tensors of the CPU itself say "cpu"
 PROCESSES = {
@@ -144,7 +145,7 @@ def test_sampling(name: str, sampler: Callable[..., Tensor], device: Pretended) 
 
 
 @pytest.mark.parametrize(
-    "constraint", [lambda x: Kept(x, x > 0), lambda x: LowBand(x, 0.1), lambda x: Unclipped(x, 0.9), None]
+    "constraint", [lambda x: Kept(x, x > 0), lambda x: LowBand(x, 0.1), lambda x: Unclipped(x, x.abs() > 0.9), None]
 )
 def test_editing(constraint: Any, device: Pretended) -> None:
     net, process, clip = network(device), PROCESSES["default"](), device.put(torch.rand(2, 1, 64))
@@ -165,7 +166,7 @@ def test_inversion_and_noise(device: Pretended) -> None:
 def test_likelihood(name: str, device: Pretended) -> None:
     net, process = network(device), PROCESSES[name]()
     audio, mask = device.put(torch.rand(2, 1, 32) - 0.5), device.put(torch.ones(2, 1, 32, dtype=torch.bool))
-    clips = (process.denoiser(net, {}), process.schedule, audio, mask, 2.0, [(1,), (2,)])
+    clips = (process.denoiser(net, {}), process.schedule, audio, mask, Waveform(2.0), [(1,), (2,)])
     bound = BoundMeter(num_levels=2, repeats=1)(*clips)
     flow = FlowMeter(repeats=1, tolerance=0.5)(*clips)
     assert bound.nats.dtype == flow.nats.dtype == torch.float64

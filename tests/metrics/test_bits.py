@@ -15,6 +15,7 @@ from audio_diffusion.metrics.bits import (
     value_counts,
     white_gaussian,
 )
+from audio_diffusion.representations.waveform import Waveform
 
 
 def test_bits_are_all_nats_over_all_dimensions():
@@ -49,7 +50,7 @@ def test_without_repeats_or_other_clips_the_errors_are_unknown():
 
 def bounds(white, schedule, audio, mask, scale=8.0, **options) -> ClipBounds:
     keys = [("clip", i) for i in range(len(audio))]
-    return BoundMeter(**options)(white.denoise(schedule, scale), schedule, audio, mask, scale, keys)
+    return BoundMeter(**options)(white.denoise(schedule, scale), schedule, audio, mask, Waveform(scale), keys)
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -87,8 +88,8 @@ def test_noise_is_keyed_by_the_clip(schedules, white):
     meters = (BoundMeter(num_levels=2), FlowMeter(tolerance=0.1))
     for meter in meters:
         keys = [("a", i) for i in range(4)]
-        first, again = (meter(denoise, schedule, audio, mask, 1.0, keys) for _ in range(2))
-        other = meter(denoise, schedule, audio, mask, 1.0, [("b", i) for i in range(4)])
+        first, again = (meter(denoise, schedule, audio, mask, Waveform(), keys) for _ in range(2))
+        other = meter(denoise, schedule, audio, mask, Waveform(), [("b", i) for i in range(4)])
         assert torch.equal(first.nats, again.nats)
         assert not torch.equal(first.nats, other.nats)
         assert not torch.equal(first.nats[:, 0], first.nats[:, 1])  # repeats have their own

@@ -86,7 +86,7 @@ class LogLikelihood(L.Callback):
             module.process.schedule,
             batch.audio,
             batch.mask,
-            module.representation.scale,
+            module.representation,
             [(self.seed, key) for key in batch.keys],
         )
 

@@ -47,17 +47,38 @@ def _len_of(values: ListConfig | None) -> int | None:
     return None if values is None else len(values)
 
 
+def _x0_channels(representation: DictConfig, audio: DictConfig) -> int:
+    """D, the channels of x0: of the network."""
+    plain = OmegaConf.to_container(representation, resolve=True)
+    try:
+        return build(plain, "representation").shape(audio.channels, audio.num_samples)[0]  # type: ignore[arg-type]
+    except (ConfigError, ValueError):
+        return audio.channels  # what is wrong is said where the representation itself is checked
+
+
+def _positions(representation: DictConfig, num_samples: int, least: int) -> int:
+    """Positions of x0 that stand for a number of samples of audio, at least so many."""
+    plain = OmegaConf.to_container(representation, resolve=True)
+    try:
+        return max(least, num_samples // build(plain, "representation").hop)  # type: ignore[arg-type]
+    except ConfigError:
+        return num_samples
+
+
+OmegaConf.register_new_resolver("x0_channels", _x0_channels, replace=True)
+OmegaConf.register_new_resolver("positions", _positions, replace=True)
 OmegaConf.register_new_resolver("len", _len_of, replace=True)
 OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
 
 
 @dataclass
 class AudioFormat:
-    """What is trained on: Hz, channels C, and the crop's length T in samples."""
+    """What is trained on: Hz, channels C, the crop's length T in samples, and 1/RMS of the sounds."""
 
     sample_rate: int
     channels: int
     num_samples: int
+    scale: float
 
 
 @dataclass
@@ -293,7 +314,7 @@ def check_root(cfg: DictConfig) -> None:
         if cfg[name] is not None and cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")
     for name in cfg.audio:  # before parts that take them over under names of their own
-        if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < 1:
+        if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < (0 if name == "scale" else 1):
             raise ConfigError(f"audio.{name}: expected at least 1, got {cfg.audio[name]}")
     if not 0 <= cfg.seed < 2**32:
         raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {cfg.seed}")

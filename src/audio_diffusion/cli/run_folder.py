@@ -20,6 +20,7 @@ from audio_diffusion.checkpoints.redaction import may_be, redacted_config
 from audio_diffusion.checkpoints.rows import rewind
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.inference.checkpoint_reader import find, newest_in, read
+from audio_diffusion.inference.loading import read_weights
 from audio_diffusion.inference.targets import with_moved
 from audio_diffusion.training.optim import state_names
 
@@ -124,6 +125,15 @@ def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
             return manifest.step, with_moved(manifest.config)
     content = read(ckpt)
     return content["global_step"], content["config"]
+
+
+def stored_config(run_dir: Path, ckpt: str, init: str | None) -> dict[str, Any] | None:
+    """The configuration of the checkpoint that a run goes on from (its own newest one, else ``ckpt``) or whose weights
+    it starts with (``init``); None for a run that starts anew."""
+    own = None if ckpt == "anew" else newest_in(run_dir)
+    if own or Path(ckpt).exists():
+        return _stored(own or find(ckpt))[1]
+    return read_weights(init, "ema").config if init else None
 
 
 def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) -> None:

@@ -197,9 +197,10 @@ def read_in_order(
     num_samples: int,
     classes: Sequence[str],
     fields: Sequence[str] = (),
+    seed: int | None = None,
 ) -> Iterator[tuple[Clip, Tensor]]:
-    """Each clip once, in the shards' order, and the start of it as a new ``[C, T]``."""
-    order = ClipOrder(shards.num_clips, None)
+    """Each clip once, in the shards' order or shuffled by ``seed``, and the start of it as a new ``[C, T]``."""
+    order = ClipOrder(shards.num_clips, seed)
     reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None, fields=fields)
     for position in range(order.num_clips):
         audio = torch.empty(channels, num_samples)

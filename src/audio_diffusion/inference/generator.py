@@ -15,6 +15,7 @@ from audio_diffusion.data.audio.recording import read_file
 from audio_diffusion.diffusion.editing.constraints import Constraint, Kept, LowBand, Unclipped
 from audio_diffusion.diffusion.editing.inversion import Interpolation, interpolate
 from audio_diffusion.diffusion.editing.noise import estimated_noise_std, noise_std_at, remove_noise
+from audio_diffusion.diffusion.editing.through import known_of
 from audio_diffusion.diffusion.editing.vary import edit
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.diffusion.guidance import Guidance
@@ -239,7 +240,7 @@ class Generator(Model):
         if not 0 < cutoff < self.sample_rate / 2:
             raise ValueError(f"cutoff: expected Hz inside (0, {self.sample_rate / 2:g}), got {cutoff}")
         part = cutoff / self.sample_rate
-        made = self._edit(audio, seeds, labels, cond, lambda x0: LowBand(x0, part))
+        made = self._edit(audio, seeds, labels, cond, lambda clip: LowBand(clip, part))
         return LowBand(audio, part).onto(made)  # once more: what was made may be longer than the clip
 
     def declip(
@@ -276,14 +277,12 @@ class Generator(Model):
                     f"clipped: expected bool {list(audio.shape)}, got {clipped.dtype} {list(clipped.shape)}"
                 )
             least = torch.where(clipped, audio.abs().clamp(min=1e-9), torch.inf)
-        at = self.representation.encode(least)
+        clipped = audio.abs() >= least
 
-        def unclipped(x0: Tensor) -> Constraint:
-            beyond = at if at.shape[-1] == 1 else F.pad(at, (0, x0.shape[-1] - at.shape[-1]), value=torch.inf)
-            return Unclipped(x0, beyond.to(x0.device))
+        def unclipped(clip: Tensor) -> Constraint:
+            return Unclipped(clip, F.pad(clipped, (0, clip.shape[-1] - clipped.shape[-1])).to(clip.device))
 
         made = self._edit(audio, seeds, labels, cond, unclipped)
-        clipped = audio.abs() >= least
         made = torch.where(audio > 0, made.maximum(audio), made.minimum(audio))  # decoding rounds
         return torch.where(clipped, made, audio)
 
@@ -309,6 +308,11 @@ class Generator(Model):
             cond: other conditions by name.
         """
         self._check(audio, seeds)
+        if not self.representation.elementwise:
+            raise ValueError(
+                "denoise: expected a model of the waveform (representation=waveform), in which white noise is white; "
+                f"this one diffuses {type(self.representation).__name__}"
+            )
         length = self._length(audio.shape[-1])
         noisy = self.representation.encode(audio.to(self.device))
         stds = estimated_noise_std(noisy) if snr_db is None else noise_std_at(noisy, snr_db)
@@ -374,9 +378,9 @@ class Generator(Model):
         near = slice(start, int(missing[-1]) + 1 + self.num_samples)
         seen = keep[near]
 
-        def kept(x0: Tensor) -> Constraint:
-            mask = F.pad(seen, (0, x0.shape[-1] - len(seen)), value=False)
-            return Kept(x0, mask.to(x0.device).expand(len(x0), 1, -1))
+        def kept(clip: Tensor) -> Constraint:
+            mask = F.pad(seen, (0, clip.shape[-1] - len(seen)), value=False)
+            return Kept(clip, mask.to(clip.device).expand(len(clip), 1, -1))
 
         made = audio.clone()
         edited = self._edit(audio[..., near], seeds, labels, cond, kept)
@@ -392,19 +396,19 @@ class Generator(Model):
         constraint: Callable[[Tensor], Constraint] | None = None,
         strength: float = 1.0,
     ) -> Tensor:
-        """``diffusion.editing.vary.edit`` of audio; ``constraint`` is made of the clip as x0."""
+        """``diffusion.editing.vary.edit`` of audio; ``constraint`` is made of the padded clip."""
         self._check(audio, seeds)
         length = self._length(audio.shape[-1])
-        clip = self._encode(audio, length)
+        padded = length.pad(audio.to(self.device))
         x0 = edit(
             self._net(length),
             self.process,
             self.sampler,
-            clip,
+            self.representation.encode(padded),
             seeds,
             self._told(len(audio), labels, cond),
             strength=strength,
-            constraint=constraint and constraint(clip),
+            constraint=constraint and known_of(self.representation, padded, constraint),
             guidance=self._guided(length, bool(labels or cond)),
         )
         return self.representation.decode(x0)[..., : length.wanted].to(audio.device)

@@ -1,5 +1,6 @@
 """Signals of any length with a network for one: short ones are the beginning of a window, long ones made of many."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,17 +14,24 @@ from audio_diffusion.networks.conditions.condition import Condition, Number
 
 @dataclass(frozen=True)
 class Length:
-    """A signal of ``wanted`` samples beside the ``window`` that a network was trained on.
+    """A signal of ``wanted`` samples of audio beside the ``window`` that a network was trained on.
 
     Args:
         wanted: samples.
-        window: samples that the network takes.
-        multiple: the length that is generated is a multiple of it: samples per frame of a condition.
+        window: samples of the audio that the network was trained on.
+        hop: samples per position of x0.
+        frame: samples per frame of a condition.
     """
 
     wanted: int
     window: int
-    multiple: int = 1
+    hop: int = 1
+    frame: int = 1
+
+    @property
+    def multiple(self) -> int:
+        """Windows start, and the generated signal ends, at a multiple of this many samples."""
+        return math.lcm(self.hop, self.frame)
 
     @property
     def made(self) -> int:
@@ -39,17 +47,17 @@ class Length:
 
         Args:
             net: for ``window`` samples.
-            conditions: what it is told, by name: a window is told its own time and its own frames.
+            conditions: of the network, by name: each window is given its own start time and its own frames.
             sample_rate: Hz.
         """
         if self.made == self.window:
             return net
 
         def cond_at(cond: Cond, start: int) -> Cond:
-            return {n: self._at(n, conditions[n], value, start, sample_rate) for n, value in cond.items()}
+            return {n: self._at(n, conditions[n], value, start * self.hop, sample_rate) for n, value in cond.items()}
 
         overlap = self.window // 2 // self.multiple * self.multiple
-        return Windowed(net, self.window, overlap, cond_at=cond_at)
+        return Windowed(net, self.window // self.hop, overlap // self.hop, cond_at=cond_at)
 
     def _at(self, name: str, condition: Condition, value: Tensor, start: int, sample_rate: int) -> Tensor:
         """A condition's value for the window that starts at a sample."""

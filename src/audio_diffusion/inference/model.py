@@ -17,7 +17,7 @@ from audio_diffusion.inference.lengths import Length
 from audio_diffusion.inference.targets import nearest
 from audio_diffusion.networks.conditions.condition import Conditions, Values
 from audio_diffusion.networks.conditions.mel import Mel
-from audio_diffusion.representations.waveform import Waveform
+from audio_diffusion.representations.representation import Representation
 
 Seeds = Sequence[int]
 Labels = Sequence[str] | None
@@ -42,7 +42,7 @@ class Model(ABC):
 
     net: nn.Module
     process: Diffusion
-    representation: Waveform
+    representation: Representation
     sampler: Sampler
     config: dict[str, Any]
     step: int
@@ -142,7 +142,7 @@ class Model(ABC):
 
     def _length(self, num_samples: int) -> Length:
         hops = [condition.hop for condition in self.conditions.by_name.values() if isinstance(condition, Mel)]
-        return Length(num_samples, self.num_samples, max(hops, default=1))
+        return Length(num_samples, self.num_samples, self.representation.hop, max(hops, default=1))
 
     def _samples(self, name: str, seconds: float) -> int:
         """Seconds in samples.

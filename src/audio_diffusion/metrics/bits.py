@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.seeding import generator_for
+from audio_diffusion.metrics.coding import code, coded_samples
 from audio_diffusion.metrics.flow import Flow, flow_likelihood
 from audio_diffusion.metrics.likelihood import LEVELS, Bound, Denoise, Schedule, log_bin, quantise, variational_bound
+from audio_diffusion.representations.representation import Representation
 
 PARTS = ("L_T", "L_t", "L_0")
 DB_PER_NAT = 10 / math.log(10)  # of log-SNR
@@ -142,7 +144,7 @@ class BoundMeter:
         schedule: Schedule,
         audio: Tensor,
         mask: Tensor,
-        scale: float,
+        representation: Representation,
         keys: Sequence[tuple[int | str, ...]],
     ) -> ClipBounds:
         """Of audio ``[B, C, T]``, full scale ±1, taken as 16-bit.
@@ -152,27 +154,34 @@ class BoundMeter:
             schedule: of the process.
             audio: the clips.
             mask: bool ``[B, 1, T]``, False on padding; a slot that is all padding gets dims 0.
-            scale: x0 = scale · audio.
+            representation: between audio and x0, an exact one.
             keys: what the noise of each clip is keyed by.
         """
-        x0 = quantise(audio) * scale
+        codes = [
+            code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
+            for repeat in range(self.repeats)
+        ]
         bounds = [
             variational_bound(
                 denoise,
                 schedule,
-                x0,
-                mask,
-                scale,
+                coded.x0,
+                coded.own,
+                coded.scale,
                 [generator_for("bound", *key, repeat) for key in keys],
                 t_min=schedule.first_time if self.t_min is None else self.t_min,
                 num_steps=None if self.continuous else schedule.num_steps,
                 num_levels=self.num_levels,
             )
-            for repeat in range(self.repeats)
+            for repeat, coded in enumerate(codes)
+        ]
+        bounds = [
+            bound._replace(reconstruction=bound.reconstruction + coded.nats)
+            for bound, coded in zip(bounds, codes, strict=True)
         ]
         joined = Bound(*(torch.stack(values, dim=1) for values in zip(*bounds, strict=True)))
         return ClipBounds(
-            dims=count_dims(audio, mask),
+            dims=count_dims(audio, coded_samples(representation, mask)),
             nats=torch.stack([joined.prior, joined.diffusion, joined.reconstruction], dim=-1),
             log_snr=joined.log_snr,
             width=joined.width,
@@ -208,24 +217,28 @@ class FlowMeter:
         schedule: Schedule,
         audio: Tensor,
         mask: Tensor,
-        scale: float,
+        representation: Representation,
         keys: Sequence[tuple[int | str, ...]],
     ) -> Flow:
         """-log p in nats and network evaluations of each clip and repeat, ``[B, R]``; see ``BoundMeter``."""
-        x0 = quantise(audio) * scale
+        codes = [
+            code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
+            for repeat in range(self.repeats)
+        ]
         flows = [
             flow_likelihood(
                 denoise,
                 schedule,
-                x0,
-                mask,
-                scale,
+                coded.x0,
+                coded.own,
+                coded.scale,
                 [generator_for("flow", *key, repeat) for key in keys],
                 t_min=schedule.first_time if self.t_min is None else self.t_min,
                 tolerance=self.tolerance,
             )
-            for repeat in range(self.repeats)
+            for repeat, coded in enumerate(codes)
         ]
+        flows = [flow._replace(nats=flow.nats + coded.nats) for flow, coded in zip(flows, codes, strict=True)]
         return Flow(*(torch.stack(values, dim=1) for values in zip(*flows, strict=True)))
 
 

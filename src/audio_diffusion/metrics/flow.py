@@ -91,7 +91,7 @@ def flow_likelihood(
     schedule: Schedule,
     x0: Tensor,
     mask: Tensor,
-    scale: float,
+    scale: float | None,
     generators: Sequence[torch.Generator],
     *,
     t_min: float,
@@ -104,13 +104,13 @@ def flow_likelihood(
     The trace has one Rademacher probe a clip, the same all along. Padding follows its own exact path, sin·noise, and is
     not counted.
 
-    Args: as of ``variational_bound``.
+    Args: as of ``variational_bound``; an x0 without a ``scale`` is taken as it is.
         tolerance: error of a step of the solver, relative to the signal, and in nats per dimension.
     """
     own = mask.expand_as(x0)
     dims = own.flatten(1).sum(1)
     most, least = ends(schedule, t_min)
-    width = scale / LEVELS
+    width = 0.0 if scale is None else scale / LEVELS
     place = uniform(generators, *x0.shape[1:]).to(x0)
     probe = torch.where(normal(generators, x0) < 0, -1.0, 1.0).to(x0) * own
     padding = normal(generators, x0)
@@ -134,5 +134,6 @@ def flow_likelihood(
     state, evaluations = integrate(slope, F.pad(z.flatten(1), (0, 1)), most, least, tolerance)
     z, change = in_double(state[:, :-1]), in_double(state[:, -1])
     log_prior = -0.5 * (z.square() + math.log(2 * math.pi)) * own.flatten(1).to(z.device)
-    per_dim = change + 0.5 * F.logsigmoid(torch.tensor(most)).item() + math.log(width)
+    per_dim = change + 0.5 * F.logsigmoid(torch.tensor(most)).item()
+    per_dim = per_dim if scale is None else per_dim + math.log(width)
     return Flow(-(log_prior.sum(1) + dims.to(z.device) * per_dim).cpu(), evaluations)

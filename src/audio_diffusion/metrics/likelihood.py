@@ -76,6 +76,14 @@ def log_bin(x: Tensor, mean: Tensor, std: Tensor | float, scale: float) -> Tenso
     return upper + torch.log(-torch.expm1(torch.special.log_ndtr(low) - upper))
 
 
+def log_density(x: Tensor, mean: Tensor, std: float, scale: float | None) -> Tensor:
+    """``log_bin``, or without a scale the log of the density of x under N(mean, std²); float64."""
+    if scale is not None:
+        return log_bin(x, mean, std, scale)
+    error = (in_double(x) - in_double(mean)) / std
+    return -0.5 * error.square() - math.log(std) - 0.5 * math.log(2 * math.pi)
+
+
 def ends(schedule: Schedule, t_min: float) -> tuple[float, float]:
     """The log-SNR at ``t_min``, the least noise, and at t = 1."""
     most, least = schedule.log_snr(torch.tensor([t_min, 1.0], dtype=torch.float64)).tolist()
@@ -145,7 +153,7 @@ def variational_bound(
     schedule: Schedule,
     x0: Tensor,
     mask: Tensor,
-    scale: float,
+    scale: float | None,
     generators: Sequence[torch.Generator],
     *,
     t_min: float,
@@ -157,14 +165,15 @@ def variational_bound(
     Each step of it has the posterior's own variance (β̃, DDPM eq. 7), so its KL is ½(SNR_s - SNR_t)·|x0 - x̂0|² (Kingma
     et al. 2021, arXiv:2107.00630, eq. 13 and after). Without steps it is the limit of infinitely many, ½∫|noise -
     estimate|² d log-SNR (eqs. 17 and 18). L_0 is the probability of the sample's 16-bit bin under N(x̂0, sigma²/alpha²)
-    at ``t_min``. Of x_1 the model says N(0, alpha² + sigma²): for variance-preserving schedules N(0, I).
+    at ``t_min``, or the density of x0 there without a ``scale``. The model's x_1 is N(0, alpha² + sigma²), for
+    variance-preserving schedules N(0, I).
 
     Args:
         denoise: estimates x0 and noise from x_t and t.
         schedule: of the process.
-        x0: clean clips ``[B, C, T]``, made of ``quantise``d audio.
+        x0: clean clips ``[B, D, L]``, made of ``quantise``d audio.
         mask: bool, broadcastable to x0, False on padding.
-        scale: x0 = scale · audio.
+        scale: x0 = scale · audio; None for an x0 that is not made of single samples: the bound is one of its density.
         generators: one a clip, on the CPU; all noise of a clip comes from its own.
         t_min: time of the least noise the network is asked about; 1/T is the least it is trained with.
         num_steps: None for continuous time.
@@ -196,7 +205,7 @@ def variational_bound(
     return Bound(
         prior=total(0.5 * (cos2 * (in_double(x0).square() - 1) + log1p_snr)).cpu(),
         diffusion=nats.sum(0),
-        reconstruction=-total(log_bin(x0, x0_last, math.exp(-most / 2), scale)).cpu(),
+        reconstruction=-total(log_density(x0, x0_last, math.exp(-most / 2), scale)).cpu(),
         log_snr=log_snr.T,
         width=width.T,
         nats=nats.T,

@@ -1,12 +1,15 @@
-"""What the process diffuses: audio turned into x0 and back."""
+"""The waveform itself."""
+
+import math
 
 from torch import Tensor
 
 
 class Waveform:
-    """The waveform itself, scaled so that x0 has about unit variance, as the schedules' noise has.
+    """Diffuses the waveform, scaled so that x0 has about unit variance, as the noise of the schedules has.
 
-    Without it quiet audio is buried: at RMS 0.1 the same schedule adds 20 dB more noise, relative to the signal.
+    Without the factor quiet audio is buried: at RMS 0.1 the same schedule adds 20 dB more noise than at RMS 1, relative
+    to the signal.
 
     Args:
         scale: factor from audio (full scale ±1) to x0.
@@ -14,6 +17,8 @@ class Waveform:
     Raises:
         ValueError: if ``scale`` is not positive.
     """
+
+    hop, exact, elementwise = 1, True, True
 
     def __init__(self, scale: float = 1.0):
         if not scale > 0:
@@ -29,5 +34,13 @@ class Waveform:
         return x0 / self.scale
 
     def shape(self, channels: int, num_samples: int) -> tuple[int, int]:
-        """The shape of one x0 for audio ``[channels, num_samples]``."""
+        """The shape of one x0 for audio ``[channels, num_samples]``: the same."""
         return channels, num_samples
+
+    def mask(self, valid: Tensor) -> Tensor:
+        """Samples that belong to a clip, bool ``[B, 1, T]``; positions are samples."""
+        return valid
+
+    def log_det(self, channels: int, num_samples: int) -> float:
+        """ln |det ∂x0/∂audio|: ln scale of each sample of each channel."""
+        return channels * num_samples * math.log(self.scale)

@@ -16,7 +16,7 @@ from audio_diffusion.diffusion.guidance import drop
 from audio_diffusion.diffusion.process import Diffusion, Net
 from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.networks.conditions.condition import Conditions
-from audio_diffusion.representations.waveform import Waveform
+from audio_diffusion.representations.representation import Representation
 from audio_diffusion.training.ema import EmaWeights
 from audio_diffusion.training.fsdp import shard
 from audio_diffusion.training.guard import StepGuard
@@ -72,7 +72,7 @@ class DiffusionModule(L.LightningModule):
         self,
         net: nn.Module,
         process: Diffusion,
-        representation: Waveform,
+        representation: Representation,
         optimizer: Callable[[list[dict]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler],
         weight_decay: float = 0.01,
@@ -154,7 +154,7 @@ class DiffusionModule(L.LightningModule):
 
     def _losses(self, net: Net, batch: AudioBatch, x0: Tensor, noise: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Loss of each sample ``[B]``, 0 for empty slots."""
-        mask = batch.mask if self.mask_padding else batch.valid[:, None, None]
+        mask = self.representation.mask(batch.mask) if self.mask_padding else batch.valid[:, None, None]
         return self.process.loss(net, x0, noise, t, cond, mask)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def test_declipping(process: Diffusion, covariance: Cov, net_of: NetOf, draw: Ca
     clean = draw(cov, 500)
     clipped = clean.clamp(-level, level)
     net, whole = net_of(process, cov), clipped.abs() < level
-    x0 = edit(net, process, unipc, clipped, range(500), {}, constraint=Unclipped(clipped, level))
+    x0 = edit(net, process, unipc, clipped, range(500), {}, constraint=Unclipped(clipped, clipped.abs() >= level))
     assert torch.equal(x0[whole], clipped[whole])
     assert (x0[clipped == level] >= level).all()
     assert (x0[clipped == -level] <= -level).all()
@@ -184,7 +184,7 @@ def test_bad_values_are_refused(process: Diffusion) -> None:
         Kept(clip, torch.ones(2, 1, 8))
     with pytest.raises(ValueError, match=r"cutoff: expected a part of the sample rate inside \(0, 0.5\), got 8000"):
         LowBand(clip, 8000)
-    with pytest.raises(ValueError, match="level: expected a positive magnitude"):
-        Unclipped(clip, 0.0)
+    with pytest.raises(ValueError, match="clipped: expected bool"):
+        Unclipped(clip, clip)
     with pytest.raises(ValueError, match="iterations: expected 0 or more"):
-        consistent(process.denoiser(lambda x, t, cond: x, {}), process, Unclipped(clip, 1.0), -1)
+        consistent(process.denoiser(lambda x, t, cond: x, {}), process, Unclipped(clip, clip > 1), -1)

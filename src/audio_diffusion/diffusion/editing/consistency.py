@@ -73,7 +73,7 @@ def _correction(x0: Tensor, constraint: Constraint, covariance: Callable[[Tensor
     residual, correction = constraint.onto(x0) - x0, torch.zeros_like(x0)
     known: list[tuple[Tensor, Tensor]] = []  # directions of x0, and their parts that bind, orthogonal and of length 1
     for _ in range(iterations):
-        moved = covariance(residual)
+        moved = covariance(constraint.adjoint(residual))
         bound = constraint.project(moved, x0)
         for other, unit in known:
             share = _dot(bound, unit)

@@ -23,6 +23,10 @@ class Constraint(ABC):
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
         """P v, of what binds at the estimate x0."""
 
+    def adjoint(self, v: Tensor) -> Tensor:
+        """The direction in which x0 changes what is known by v most; v itself where P is orthogonal."""
+        return v
+
 
 class Kept(Constraint):
     """Samples that stay as they are: inpainting, outpainting, continuation.
@@ -95,16 +99,16 @@ class Unclipped(Constraint):
 
     Args:
         clip: ``[B, C, T]``.
-        level: samples of this magnitude and more were clipped; one for all, or each clip's own ``[B, 1, 1]``.
+        clipped: which samples were clipped, bool of the clip's shape.
 
     Raises:
-        ValueError: if the level is not positive.
+        ValueError: for a mask that is not boolean or not of the clip's shape.
     """
 
-    def __init__(self, clip: Tensor, level: float | Tensor):
-        if not torch.as_tensor(level).min() > 0:
-            raise ValueError(f"level: expected a positive magnitude, got {level}")
-        self.clip, self.side = clip, (clip >= level).to(clip.dtype) - (clip <= -level).to(clip.dtype)
+    def __init__(self, clip: Tensor, clipped: Tensor):
+        if clipped.dtype != torch.bool or clipped.shape != clip.shape:
+            raise ValueError(f"clipped: expected bool {list(clip.shape)}, got {clipped.dtype} {list(clipped.shape)}")
+        self.clip, self.side = clip, clip.sign() * clipped
 
     def onto(self, x0: Tensor) -> Tensor:
         """The clip bit by bit; where it was clipped, the mean of what may be beyond the level."""

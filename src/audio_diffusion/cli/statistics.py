@@ -1,0 +1,47 @@
+"""Options of the representation that the data decide: measured before a new run, and kept by it."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.run_folder import stored_config
+from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.data.shards.shards import Shards
+from audio_diffusion.data.stream import read_in_order
+
+NUM_CLIPS = 512
+
+
+def with_statistics(plain: dict[str, Any], patterns: Sequence[str], store: RemoteStore) -> dict[str, Any]:
+    """The run's configuration with those options of its representation filled in that are null and that its method
+    ``statistics`` measures: as the checkpoint has them that the run goes on from or starts with, else measured on
+    up to 512 training clips, which the run's seed chooses.
+
+    Raises:
+        ConfigError: if the shards cannot be read, or the clips cannot be measured.
+    """
+    node = plain["representation"]
+    unknown = [name for name, value in node.items() if value is None]
+    representation = build(node, "representation")
+    if not unknown or not hasattr(representation, "statistics"):
+        return plain
+    before = stored_config(Path(plain["run_dir"]), plain["ckpt"], plain["init"])
+    if before and before["representation"]["_target_"] == node["_target_"]:
+        found = before["representation"]
+    else:
+        try:
+            shards = Shards.open(patterns, store, plain["data"].get("audio_member"))
+            found = representation.statistics(_clips(shards, plain))
+        except (ValueError, RemoteError) as error:
+            raise ConfigError(f"representation.{error}") from error
+    return {**plain, "representation": {**node, **{name: found[name] for name in unknown if name in found}}}
+
+
+def _clips(shards: Shards, plain: dict[str, Any]) -> "list[Tensor]":
+    audio = plain["audio"]
+    clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], [], seed=plain["seed"])
+    return [samples[:, : clip.num_valid] for clip, samples in islice(clips, NUM_CLIPS) if clip.num_valid]

@@ -1,0 +1,68 @@
+"""The contract of a representation: what of audio is diffused."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Representation(Protocol):
+    """Turns audio ``[B, C, T]`` (float, full scale ±1) into x0 ``[B, D, L]``, the signal that is diffused, and back.
+
+    A position of x0 stands for ``hop`` samples of audio: L = T / hop, and T must be a multiple of ``hop``. x0 should
+    have about unit variance, as the noise of the schedules has. Everything else in the project that depends on the
+    kind of signal (masks, crop lengths, windows of long audio, editing, likelihood) goes by these members alone.
+
+    A class that has them can be trained from any package:
+    ``representation._target_=my_package.MyRepresentation representation.my_option=1``.
+
+    Attributes:
+        hop: samples of audio per position of x0.
+        exact: whether ``decode(encode(audio))`` is the audio up to rounding and ``encode`` is linear. False for latents
+            of an autoencoder. The likelihood and sample-exact editing need it.
+        elementwise: whether x0 is the audio times a positive factor. What is known of audio, such as that some of its
+            samples are kept, then holds for x0 as it is.
+
+    A representation whose options depend on the data may have a method ``statistics(clips) -> dict`` as well: it is
+    given training clips ``[C, T]`` before a new run starts, and returns arguments of the constructor, which are kept in
+    the run's configuration.
+    """
+
+    hop: int
+    exact: bool
+    elementwise: bool
+
+    def shape(self, channels: int, num_samples: int) -> tuple[int, int]:
+        """(D, L) of one x0 for audio ``[channels, num_samples]``.
+
+        Raises:
+            ValueError: if ``num_samples`` is not a multiple of ``hop``.
+        """
+        ...
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio ``[B, C, T]`` -> x0 ``[B, D, L]``."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 ``[B, D, L]`` -> audio ``[B, C, L · hop]``. Nothing is clipped."""
+        ...
+
+    def mask(self, valid: Tensor) -> Tensor:
+        """Samples that belong to a clip, bool ``[B, 1, T]`` -> positions that do, bool ``[B, 1, L]``."""
+        ...
+
+    def log_det(self, channels: int, num_samples: int) -> float:
+        """ln |det ∂x0/∂audio| of ``encode`` for audio ``[channels, num_samples]``: how it changes a density. Asked for
+        only where ``exact`` is true."""
+        ...
+
+
+def check_length(num_samples: int, hop: int) -> None:
+    """Raises a ``ValueError`` that names the nearest lengths that work, if ``num_samples`` is not a multiple."""
+    if num_samples < hop or num_samples % hop:
+        below = max(num_samples // hop, 1) * hop
+        raise ValueError(
+            f"num_samples: expected a multiple of {hop}, the samples of a position, such as {below} or {below + hop}, "
+            f"got {num_samples}"
+        )
