@@ -223,7 +223,8 @@ class Generator(Model):
             num_steps=num_steps,
             guidance=self._guided(length, bool(labels or cond)),
         )
-        clips = self.representation.decode(made.clips)[..., : first.shape[-1]].to(first.device)
+        clips = self.representation.decode(made.clips.flatten(0, 1)).unflatten(0, made.clips.shape[:2])
+        clips = clips[..., : first.shape[-1]].to(first.device)
         for i, place in enumerate(at):
             if place in (0, 1):
                 clips[:, i] = second if place else first
