@@ -4,8 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from audio_diffusion.diffusion import schedules
+from audio_diffusion.diffusion.parameterization import Epsilon
+from audio_diffusion.diffusion.process import Diffusion
+from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.networks.conditions.condition import Label
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -32,3 +40,25 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"https?:|mailto:|#", target):
             assert ((ROOT / page).parent / target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+def test_the_parts_of_the_page_on_extending_work() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    page: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "extending.md", "exec"), page)
+
+    network = page["MyNetwork"](1, {"label": Label(3)}, width=8)
+    x_t, t = torch.randn(2, 1, 32), torch.tensor([0.2, 0.9])
+    given = network(x_t, t, {"label": torch.tensor([0, 2])})
+    assert given.shape == x_t.shape
+    assert not torch.equal(given, network(x_t, t, {"label": torch.tensor([1, -1])}))
+
+    process = Diffusion(schedules.linear(), Epsilon())
+    denoise = process.denoiser(network, {"label": torch.tensor([0, 1])})
+    with torch.no_grad():
+        samples = [
+            solver(denoise, x_t, process.schedule, lambda: x_t, num_steps=5) for solver in (page["euler"], ddim)
+        ]
+    torch.testing.assert_close(samples[0], samples[1], rtol=1e-3, atol=1e-3 * samples[1].std().item())
