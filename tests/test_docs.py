@@ -58,7 +58,5 @@ def test_the_parts_of_the_page_on_extending_work() -> None:
     process = Diffusion(schedules.linear(), Epsilon())
     denoise = process.denoiser(network, {"label": torch.tensor([0, 1])})
     with torch.no_grad():
-        samples = [
-            solver(denoise, x_t, process.schedule, lambda: x_t, num_steps=5) for solver in (page["euler"], ddim)
-        ]
+        samples = [solver(denoise, x_t, process.schedule, lambda: x_t, num_steps=5) for solver in (page["euler"], ddim)]
     torch.testing.assert_close(samples[0], samples[1], rtol=1e-3, atol=1e-3 * samples[1].std().item())
