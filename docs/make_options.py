@@ -23,6 +23,7 @@ python train.py experiment=drums max_steps=200 audio.num_samples=4096 model=unet
 
 A *choice* is written `group=choice` (`model=diffwave`), an *option* `path.to.option=value`
 (`training.optimizer.lr=1e-3`). The default `↳ name` means: the value of the option `name`.
+An option that several choices of a group share is listed at the first of them.
 """
 PROGRAMS = {
     "train": (

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile as sf
 
 from audio_diffusion.packing.pack import pack, scan_folder
 
@@ -103,6 +104,8 @@ def reader(
     (tmp_path / "data" / "captioned").symlink_to(captioned)
     for name, hit in {"hit": "snare", "snare": "snare", "kick": "kick"}.items():
         shutil.copy(sorted((drum_folder / hit).glob("*.wav"))[0], tmp_path / f"{name}.wav")
+    audio, sample_rate = sf.read(tmp_path / "kick.wav")
+    sf.write(tmp_path / "loud.wav", (3 * audio).clip(-0.9, 0.9), sample_rate)
     return tmp_path
 
 
