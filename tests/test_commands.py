@@ -66,7 +66,20 @@ def reason_not_to_run(command: str) -> str | None:
     return next((why for start, why in NOT_RUN.items() if command.startswith(start)), None)
 
 
-RUN = {page: [c for c in commands_of(page) if reason_not_to_run(c) is None] for page in PAGES}
+def to_run() -> dict[str, list[str]]:
+    """The commands to run, by page. Those that differ in their names and data alone are run once."""
+    seen: set[str] = set()
+    chosen: dict[str, list[str]] = {page: [] for page in PAGES}
+    for page in PAGES:
+        for command in commands_of(page):
+            what = re.sub(r" #.*| (?:name|data\.train)=\S+|(?<=ckpt=)(?:runs/\S+|RUN)", "", command).strip()
+            if reason_not_to_run(command) is None and what not in seen:
+                seen.add(what)
+                chosen[page].append(command)
+    return chosen
+
+
+RUN = to_run()
 
 
 @pytest.fixture(scope="module")
