@@ -44,7 +44,7 @@ from audio_diffusion.metrics.coding import coded_samples
 
 TYPES = {
     "ckpt": str, "shards": str | None, "num_clips": int | None, "weights": str, "batch_size": int, "seed": int,
-    "device": str, "output": str | None, "bound": dict | None, "flow": dict | None,
+    "device": str, "output": str | None, "trust": list[str], "bound": dict | None, "flow": dict | None,
 }  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def main(cfg: DictConfig) -> None:
         if options[name]:
             build(options[name], name)
     path, device = checkpoint_reader.find(options["ckpt"]), checkpoint_reader.device_of(options["device"])
-    model = checkpoint_reader.load(path, weights=options["weights"], device=device)
+    model = checkpoint_reader.load(path, weights=options["weights"], device=device, trust=options["trust"])
     if not model.representation.exact:
         raise ConfigError(
             f"ckpt: the likelihood needs an exact representation, got {type(model.representation).__name__}"

@@ -20,7 +20,7 @@ from audio_diffusion.cli import config
 def main(cfg: DictConfig) -> None:
     """Load, write, say what is to be done by hand."""
     options = config.to_plain(cfg)
-    model = audio_diffusion.load(options["ckpt"], weights=options["weights"])
+    model = audio_diffusion.load(options["ckpt"], weights=options["weights"], trust=options["trust"])
     folder = audio_diffusion.export(model, options["output"])
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, {size / 1e6:.1f} MB in {folder}/")

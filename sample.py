@@ -43,7 +43,7 @@ TYPES = {
     "ckpt": str, "num_samples": int | None, "labels": list[str] | None, "cond": dict | None, "seed": int,
     "guidance_scale": float | None, "guidance_interval": list[float], "guidance_rescale": float, "clip": float | None,
     "clip_quantile": float, "weak_ckpt": str | None, "weights": str, "batch_size": int, "device": str, "devices": int,
-    "format": str, "output": str | None, "real": str | None,
+    "format": str, "output": str | None, "real": str | None, "trust": list[str],
 }  # fmt: skip
 FAILED_DB = -10.0  # of an inversion: what is lost is then heard beside the clip
 TASK_TYPES = {

@@ -121,7 +121,7 @@ def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming the number of samples of which it must be a multiple.
     """
-    crop, hop, multiple = audio["num_samples"], module.representation.hop, getattr(module.net, "multiple", 1)
+    crop, hop, multiple = audio["num_samples"], module.representation.hop, int(module.net.multiple)  # type: ignore[arg-type]
     if crop % (hop * multiple):
         raise ConfigError(
             f"audio.num_samples: expected a multiple of {hop * multiple}, as the network takes, got {crop}"

@@ -8,7 +8,7 @@ from fixtures.tiny_models import LABEL, LENGTH, RATE, recipe, state_of
 
 import audio_diffusion
 from audio_diffusion import Generator
-from audio_diffusion.inference.checkpoint_reader import assemble
+from audio_diffusion.inference.checkpoint_reader import Weights, assemble
 
 BAND_STD = [0.3 / (1 + k) for k in range(16)]
 
@@ -21,7 +21,7 @@ def model(request: pytest.FixtureRequest) -> Generator:
         "_target_": "audio_diffusion.representations.mdct.Mdct", "frame_length": 16, "band_std": BAND_STD,
     }  # fmt: skip
     config["model"] |= {"channels": 16 * channels, "patch_size": 2}
-    return assemble(config, state_of(config), 7, "ema", "cpu", Path("tiny.ckpt"))
+    return assemble(Weights(state_of(config), config, 7, "ema", Path("tiny.ckpt")), "cpu")
 
 
 @pytest.fixture(scope="module")

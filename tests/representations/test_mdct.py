@@ -10,7 +10,7 @@ from audio_diffusion.diffusion.editing.consistency import _correction
 from audio_diffusion.diffusion.editing.constraints import Kept
 from audio_diffusion.diffusion.editing.through import Through, known_of
 from audio_diffusion.representations.mdct import Mdct, dct4
-from audio_diffusion.representations.representation import Representation
+from audio_diffusion.representations.representation import Representation, check_representation
 from audio_diffusion.representations.waveform import Waveform
 
 
@@ -99,7 +99,7 @@ def test_bad_options_are_refused() -> None:
 
 @pytest.mark.parametrize("representation", [Waveform(2.0), Mdct(8)])
 def test_they_are_representations(representation: Representation) -> None:
-    assert isinstance(representation, Representation)
+    check_representation(representation)
 
 
 def test_with_as_many_directions_as_known_samples_the_conditional_mean_is_exact() -> None:

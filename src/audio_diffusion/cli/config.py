@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from audio_diffusion.checkpoints.signals import STOP_FILE
-from audio_diffusion.cli import command_line
+from audio_diffusion.cli import command_line, own_parts
 from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.inference.targets import ConfigError as ConfigError
 from audio_diffusion.inference.targets import build as build
@@ -109,12 +109,17 @@ class Config:
     logger: dict[str, Any] | None = field(default=None)
 
 
+_own_dir: Path | None = None  # the folder of ``config_dir``, of this process
+
+
 def _groups() -> dict[str, list[str]]:
     """Config groups, also groups in groups, and the names in each."""
-    folders = (folder for folder in CONFIG_DIR.rglob("*") if folder.is_dir())
-    return {
-        folder.relative_to(CONFIG_DIR).as_posix(): sorted(f.stem for f in folder.glob("*.yaml")) for folder in folders
-    }
+    found: dict[str, list[str]] = {}
+    for root in filter(None, (CONFIG_DIR, _own_dir)):
+        for folder in (folder for folder in root.rglob("*") if folder.is_dir()):
+            names = found.setdefault(folder.relative_to(root).as_posix(), [])
+            names += sorted(f.stem for f in folder.glob("*.yaml"))
+    return found
 
 
 def _keys_at(path: str, config_name: str, chosen: list[str]) -> list[str]:
@@ -198,9 +203,10 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
     overrides = [_none_as_list(override, config_name) for override in overrides]
     for override in overrides:
         _check_option(override, config_name)
+    overrides = own_parts.open_for_arguments(overrides)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            compose(config_name, overrides=overrides)
+            compose(config_name, overrides=[*overrides, *own_parts.search_path(_own_dir)])
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, config_name, overrides)) from error
 
@@ -228,8 +234,13 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
     """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        options: list[str] = []
+        typed = list(sys.argv)
+
         def guarded(cfg: DictConfig) -> None:
+            sys.argv[:] = typed  # ranks that are started read them as this process did
             try:
+                own_parts.fit(cfg, options)
                 main(cfg)
             except (ValueError, RemoteError) as error:
                 if not _is_ours(error):
@@ -241,10 +252,15 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
 
         def run() -> None:
             try:
-                arguments = command_line.prepare(sys.argv[1:], config_name)
-                sys.argv[1:] = [_none_as_list(argument, config_name) for argument in arguments]
-                if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in sys.argv[1:]):
-                    _check_command_line(config_name, command_line.without_flags(sys.argv[1:]))
+                global _own_dir
+                typed[:] = sys.argv
+                own_parts.make_importable()
+                _own_dir, given = own_parts.split_config_dir(sys.argv[1:])
+                arguments = [_none_as_list(a, config_name) for a in command_line.prepare(given, config_name)]
+                options[:] = command_line.without_flags(arguments)
+                if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in arguments):
+                    _check_command_line(config_name, options)
+                sys.argv[1:] = [*own_parts.open_for_arguments(arguments), *own_parts.search_path(_own_dir)]
             except ConfigError as error:
                 _refuse(error)
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +41,9 @@ def devices_of(device: str, count: int) -> list[str]:
 
 def load(options: dict[str, Any], device: str) -> Generator:
     """The model on a device, its sampler and guidance as asked for."""
-    model = load_model(options["ckpt"], weights=options["weights"], device=device)
-    weak = options["weak_ckpt"] and load_model(options["weak_ckpt"], weights=options["weights"], device=device)
+    load_on = partial(load_model, weights=options["weights"], device=device, trust=options["trust"])
+    model = load_on(options["ckpt"])
+    weak = options["weak_ckpt"] and load_on(options["weak_ckpt"])
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None
     model = model.using(guidance=guidance_of(model, options, weak))
     return replace(model, sampler=sampler) if sampler else model  # sample.py says it, once, if its levels are wrong

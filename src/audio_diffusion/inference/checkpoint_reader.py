@@ -4,6 +4,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from audio_diffusion.checkpoints.folder import manifest_of, newest_verified, pat
 from audio_diffusion.checkpoints.redaction import INSTEAD, find_redacted, with_instead
 from audio_diffusion.inference.generator import Generator
 from audio_diffusion.inference.targets import ConfigError, build, with_moved
+from audio_diffusion.networks.network import check_network
+from audio_diffusion.representations.representation import check_representation
 
 log = logging.getLogger(__name__)
 
@@ -88,18 +91,26 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _trusted(node: Any) -> None:
+def _check_targets(node: Any, trust: Sequence[str]) -> None:
+    """Refuses a configuration from a file that names code of packages that are not trusted.
+
+    Raises:
+        ConfigError: naming the target, and how to trust its package.
+    """
     if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(TRUSTED):
+        target = str(node.get("_target_", TRUSTED[0]))
+        if not target.startswith((*TRUSTED, *(f"{package}." for package in trust))):
+            package = target.partition(".")[0]
             raise ConfigError(
-                f"checkpoint: its configuration names {target!r}; only {' and '.join(TRUSTED)}* are loaded from a file"
+                f"ckpt: its configuration names {target!r}, and loading a file runs only networks, representations and "
+                f"samplers of audio_diffusion. If you trust that code, name its package: 'trust=[{package}]' (in "
+                f"Python: load(.., trust=[{package!r}]))"
             )
         for value in node.values():
-            _trusted(value)
+            _check_targets(value, trust)
     elif isinstance(node, list):
         for value in node:
-            _trusted(value)
+            _check_targets(value, trust)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -170,19 +181,22 @@ def read_weights(path: str | Path, weights: str = "ema") -> Weights:
     return Weights(state, content["config"], content["global_step"], weights, Path(path))
 
 
-def load(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+def load(
+    path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
+) -> Generator:
     """Loads a checkpoint for generating.
 
     Args:
         path: checkpoint file.
         weights: "ema" (averaged, what one listens to) or "raw".
         device: where the network is put.
+        trust: packages, beside this one, whose code its configuration may name.
 
     Raises:
         ConfigError: if the file cannot be used, or ``weights`` is neither.
     """
     has = read_weights(path, weights)
-    return assemble(has.config, has.state, has.step, has.kind, device, has.source)
+    return assemble(has, device, trust)
 
 
 def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
@@ -207,29 +221,32 @@ def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
     return completed
 
 
-def assemble(
-    config: dict[str, Any], state: dict[str, Tensor], step: int, weights: str, device: torch.device | str, source: Path
-) -> Generator:
-    """The generator of a run's configuration and its network's weights, of which no foreign code is run.
+def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()) -> Generator:
+    """The generator of a network's weights and their run's configuration.
 
     Raises:
-        ConfigError: if the configuration names what is not of this project, or the weights are not of its network.
+        ConfigError: if the configuration names code that is neither of this project nor of a package in ``trust``, or
+            what is not what it should be, or the weights are not of its network.
     """
-    config = _completed(config, source)
+    config = _completed(has.config, has.source)
     parts = {name: config[name] for name in _PARTS}
-    _trusted(parts)
-    net = build(parts["model"], "model")
+    _check_targets(parts, trust)
+    net, representation = build(parts["model"], "model"), build(parts["representation"], "representation")
     try:
-        net.load_state_dict(state)
+        check_network(net)
+        check_representation(representation)
+        net.load_state_dict(has.state)
     except RuntimeError as error:
-        raise ConfigError(f"ckpt: {str(source)!r} has other weights than its network: {error}") from error
+        raise ConfigError(f"ckpt: {str(has.source)!r} has other weights than its network: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"ckpt: {str(has.source)!r}: {error}") from error
     return Generator(
         net=net.to(device).eval().requires_grad_(False),
         process=build(parts["diffusion"], "diffusion"),
-        representation=build(parts["representation"], "representation"),
+        representation=representation,
         sampler=build(parts["sampler"], "sampler"),
         config=config,
-        step=step,
-        weights=weights,
-        source=source,
+        step=has.step,
+        weights=has.kind,
+        source=has.source,
     )

@@ -6,6 +6,7 @@ README.md           a model card, of which the license is to be filled in
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,15 @@ def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weight
     return checkpoint_reader.Weights(state, config, step, has, folder)
 
 
-def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+def read(
+    folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
+) -> Generator:
     """The model in a folder.
 
     Raises:
         ConfigError: if its files are broken, or hold the other weights.
     """
-    has = read_weights(folder, weights)
-    return checkpoint_reader.assemble(has.config, has.state, has.step, has.kind, device, folder)
+    return checkpoint_reader.assemble(read_weights(folder, weights), device, trust)
 
 
 def _hub() -> Any:

@@ -1,5 +1,6 @@
 """What a user names, file or folder or model of the hub -> a Generator."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ def read_weights(ckpt: str | Path, weights: str = "ema") -> checkpoint_reader.We
     return checkpoint_reader.read_weights(checkpoint_reader.find(str(ckpt)), weights)
 
 
-def load(ckpt: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Generator:
+def load(
+    ckpt: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
+) -> Generator:
     """A trained model, ready to generate.
 
     Args:
@@ -28,11 +31,13 @@ def load(ckpt: str | Path, *, weights: str = "ema", device: torch.device | str =
             ``hub:USER/NAME``, a model of the Hugging Face hub.
         weights: "ema" (averaged, what one listens to) or "raw"; an exported model has one of them.
         device: where the network is put.
+        trust: packages, beside this one, whose code is run where the file names it: of a network of one's own,
+            ``trust=["my_package"]``.
 
     Raises:
         ConfigError: if there is none, or it cannot be used.
     """
     folder = exporting.pull(str(ckpt)) if str(ckpt).startswith(exporting.HUB) else Path(ckpt)
     if exporting.is_exported(folder):
-        return exporting.read(folder, weights=weights, device=device)
-    return checkpoint_reader.load(checkpoint_reader.find(str(ckpt)), weights=weights, device=device)
+        return exporting.read(folder, weights=weights, device=device, trust=trust)
+    return checkpoint_reader.load(checkpoint_reader.find(str(ckpt)), weights=weights, device=device, trust=trust)

@@ -84,8 +84,7 @@ class Model(ABC):
     @property
     def conditions(self) -> Conditions:
         """What the model is told."""
-        assert isinstance(self.net.conditions, Conditions)
-        return self.net.conditions
+        return self.net.conditions  # type: ignore[return-value]
 
     @property
     def mel(self) -> tuple[str, Mel]:

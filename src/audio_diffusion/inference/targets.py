@@ -151,6 +151,15 @@ def _signature(target: Any) -> dict[str, inspect.Parameter]:
     return {name: p.replace(annotation=hints.get(name, p.annotation)) for name, p in parameters.items()}
 
 
+def arguments_of(target: str) -> set[str]:
+    """The names of a target's arguments.
+
+    Raises:
+        ConfigError: if it cannot be imported.
+    """
+    return set(_signature(_load(target)))
+
+
 def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> list[str]:
     """Door 3: every ``_target_`` that is not there, every argument its signature does not have, lacks or mistypes.
 

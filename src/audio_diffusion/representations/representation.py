@@ -1,11 +1,12 @@
 """The contract of a representation: what of audio is diffused."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
+from audio_diffusion.diffusion.contracts import Member, check
 
-@runtime_checkable
+
 class Representation(Protocol):
     """Turns audio ``[B, C, T]`` (float, full scale ±1) into x0 ``[B, D, L]``, the signal that is diffused, and back.
 
@@ -56,6 +57,27 @@ class Representation(Protocol):
         """ln |det ∂x0/∂audio| of ``encode`` for audio ``[channels, num_samples]``: how it changes a density. Asked for
         only where ``exact`` is true."""
         ...
+
+
+_MEMBERS = {
+    "hop": Member("hop: int, samples of audio per position of x0", int),
+    "exact": Member("exact: bool, whether decode(encode(audio)) is the audio", bool),
+    "elementwise": Member("elementwise: bool, whether x0 is the audio times a factor", bool),
+    "shape": Member("shape(channels: int, num_samples: int) -> tuple[int, int]", arguments=2),
+    "encode": Member("encode(audio: Tensor) -> Tensor, [B, C, T] -> [B, D, L]", arguments=1),
+    "decode": Member("decode(x0: Tensor) -> Tensor, [B, D, L] -> [B, C, T]", arguments=1),
+    "mask": Member("mask(valid: Tensor) -> Tensor, bool [B, 1, T] -> [B, 1, L]", arguments=1),
+    "log_det": Member("log_det(channels: int, num_samples: int) -> float", arguments=2),
+}
+
+
+def check_representation(representation: object) -> None:
+    """Refuses an object that is no ``Representation``.
+
+    Raises:
+        ValueError: naming its class, the member that is missing or wrong, and the declaration that is expected.
+    """
+    check(representation, "representation (audio_diffusion.representations.representation)", _MEMBERS)
 
 
 def check_length(num_samples: int, hop: int) -> None:

@@ -16,7 +16,8 @@ from audio_diffusion.diffusion.guidance import drop
 from audio_diffusion.diffusion.process import Diffusion, Net
 from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.networks.conditions.condition import Conditions
-from audio_diffusion.representations.representation import Representation
+from audio_diffusion.networks.network import check_network
+from audio_diffusion.representations.representation import Representation, check_representation
 from audio_diffusion.training.ema import EmaWeights
 from audio_diffusion.training.fsdp import shard
 from audio_diffusion.training.guard import StepGuard
@@ -64,8 +65,8 @@ class DiffusionModule(L.LightningModule):
         recipe: plain data that says how to build all this again; stored in every checkpoint.
 
     Raises:
-        ValueError: if ``cond_dropout`` lies outside [0, 1] or names a condition that the network does not have, or
-            ``strata`` is below 1.
+        ValueError: for a network or a representation that lacks a member of its contract, if ``cond_dropout`` lies
+            outside [0, 1] or names a condition that the network does not have, or if ``strata`` is below 1.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class DiffusionModule(L.LightningModule):
         recipe: dict[str, Any] | None = None,
     ):
         super().__init__()
+        check_network(net)
+        check_representation(representation)
         if strata < 1:
             raise ValueError(f"strata: expected 1 or more, got {strata}")
         self.net, self.ema = net, EmaWeights(net, ema_decay)
@@ -103,8 +106,7 @@ class DiffusionModule(L.LightningModule):
     @property
     def conditions(self) -> Conditions:
         """What the network is told."""
-        assert isinstance(self.net.conditions, Conditions)
-        return self.net.conditions
+        return self.net.conditions  # type: ignore[return-value]
 
     def cond_of(self, batch: AudioBatch) -> Mapping[str, Tensor]:
         """The network's conditions, as the batch has them."""

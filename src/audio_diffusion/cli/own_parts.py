@@ -1,0 +1,78 @@
+"""Parts from a user's own package: ``model._target_=my_package.MyNet`` and YAMLs in a folder of one's own."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from audio_diffusion.inference.targets import ConfigError, arguments_of
+
+_TARGET, _DIR = "._target_", "config_dir="
+
+
+def make_importable() -> None:
+    """Lets a package in the current folder be imported, as it is by ``python -m``; installed ones come first."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def split_config_dir(options: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder of ``config_dir=FOLDER``, whose groups come beside the project's, and the other options.
+
+    Raises:
+        ConfigError: if there is no such folder, or it holds no group.
+    """
+    folders = [option.removeprefix(_DIR).strip("'\"") for option in options if option.startswith(_DIR)]
+    rest = [option for option in options if not option.startswith(_DIR)]
+    if not folders:
+        return None, rest
+    folder = Path(folders[-1]).expanduser().resolve()
+    if not folder.is_dir() or not list(folder.glob("*/*.yaml")):
+        raise ConfigError(
+            f"config_dir: expected a folder with a YAML in the folder of its group, such as "
+            f"{folders[-1]}/model/my_net.yaml for model=my_net, got {folders[-1]!r}"
+        )
+    return folder, rest
+
+
+def search_path(folder: Path | None) -> list[str]:
+    """Hydra's option that adds the folder to where configs are looked for."""
+    return [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+
+
+def targets_in(options: Sequence[str]) -> dict[str, str]:
+    """Classes chosen by ``PLACE._target_=CLASS``: by place."""
+    pairs = (option.partition("=") for option in options)
+    return {name.removesuffix(_TARGET): value for name, _, value in pairs if name.endswith(_TARGET)}
+
+
+def open_for_arguments(options: Sequence[str]) -> list[str]:
+    """The options with those beside a chosen class marked as ones that its YAML need not have, as Hydra wants it."""
+    places = targets_in(options)
+    return [f"++{o}" if o.partition("=")[0].rpartition(".")[0] in places else o for o in options]
+
+
+def fit(cfg: DictConfig, options: Sequence[str]) -> None:
+    """Leaves out what a group's YAML says for its own class where the user has chosen another, and gives that class
+    what every network is given (``channels``, ``conditions``) if it takes it.
+
+    Raises:
+        ConfigError: if a class cannot be imported.
+    """
+    for place, target in targets_in(options).items():
+        node = OmegaConf.select(cfg, place)
+        if not isinstance(node, DictConfig):
+            continue
+        given = {option.partition("=")[0].rpartition(".")[2] for option in options if option.startswith(f"{place}.")}
+        try:
+            taken = arguments_of(target.strip("'\""))
+        except ConfigError as error:
+            raise ConfigError(f"{place}{_TARGET}: {error}") from error
+        with open_dict(node):
+            for name in [str(name) for name in node]:
+                is_condition = name == "conditions" and isinstance(node.get(name), DictConfig | ListConfig)
+                if name.startswith("_") or name in given or name in taken or (is_condition and node.get(name)):
+                    continue
+                del node[name]
