@@ -2,6 +2,7 @@
 
 python make_shards.py input=FOLDER output=SHARDS              # labels are the names of the sub-folders
 python make_shards.py input=s3://bucket/folder output=SHARDS manifest=FILE.csv format=flac sample_rate=44100
+python make_shards.py input=recording.wav output=SHARDS       # one file: its end is held out
 python make_shards.py verify=SHARDS                           # reads and checks all; status 1 if something is wrong
 """
 
@@ -29,7 +30,7 @@ from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack
 from audio_diffusion.packing.parallel import Progress
 from audio_diffusion.packing.prepare import Form
-from audio_diffusion.packing.sources import Source, scan_folder, scan_url
+from audio_diffusion.packing.sources import Source, scan_file, scan_folder, scan_url
 from audio_diffusion.packing.verify import verify
 
 NUMBERS: dict[str, tuple[type, ...]] = {
@@ -90,6 +91,8 @@ def _sources(options: dict[str, Any], store: RemoteStore) -> list[Source]:
         raise ValueError(f"input: {str(error).removeprefix('shards: ')}") from error
     if options["manifest"] is not None:
         return scan_manifest(place, local_path(str(options["manifest"])), store)
+    if not remote and Path(place).is_file():
+        return scan_file(Path(place))
     return scan_url(place, by_folder, store) if remote else scan_folder(Path(place), by_folder)
 
 
@@ -108,8 +111,9 @@ def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
         stages[stage](*counts)  # type: ignore[arg-type]
 
     try:
+        sources = _sources(options, store)
         report = pack(
-            _sources(options, store),
+            sources,
             output,
             form=form,
             val_fraction=options["val_fraction"],
@@ -122,10 +126,10 @@ def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
     finally:
         if stages:
             list(stages.values())[-1].close()
-    _say(report, output)
+    _say(report, output, sum(bool(source.fields.get("caption")) for source in sources))
 
 
-def _say(report: PackReport, output: Path) -> None:
+def _say(report: PackReport, output: Path, num_captions: int) -> None:
     if report.resumed:
         print(f"went on from {counted(report.resumed, 'shard')} that were there already")
     for split, number in report.clips.items():
@@ -153,7 +157,13 @@ def _say(report: PackReport, output: Path) -> None:
             print(f"    {name!r}: {reason}")
     print(f"a picture of durations, levels and classes: {output / PICTURE}")
     print(f"{counted(len(report.shards), 'shard')} in {output}/")
-    print(f"next: {next_command(made, output)}")
+    num_files = made["files"]["found"] - made["files"]["refused"]
+    if 0 < num_captions < num_files:
+        print(
+            f"captions: {counted(num_captions, 'file')} of {num_files} have one; condition=caption leaves out the rest"
+        )
+    condition = " condition=caption" if num_captions and num_captions >= num_files else ""
+    print(f"next: {next_command(made, output)}{condition}")
 
 
 def next_command(manifest: dict[str, Any], output: Path) -> str:

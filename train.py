@@ -251,6 +251,8 @@ def main(cfg: DictConfig) -> None:
         recipe=recipe,
     )
     check_crop(module, plain["audio"])
+    for condition in module.conditions.by_name.values():
+        condition.check()  # such as whether a text encoder can be loaded
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
         callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # a log file wants few lines

@@ -257,4 +257,49 @@ def test_one_recording_is_packed_and_all_that_is_decided_said(
         "2 shards in out/",
     ):
         assert line in output.splitlines()
-    assert output.startswith("looking: 1/1 file, 0.00/0.00 h, ")
+    assert output.startswith("looking: 1/1 file, 0.00/0.00 h, in 0:00:0")  # and no rate of nothing
+    status, alone, errors = command(tmp_path, "input=in/a.wav", "output=alone", "num_workers=1")  # without a folder
+    assert (status, errors) == (0, "")
+    assert alone.splitlines()[-1] == "next: python train.py experiment=oneshots data.train=alone name=alone"
+    for name in ("train-000000.tar", "val-000000.tar"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    (tmp_path / "list.csv").write_text("file\na.wav\n")
+    status, _, errors = command(tmp_path, "input=list.csv", "output=none")
+    assert status == 2
+    assert "got the file 'list.csv'. A list of files is given beside their folder" in errors
+
+
+def test_after_captions_the_next_command_uses_them(
+    tmp_path: Path, encode: Callable[..., bytes], noise: Callable[..., Any], command: Command
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / "in" / f"{i}.wav").write_bytes(encode(noise(1000, seed=i), 16_000))
+        (tmp_path / "in" / f"{i}.json").write_text('{"caption": "rain"}')
+    _, output, _ = command(tmp_path, "input=in", "output=all", "num_workers=1")
+    assert output.splitlines()[-1].endswith("data.train=all name=all condition=caption")
+    (tmp_path / "in" / "0.json").unlink()
+    _, output, _ = command(tmp_path, "input=in", "output=some", "num_workers=1")
+    assert "captions: 2 files of 3 have one; condition=caption leaves out the rest" in output.splitlines()
+    assert output.splitlines()[-1].endswith("data.train=some name=some")
+
+
+def test_on_a_full_disk_it_is_said_where_and_how_much_is_needed(
+    tmp_path: Path, encode: Callable[..., bytes], noise: Callable[..., Any], command: Command, mount: Callable
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    for i in range(4):
+        (tmp_path / "in" / f"{i}.wav").write_bytes(encode(noise(400_000, seed=i), 16_000))
+    mount(tmp_path / "out", "size=2m")
+    arguments = ("input=in", "output=out", "num_workers=1", "shard_mb=0.5")
+    status, _, errors = command(tmp_path, *arguments)
+    assert status == 2
+    full = r"error: output: the disk is full: \d\.\d MB are free in out, \d\.\d MB are needed\. Finished"
+    assert re.match(full, errors)
+    assert errors.count("\n") == 1
+    subprocess.run(["mount", "-o", "remount,size=20m", str(tmp_path / "out")], check=True)
+    status, output, _ = command(tmp_path, *arguments)
+    assert status == 0
+    assert output.startswith("packing")
+    assert "went on from" in output

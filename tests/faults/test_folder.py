@@ -119,7 +119,11 @@ def test_a_run_goes_on_while_the_disk_is_full_and_later_resumes(train, tmp_path:
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     assert full.wait() == [1], full.text
     assert "the one of step 6 was not written: [Errno 28] No space left on device. Training goes on" in full.text
-    assert "the checkpoint of step 12 could not be written" in full.text
+    errors = [line for line in full.text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in full.text
+    assert errors[0].startswith("error: the checkpoint of step 12 could not be written to runs/one/checkpoints: ")
+    assert re.search(r"No space left on device \(0\.\d MB are free in .*, 0\.\d MB are needed\)", errors[0]), errors[0]
     assert "`max_steps=12` reached" in full.text
     assert sorted(p.name for p in small_disk.iterdir()) == [
         f"step_0000000{step}.{kind}" for step in (2, 4) for kind in ("ckpt", "json")

@@ -21,6 +21,8 @@ from audio_diffusion.packing.pack import PackReport, pack, scan_folder
 Encode = Callable[..., bytes]
 ClipsOf = Callable[[Path], dict[str, tuple[str, bytes, dict[str, Any]]]]
 
+COPY = "1 file is a copy of another: kept together in one split"
+
 
 def pack_folder(folder: Path, output: Path, labels: bool = True, **options: Any) -> PackReport:
     return pack(scan_folder(folder, labels), output, **options)
@@ -169,7 +171,7 @@ def test_a_clip_without_a_label_is_marked_and_the_classes_of_the_others_stay(
     labels = {name: meta["label"] for name, (_, _, meta) in clips_of(tmp_path / "some").items()}
     assert labels.pop("bare.wav") is None
     assert set(labels.values()) == {"a", "b"}
-    assert report.notes == ["1 file of 13 without a label: trained on as 'not given'"]
+    assert report.notes == ["1 file of 13 without a label: trained on as 'not given'", COPY]
     for i in range(13):
         (folder / f"bare_{i}.wav").write_bytes((folder / "a" / "1.wav").read_bytes())
     report = pack_folder(folder, tmp_path / "few", val_fraction=0.3)
@@ -254,7 +256,7 @@ def test_digital_silence_and_formats_are_counted(folder: Path, tmp_path: Path, e
         (folder / name).write_bytes(encode(np.zeros((100, 2)), 44_100))
     report = pack_folder(folder, tmp_path / "out", val_fraction=0.3)
     assert report.manifest["digital_silence"] == 2
-    assert report.notes == ["2 of 12 clips are digital silence"]
+    assert report.notes == ["2 of 12 clips are digital silence", COPY]
     assert report.manifest["formats"] == [
         {"sample_rate": 16_000, "channels": 1, "clips": 10}, {"sample_rate": 44_100, "channels": 2, "clips": 2}
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import audio_diffusion
 from audio_diffusion.checkpoints.signals import STOP_FILE
 from audio_diffusion.cli import command_line, own_parts
 from audio_diffusion.data.remote import RemoteError
@@ -216,7 +217,7 @@ def _is_ours(error: Exception) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    package = Path(__file__).parent
+    package = Path(audio_diffusion.__file__).parent
     return isinstance(error, ConfigError | RemoteError) or (
         frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(package)
     )

@@ -31,20 +31,38 @@ class HeldOut:
     note: str
 
 
-def hold_out(sources: Sequence[Source], plan: Sequence[AudioInfo | str], val_fraction: float) -> HeldOut:
-    """Divides the files. It is decided by their names, lengths and given splits alone.
+def hold_out(
+    sources: Sequence[Source],
+    plan: Sequence[AudioInfo | str],
+    val_fraction: float,
+    copies: Sequence[Sequence[int]] = (),
+) -> HeldOut:
+    """Divides the files. It is decided by their names, lengths, given splits and which are copies alone.
 
-    Splits that a manifest or sidecar gives are kept. Other files are held out by the hash of their names. Where that
-    leaves no file to hold out or to train on, one whole file is held out: the one whose share of all audio is nearest
-    to ``val_fraction``; of two files or one, the end of each.
+    Splits that a manifest or sidecar gives are kept. Other files are held out by the hash of their names, copies of one
+    file together. Where that leaves no file to hold out or to train on, one whole file is held out: the one whose share
+    of all audio is nearest to ``val_fraction``; of two files or one, the end of each.
+
+    Args:
+        sources: the files.
+        plan: what each holds, or why it is refused.
+        val_fraction: share to hold out, 0 to 1.
+        copies: groups of places in ``sources`` of files with the same content, the one that decides first.
 
     Raises:
         ValueError: for a split of an unknown name.
     """
     splits = [split_of(source, val_fraction) for source in sources]
     usable = [i for i, info in enumerate(plan) if isinstance(info, AudioInfo)]
-    free = [i for i in usable if sources[i].fields.get("split") is None]
-    given = {splits[i] for i in usable if i not in set(free)}
+    is_given = [source.fields.get("split") is not None for source in sources]
+    groups = [[i for i in group if isinstance(plan[i], AudioInfo)] for group in copies]
+    for group in groups:
+        decides = next((i for i in group if is_given[i]), group[0] if group else None)
+        for i in group:
+            if decides is not None and not is_given[i]:
+                splits[i], is_given[i] = splits[decides], is_given[decides]
+    free = [i for i in usable if not is_given[i]]
+    given = {splits[i] for i in usable if is_given[i]}
     found = {splits[i] for i in usable}
     if val_fraction == 0:
         none = "" if "val" in found else "nothing is held out, as val_fraction is 0: training goes without validation"
@@ -60,13 +78,34 @@ def hold_out(sources: Sequence[Source], plan: Sequence[AudioInfo | str], val_fra
         splits[i] = "train"
     if "val" in given:
         return HeldOut(splits, frozenset(), "")
-    seconds = {i: info.duration_s for i in usable if isinstance(info := plan[i], AudioInfo)}
-    candidates = [i for i in usable if splits[i] == "train"]
-    if len(candidates) > FEW:
+    return _few(sources, plan, val_fraction, splits, free, groups)
+
+
+def _few(
+    sources: Sequence[Source],
+    plan: Sequence[AudioInfo | str],
+    val_fraction: float,
+    splits: list[str],
+    free: list[int],
+    groups: list[list[int]],
+) -> HeldOut:
+    """Holds out one file of those that are free, with its copies, or, of two or fewer, the end of each."""
+    together = {i: group for group in groups for i in group}
+    seconds = {i: info.duration_s for i, info in enumerate(plan) if isinstance(info, AudioInfo)}
+    candidates = [i for i in seconds if splits[i] == "train"]
+    contents = {min(together.get(i, [i])) for i in candidates}
+    if len(contents) > FEW:
         wanted_s = val_fraction * sum(seconds[i] for i in candidates)
-        chosen = min(free, key=lambda i: (abs(seconds[i] - wanted_s), sources[i].digest))
-        splits[chosen] = "val"
-        return HeldOut(splits, frozenset(), f"held out, as there are few files: {sources[chosen].name!r}")
+
+        def distance(i: int) -> tuple[float, str]:
+            return abs(sum(seconds[j] for j in together.get(i, [i])) - wanted_s), sources[i].digest
+
+        chosen = min(free, key=distance)
+        for i in together.get(chosen, [chosen]):
+            splits[i] = "val"
+        with_copies = " and its copies" if chosen in together and len(together[chosen]) > 1 else ""
+        note = f"held out, as there are few files: {sources[chosen].name!r}{with_copies}"
+        return HeldOut(splits, frozenset(), note)
     stretches = frozenset(sources[i].name for i in free)
     which = repr(sources[free[0]].name) if len(free) == 1 else f"each of {counted(len(free), 'file')}"
     note = f"held out, as there are few files: the last {100 * val_fraction:.3g} % of {which}"

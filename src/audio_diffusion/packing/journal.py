@@ -55,6 +55,7 @@ class Journal:
         self._lock: IO[str] | None = None
         self.entries: list[dict[str, Any]] = []
         self.plan: Plan | None = None
+        self.copies: list[list[int]] = []  # groups of places in the list of sources
         if (self._folder / PLAN).exists():
             self._resume()
         else:
@@ -73,6 +74,7 @@ class Journal:
             raise ValueError(f"{begun} with {before}, and not with {now}. {advice}")
         if run["input"] != self._input:
             raise ValueError(f"{begun} with other input: files were added, removed or changed since. {advice}")
+        self.copies = run.get("copies", [])
         self.plan = [
             line if isinstance(line, str) else AudioInfo(*line)
             for line in map(json.loads, (self._folder / PLAN).read_text(encoding="utf-8").splitlines())
@@ -88,15 +90,16 @@ class Journal:
         for part in self._output.glob(".*.part"):  # of a process that was killed while it wrote an index
             part.unlink()
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: Plan, copies: list[list[int]] | None = None) -> None:
         """Writes down what is going to be done."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._check_empty()
-        write_atomic(self._folder / _RUN, json.dumps({"input": self._input, "options": self._options}))
+        run = {"input": self._input, "options": self._options, "copies": copies or []}
+        write_atomic(self._folder / _RUN, json.dumps(run))
         lines = [item if isinstance(item, str) else list(vars(item).values()) for item in plan]
         write_atomic(self._folder / PLAN, "".join(json.dumps(line) + "\n" for line in lines))
-        self.plan = plan
+        self.plan, self.copies = plan, copies or []
 
     def append(self, entry: dict[str, Any]) -> None:
         """Adds the line of a shard that is finished."""

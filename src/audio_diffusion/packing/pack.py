@@ -15,13 +15,14 @@ from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.index import write_atomic
 from audio_diffusion.data.shards.shards import MANIFEST
 from audio_diffusion.metrics import pictures
+from audio_diffusion.packing.copies import describe, find_copies
 from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of
 from audio_diffusion.packing.journal import Journal, Plan
 from audio_diffusion.packing.labels import Labels
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.prepare import Clip, Drop, Form, Task, cut_of, look, prepare, tasks
-from audio_diffusion.packing.shard_writer import ShardWriter
+from audio_diffusion.packing.shard_writer import ShardWriter, bytes_needed, told_when_full
 from audio_diffusion.packing.sources import Source, scan_folder, split_of
 from audio_diffusion.packing.statistics import Tally
 
@@ -69,7 +70,7 @@ def pack(
         output: folder for the shards; it must hold none, or those of the same run, unfinished.
         form: what is made of the files; None keeps them as they are.
         val_fraction: share held out, by hash of the source's name, of files whose split nothing names; see ``holdout``
-            for few files. 0 holds out nothing.
+            for few files. Copies of a file stay in one split. 0 holds out nothing.
         shard_bytes: a shard is closed once it holds this much.
         num_workers: processes that decode.
         store: for sources that are URLs.
@@ -89,15 +90,20 @@ def pack(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     sources = sorted(sources, key=lambda source: source.digest)
     options = {**asdict(form), "val_fraction": val_fraction, "shard_bytes": shard_bytes}
-    with Journal(output, sources, options) as journal:
+
+    def needed() -> int:
+        done = sum(entry["shard"]["bytes"] for entry in journal.entries)
+        return max(bytes_needed(sources, journal.plan or [""] * len(sources), form) - done, 0)
+
+    with Journal(output, sources, options) as journal, told_when_full(output, needed):
         resumed = len(journal.entries)
         if journal.plan is None:
-            plan = _plan(sources, form, val_fraction, store, num_workers, progress)
-            held_out = hold_out(sources, plan, val_fraction)
+            plan, copies = _plan(sources, form, val_fraction, store, num_workers, progress)
+            held_out = hold_out(sources, plan, val_fraction, copies)
             usable = [split for split, item in zip(held_out.splits, plan, strict=True) if isinstance(item, AudioInfo)]
             refused = [(source.name, item) for source, item in zip(sources, plan, strict=True) if isinstance(item, str)]
             _check_any_to_train_on(usable, refused, len(plan), output)
-            journal.begin(plan)
+            journal.begin(plan, copies)
         run = _Run(journal, sources, form, val_fraction, store, progress)
         tallies = {split: run.pack_split(split, output, shard_bytes, num_workers) for split in ("train", "val", "test")}
         report = _report(run, tallies, options, resumed)
@@ -123,17 +129,19 @@ def _write_refused(rows: list[tuple[str, str]], output: Path) -> None:
 
 def _plan(
     sources: list[Source], form: Form, val_fraction: float, store: RemoteStore | None, num_workers: int, progress: Told
-) -> Plan:
-    """What each source holds. Few files may be cut to hold out their ends: then they are looked at for that."""
+) -> tuple[Plan, list[list[int]]]:
+    """What each source holds, and which are copies. Few files may be cut to hold out their ends: then they are looked
+    at for that."""
     are_few = sum(not source.problem for source in sources) <= FEW
     plan = _look(sources, cutting(form) if are_few else form, store, num_workers, progress)
-    stretches = hold_out(sources, plan, val_fraction).stretches
+    copies = find_copies(sources, plan, store, num_workers)
+    stretches = hold_out(sources, plan, val_fraction, copies).stretches
     again = {
         i: cutting(form) if source.name in stretches else form
         for i, (source, info) in enumerate(zip(sources, plan, strict=True))
         if isinstance(info, AudioInfo) and (are_few or source.name in stretches)
     }
-    return [look(again[i], store, sources[i]) if i in again else info for i, info in enumerate(plan)]
+    return [look(again[i], store, sources[i]) if i in again else info for i, info in enumerate(plan)], copies
 
 
 def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Told) -> Plan:
@@ -176,7 +184,8 @@ class _Run:
     ):
         assert journal.plan is not None
         self.journal, self.form, self.store, self._progress = journal, form, store, progress
-        self.held_out: HeldOut = hold_out(sources, journal.plan, val_fraction)
+        self.held_out: HeldOut = hold_out(sources, journal.plan, val_fraction, journal.copies)
+        self.about_copies = describe(journal.copies, sources, self.held_out.splits)
         usable = [
             (split, source, info)
             for split, source, info in zip(self.held_out.splits, sources, journal.plan, strict=True)
@@ -271,7 +280,7 @@ def _notes(run: _Run, total: Tally, num_held_out: int) -> list[str]:
         notes[0] += "; they are cut, and so encoded anew, as 16-bit FLAC"
     if total.digital_silence:
         notes.append(f"{total.digital_silence} of {counted(total.clips, 'clip')} are digital silence")
-    return [*notes, *run.labels.notes()]
+    return [*notes, *run.labels.notes(), *run.about_copies]
 
 
 def _report(run: _Run, tallies: dict[str, Tally], options: dict[str, Any], resumed: int) -> PackReport:

@@ -80,9 +80,10 @@ class Progress:
         speed = done / elapsed if elapsed > 0 else 0.0  # hours a second
         is_over = count == of_count or speed == 0
         left = f"in {_clock(elapsed)}" if is_over else f"{_clock((of_hours - hours) / speed)} left"
+        rate = f"{3600 * speed:.0f} x real time, " if speed else ""
         self._line = (
             f"{self.what}: {count}/{of_count} {self.unit}{'s' * (of_count != 1)}, {hours:.2f}/{of_hours:.2f} h, "
-            f"{3600 * speed:.0f} x real time, {left}"
+            f"{rate}{left}"
         )
         if self._bar is not None:
             self._bar.set_description_str(self._line, refresh=now - self._said > 0.1)

@@ -173,7 +173,7 @@ def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | s
     try:
         if source.ending in CONVERTED and form.format == "keep":
             return f"{source.ending} can be converted, not kept, as training does not read it: set format=flac"
-        info = probe(_file(source, store), form.format != "keep", 1.0 if form.format == "keep" else form.max_missing)
+        info = probe(file_of(source, store), form.format != "keep", 1.0 if form.format == "keep" else form.max_missing)
     except (UnusableAudio, OSError, RemoteError) as error:
         return _reason(error)
     cut = cut_of(info, form)
@@ -211,7 +211,8 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _file(source: Source, store: RemoteStore | None) -> Path | BinaryIO:
+def file_of(source: Source, store: RemoteStore | None) -> Path | BinaryIO:
+    """A source to read: the path of a local file, or an open file of a URL."""
     if isinstance(source.path, Path):
         return source.path
     assert store is not None
@@ -244,7 +245,7 @@ def _silence(source: Source, level: _Level, start_s: float, seconds: float, form
 
 def read_blocks(source: Source, store: RemoteStore | None) -> Iterator[bytes]:
     """The bytes of a source, block by block."""
-    file = _file(source, store)
+    file = file_of(source, store)
     with open(file, "rb") if isinstance(file, Path) else file as opened:
         while block := opened.read(_BLOCK):
             yield block
@@ -271,7 +272,7 @@ def _keep(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop
     if size >= _MAX_MEMBER:
         raise UnusableAudio(f"has {size} bytes, a member of a tar less than {_MAX_MEMBER}: cut it, with segment_s")
     audio = b"".join(blocks) if size <= _IN_MEMORY else None
-    info = check(memoryview(audio) if audio is not None else _file(source, store), level.add, form.max_missing)
+    info = check(memoryview(audio) if audio is not None else file_of(source, store), level.add, form.max_missing)
     if drop := _silence(source, level, 0.0, info.duration_s, form):
         return [drop]
     known = {
@@ -293,7 +294,7 @@ def _recording(task: Task, store: RemoteStore | None) -> Recording:
     if not _opened or _opened[0][:2] != (path, info) or task.first == 0:
         if _opened:
             _opened.pop()[2].close()
-        _opened.append((path, info, Recording(_file(task.source, store), info)))
+        _opened.append((path, info, Recording(file_of(task.source, store), info)))
     return _opened[0][2]
 
 

@@ -5,15 +5,54 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from audio_diffusion.checkpoints.files import is_full, room
+from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.index import write_index
-from audio_diffusion.packing.prepare import Clip, read_blocks
+from audio_diffusion.packing.prepare import Clip, Form, cut_of, read_blocks
+from audio_diffusion.packing.sources import Source
 
 WORK = ".packing"  # folder in the output for what is unfinished
+
+
+_BESIDE = 3000  # bytes of a clip's json and of tar headers, about
+
+
+def bytes_needed(sources: Iterable[Source], plan: Iterable[AudioInfo | str], form: Form) -> int:
+    """About how many bytes the shards of these sources take; of FLAC, and of URLs that are kept, the most they can."""
+    total = 0
+    for source, info in zip(sources, plan, strict=True):
+        if not isinstance(info, AudioInfo):
+            continue
+        if form.format == "keep" and isinstance(source.path, Path):
+            total += source.path.stat().st_size + _BESIDE
+        else:
+            cut = cut_of(info, form)
+            total += cut.num_pieces * (2 * cut.piece * cut.channels + _BESIDE)
+    return total
+
+
+@contextmanager
+def told_when_full(output: Path, needed: Callable[[], int]) -> Iterator[None]:
+    """Turns the error of a full disk into one that says where that is, how much room is left and how much is needed.
+
+    Raises:
+        ValueError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise ValueError(
+            f"output: the disk is full: {room(output, needed())}. Finished shards are kept: make room, and the same "
+            "command goes on from here"
+        ) from error
 
 
 class _Hashed(io.RawIOBase):

@@ -76,7 +76,7 @@ def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
         ValueError: if there is no such folder, or no audio in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"input: expected a folder of audio, got {str(folder)!r}")
+        raise ValueError(f"input: expected a folder of audio, got {str(folder)!r}: there is no such folder or file")
     problems = dict(sorted(_walk(str(folder), "", ())))
     if "" in problems:
         raise ValueError(f"input: {str(folder)!r} {problems['']}")
@@ -96,6 +96,22 @@ def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
         raise ValueError(f"input: no audio ({', '.join(EXTENSIONS)}) below {str(folder)!r}{such}")
     skipped = [Source(folder / name, name, {}, "a hidden folder: not searched") for name in sorted(hidden)]
     return sources + broken + skipped
+
+
+def scan_file(path: Path) -> list[Source]:
+    """One audio file, without a label but for what a ``x.json`` beside it says.
+
+    Raises:
+        ValueError: if its name is none of an audio file.
+    """
+    if _ending(path.name) not in EXTENSIONS:
+        raise ValueError(
+            f"input: expected a folder of audio, or one audio file ({', '.join(EXTENSIONS)}), got the file "
+            f"{str(path)!r}. A list of files is given beside their folder: input=FOLDER manifest=FILE"
+        )
+    sidecar = path.with_suffix(".json")
+    data = sidecar.read_bytes if sidecar.is_file() else None
+    return [_described(path, path.name, False, sidecar.name, data)]
 
 
 def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Source]:

@@ -103,10 +103,26 @@ def test_what_cannot_be_encoded_is_an_error(text_encoders: dict[str, Path], monk
         Text(folder, 32).prepare(torch.zeros(2), "cpu")
     with pytest.raises(ValueError, match=r"width: expected 32, the numbers per token that .* makes, got 16"):
         Text(folder, 16).prepare(["a"], "cpu")
-    with pytest.raises(ValueError, match="encoder: '/no/such' cannot be loaded as a text encoder from safetensors"):
+    with pytest.raises(ValueError, match="encoder: '/no/such' is neither a folder nor downloaded already"):
         Text("/no/such", 16).prepare(["a"], "cpu")
     with pytest.raises(ValueError, match="max_tokens: expected at least 1, got 0"):
         Text(folder, 32, max_tokens=0)
+
+
+def test_without_a_network_it_is_said_before_training_and_without_waiting(
+    text_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+        raise ConnectionError("Name or service not known")
+
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    Text(str(text_encoders["t5"]), 32).check()
+    for use in (lambda text: text.check(), lambda text: text.prepare(["a dog"], "cpu")):
+        with pytest.raises(ValueError, match=r"known\. .* give its folder: model\.conditions\.NAME\.encoder=FOLDER"):
+            use(Text("no/such-encoder", 32))
+    assert len(calls) == 2  # it is asked for once each time
 
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

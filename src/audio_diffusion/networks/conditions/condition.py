@@ -55,6 +55,13 @@ class Condition(ABC):
             ValueError: for values that are not what the condition takes.
         """
 
+    def check(self) -> None:  # noqa: B027
+        """Looks, before training starts, whether what it needs can be loaded.
+
+        Raises:
+            ValueError: if not.
+        """
+
     @abstractmethod
     def nothing(self, num: int) -> Tensor:
         """The tensor of ``num`` samples that are given nothing."""

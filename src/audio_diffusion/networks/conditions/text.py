@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from audio_diffusion.networks.conditions.condition import Condition, Device, Val
 from audio_diffusion.networks.layers import TokensOrNothing
 
 CACHE_BYTES = 256_000_000  # of encoded texts, for all encoders of a process
+_REPLY_S = 10.0  # to wait for a server to tell whether it has an encoder
 _TEXTS = 8  # encoded at a time, always as many and of one length: a text's result then never depends on the others
 
 
@@ -38,6 +40,34 @@ _cache = _Cache(CACHE_BYTES)
 
 
 @lru_cache(maxsize=2)
+def _find(name: str) -> None:
+    """Looks, with one short request at most, whether an encoder is on this machine or can be downloaded.
+
+    Raises:
+        ValueError: if neither, or transformers is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise ValueError("encoder: needs the package transformers: pip install -e '.[text]'") from error
+    if os.path.isdir(name):
+        return
+    with suppress(OSError, ValueError):
+        AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+        return
+    try:
+        HfApi().model_info(name, timeout=_REPLY_S)
+    except Exception as error:  # of the libraries below it, too
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"encoder: {name!r} is neither a folder nor downloaded already, and could not be looked up: {reason}. "
+            "Where there is no network, download it elsewhere and give its folder: "
+            "model.conditions.NAME.encoder=FOLDER, where NAME is caption with condition=caption"
+        ) from error
+
+
+@lru_cache(maxsize=2)
 def _load(name: str, device: str) -> tuple[Any, Any]:
     """Tokenizer and model. From safetensors only, and no code that comes with them is run.
 
@@ -49,6 +79,7 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
     except ImportError as error:
         raise ValueError("encoder: needs the package transformers: pip install -e '.[text]'") from error
+    _find(name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked data workers do not mix
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -85,6 +116,14 @@ class Text(Condition):
         if max_tokens < 1:
             raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
         self.encoder, self.width, self.max_tokens = encoder, width, max_tokens
+
+    def check(self) -> None:
+        """Looks whether the encoder is there; loads nothing.
+
+        Raises:
+            ValueError: if it is not, or cannot be reached.
+        """
+        _find(self.encoder)
 
     def prepare(self, values: Values, device: Device) -> Tensor:
         """B texts -> float32 ``[B, max_tokens, width]``, padding NaN; "" is "not given".
