@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from audio_diffusion.networks.layers import OrNothing, TimeEmbedding
+from audio_diffusion.networks.layers import NullableEmbedding, TimeEmbedding
 from audio_diffusion.training.precision import make_precision
 
 BF16 = ["bf16-mixed", "bf16-true"]
@@ -70,7 +70,7 @@ def test_the_trained_network_sees_bf16_but_for_times_and_numbers(make_run) -> No
 
 
 def test_numbers_keep_their_digits_in_a_bf16_embedding() -> None:
-    embed = OrNothing(TimeEmbedding(8), 8).bfloat16()
+    embed = NullableEmbedding(TimeEmbedding(8), 8).bfloat16()
     near = embed(torch.tensor([0.5, 0.5004]))  # one in bf16
     assert not torch.equal(near[0], near[1])
 

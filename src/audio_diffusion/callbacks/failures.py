@@ -1,4 +1,4 @@
-"""What a run does beside training may fail: that is a warning, and training goes on, on all ranks alike."""
+"""Failures of side work (sampling, measuring) become warnings on all ranks alike, and training continues."""
 
 import traceback
 import warnings
@@ -15,29 +15,33 @@ T = TypeVar("T")
 _WELL, _FAILED, _INTERRUPTED = 0, 1, 2  # the worst of all ranks counts
 
 
-class Tolerated:
-    """Runs work whose failure is not training's: warns with the traceback, counts it in ``<what>/failures``.
+class FailureTolerance:
+    """Runs work that may fail without ending the training: a failure is a warning with its traceback, and is counted in
+    the metric ``<what>/failures``.
 
     Args:
-        what: the work, as warnings and the metric call it.
+        what: the name of the work in warnings and in the metric.
     """
 
     def __init__(self, what: str):
         self.what, self.failures = what, 0
 
-    def together(self, trainer: L.Trainer, work: Callable[[], T]) -> T | None:
-        """What ``work`` returns, or None on all ranks where it fails on any: called by all ranks.
+    def on_all_ranks(self, trainer: L.Trainer, work: Callable[[], T]) -> T | None:
+        """Runs ``work`` on every rank; all ranks must call this.
 
-        The ranks agree after it and before whatever they do together with its result, so that none waits for one that
-        failed. Within ``work`` they must not wait for each other; networks sharded over ranks (trainer=fsdp) do, and
-        there a failure of one rank alone is left to the time-out.
+        The ranks agree on the outcome afterwards, before they use the result together, so that none waits for one that
+        failed. ``work`` itself must not wait for other ranks. A network sharded over ranks (trainer=fsdp) does wait;
+        there, a failure on one rank ends in the collective's time-out.
+
+        Returns:
+            What ``work`` returns; None on all ranks if it fails on any.
 
         Raises:
             Interrupted: on all ranks, where ``work`` raised it on any: the run was asked to stop.
         """
         result, outcome = None, _WELL
         try:
-            result = self.alone(work)
+            result = self.on_this_rank(work)
             outcome = _FAILED if result is None else _WELL
         except Interrupted:
             outcome = _INTERRUPTED
@@ -52,8 +56,8 @@ class Tolerated:
         log_metrics(trainer, {f"{self.what}/failures": self.failures})
         return None
 
-    def alone(self, work: Callable[[], T]) -> T | None:
-        """What ``work`` returns, or None where it fails; the ranks agree on nothing."""
+    def on_this_rank(self, work: Callable[[], T]) -> T | None:
+        """Runs ``work`` on this rank alone, and returns its result, or None if it fails."""
         try:
             return work()
         except Interrupted:

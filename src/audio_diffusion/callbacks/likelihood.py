@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
-from audio_diffusion.callbacks.failures import Tolerated
+from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.metrics import pictures
@@ -50,7 +50,7 @@ class LogLikelihood(L.Callback):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.folder, self.every_n_validations, self.num_clips = Path(folder), every_n_validations, num_clips
         self.meter, self.seed = BoundMeter(num_levels, repeats), seed
-        self._validations, self._tolerated = 0, Tolerated("likelihood")
+        self._validations, self._tolerance = 0, FailureTolerance("likelihood")
         self._found: list[tuple[tuple[int, ...], ClipBounds]] = []  # positions, and their bounds
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class LogLikelihood(L.Callback):
         begun = batch_idx * len(batch) * trainer.world_size >= self.num_clips
         if trainer.sanity_checking or begun or self._validations % self.every_n_validations:
             return
-        bounds = self._tolerated.together(trainer, lambda: self._measure(pl_module, batch))
+        bounds = self._tolerance.on_all_ranks(trainer, lambda: self._measure(pl_module, batch))
         if bounds is not None:
             self._found.append((batch.positions, bounds))
 
@@ -104,7 +104,7 @@ class LogLikelihood(L.Callback):
         order = positions.argsort()
         bounds = bounds[order[(bounds.dims[order] > 0) & (positions[order] < self.num_clips)]]
         if trainer.is_global_zero and len(bounds.dims):
-            self._tolerated.alone(lambda: self._write(trainer, bounds))
+            self._tolerance.on_this_rank(lambda: self._write(trainer, bounds))
 
     def _write(self, trainer: L.Trainer, bounds: ClipBounds) -> None:
         whole, parts = bounds.estimate(), bounds.parts()

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from audio_diffusion.callbacks.cluster.preemption import Interrupted, breathe
-from audio_diffusion.callbacks.failures import Tolerated
+from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_stop
+from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_samples
 from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch, counted
@@ -111,7 +111,7 @@ class SampleAudio(L.Callback):
         self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
         self.told: AudioBatch | None = None  # the held-out clips that the slots are told of, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
-        self._sampled_at, self._tolerated = -1, Tolerated("sampling")
+        self._sampled_at, self._tolerance = -1, FailureTolerance("sampling")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,13 +143,13 @@ class SampleAudio(L.Callback):
         share = -(-count // ranks)
         # every rank runs the same number of slots, as networks sharded over ranks need; surplus ones repeat
         mine = [slot % count for slot in range(rank * share, (rank + 1) * share)]
-        made = self._tolerated.together(trainer, lambda: self._generate_or_one_by_one(trainer, module, mine))
+        made = self._tolerance.on_all_ranks(trainer, lambda: self._generate_or_one_by_one(trainer, module, mine))
         if made is None:
             return None
         gathered = torch.as_tensor(module.all_gather(made.audio)) if ranks > 1 else made.audio
         audio = gathered.reshape(-1, *self.shape)[:count].cpu()
         if trainer.is_global_zero:
-            self._tolerated.alone(lambda: self._write(trainer, module, made, audio))
+            self._tolerance.on_this_rank(lambda: self._write(trainer, module, made, audio))
         return audio
 
     def _generate_or_one_by_one(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
@@ -172,7 +172,7 @@ class SampleAudio(L.Callback):
         def on_step(t: float, estimate: Tensor) -> None:
             points.append((t, estimate[:1].clone()))
             bar.update()
-            breathe(trainer, f"sampling at step {trainer.global_step}", may_stop=module.device_mesh is None)
+            beat_or_stop(trainer, f"sampling at step {trainer.global_step}", may_stop=module.device_mesh is None)
 
         with bar:
             x0 = generate(

@@ -44,8 +44,8 @@ class LabelEmbedding(nn.Module):
         return self.embedding(label + 1)
 
 
-class OrNothing(nn.Module):
-    """``embed`` where a sample is given, a learnt vector where it has a NaN: ``[B, ..] -> [B, width, ..]``."""
+class NullableEmbedding(nn.Module):
+    """Embeds values, with a learnt vector for "not given" (NaN): ``[B, ..] -> [B, width, ..]``."""
 
     def __init__(self, embed: nn.Module, width: int):
         super().__init__()
@@ -61,10 +61,9 @@ class OrNothing(nn.Module):
         return torch.where(given.reshape(-1, 1, *tail), embedded, self.nothing.reshape(1, -1, *tail))
 
 
-class TokensOrNothing(nn.Module):
-    """Tokens ``[B, S, D]``, rows with NaN left out -> ``[B, S, width]`` and a mask ``[B, S]``, True on what there is.
-
-    A sample without any has one learnt token.
+class NullableTokens(nn.Module):
+    """Embeds tokens ``[B, S, D]``, of which rows with NaN are absent: returns ``[B, S, width]`` and a mask ``[B, S]``,
+    True where there is a token. A sample without tokens gets one learnt token.
     """
 
     def __init__(self, embed: nn.Module, width: int):

@@ -131,16 +131,17 @@ def is_stopping(trainer: L.Trainer) -> bool:
     return stop is not None and stop._asked_by != 0
 
 
-def breathe(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
-    """To be called in what takes long between two steps, as between the network calls of sampling.
+def beat_or_stop(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
+    """Sends a heartbeat and honours a request to stop: for long work between two steps, such as the network calls of
+    sampling.
 
     Args:
         trainer: of the run.
-        doing: what it is at, in words.
-        may_stop: False where this rank cannot leave alone, as its network is sharded over ranks.
+        doing: the work, in words, for the heartbeat's report.
+        may_stop: False where this rank cannot leave alone, since its network is sharded over ranks.
 
     Raises:
-        Interrupted: if this rank is asked to stop.
+        Interrupted: if this rank was asked to stop.
     """
     beat(trainer, doing)
     stop = stop_of(trainer)

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.networks.layers import LabelEmbedding, OrNothing, TimeEmbedding, TokensOrNothing
+from audio_diffusion.networks.layers import LabelEmbedding, NullableEmbedding, NullableTokens, TimeEmbedding
 
 #: B values as the data or a user has them: numbers or audio as a tensor ``[B, ..]``, or words
 Values = Tensor | Sequence[str]
@@ -139,7 +139,7 @@ class Number(Condition):
         return torch.full((num,), torch.nan)
 
     def embedder(self, width: int) -> nn.Module:
-        return OrNothing(TimeEmbedding(width), width)
+        return NullableEmbedding(TimeEmbedding(width), width)
 
 
 class Embedding(Condition):
@@ -169,7 +169,7 @@ class Embedding(Condition):
 
     def embedder(self, width: int) -> nn.Module:
         embed = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, width))
-        return TokensOrNothing(embed, width) if self.kind == "tokens" else OrNothing(embed, width)
+        return NullableTokens(embed, width) if self.kind == "tokens" else NullableEmbedding(embed, width)
 
 
 class Embedded(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from audio_diffusion.networks.conditions.condition import Condition, Device, Values, numbers
-from audio_diffusion.networks.layers import OrNothing
+from audio_diffusion.networks.layers import NullableEmbedding
 
 FLOOR = 1e-5  # of the magnitude: -100 dB
 
@@ -111,6 +111,6 @@ class Mel(Condition):
                     f"cond_width: expected {self.num_rows}, the rows of a mel that is not embedded, got {width}; "
                     "or set model.conditions.mel.embed=true"
                 )
-            return OrNothing(nn.Identity(), width)
+            return NullableEmbedding(nn.Identity(), width)
         first, second = nn.Conv1d(self.num_rows, width, 3, padding=1), nn.Conv1d(width, width, 3, padding=1)
-        return OrNothing(nn.Sequential(first, nn.SiLU(), second), width)
+        return NullableEmbedding(nn.Sequential(first, nn.SiLU(), second), width)

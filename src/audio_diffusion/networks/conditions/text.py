@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_diffusion.networks.conditions.condition import Condition, Device, Values
-from audio_diffusion.networks.layers import TokensOrNothing
+from audio_diffusion.networks.layers import NullableTokens
 
 CACHE_BYTES = 256_000_000  # of encoded texts, for all encoders of a process
 _REPLY_S = 10.0  # to wait for a server to tell whether it has an encoder
@@ -168,4 +168,4 @@ class Text(Condition):
         return torch.full((num, self.max_tokens, self.width), torch.nan)
 
     def embedder(self, width: int) -> nn.Module:
-        return TokensOrNothing(nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, width)), width)
+        return NullableTokens(nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, width)), width)
