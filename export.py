@@ -1,31 +1,6 @@
-"""Checkpoint -> a folder with weights (safetensors), configuration and model card, without optimizer and data.
+"""``python export.py ..`` in a checkout, ``audio-diffusion export ..`` elsewhere: audio_diffusion/cli/export.py."""
 
-python export.py ckpt=runs/quickstart output=exported/quickstart
-python sample.py ckpt=exported/quickstart num_samples=5
-python -c 'import audio_diffusion; audio_diffusion.push("exported/quickstart", "USER/NAME")'    # ckpt=hub:USER/NAME
-"""
-
-import audio_diffusion
-from audio_diffusion.cli import startup
+from audio_diffusion.cli.main import run
 
 if __name__ == "__main__":
-    startup.begin()
-
-from omegaconf import DictConfig
-
-from audio_diffusion.cli import config
-
-
-@config.entry("export")
-def main(cfg: DictConfig) -> None:
-    """Load, write, say what is to be done by hand."""
-    options = config.to_plain(cfg)
-    model = audio_diffusion.load(options["ckpt"], weights=options["weights"], trust=options["trust"])
-    folder = audio_diffusion.export(model, options["output"])
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, {size / 1e6:.1f} MB in {folder}/")
-    print(f"to be filled in by hand before it is handed on: license, data and use, in {folder}/README.md")
-
-
-if __name__ == "__main__":
-    main()
+    run("export")

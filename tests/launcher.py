@@ -59,9 +59,8 @@ def say(answer: dict) -> None:
 
 
 def main() -> None:
-    """Import what train.py imports, then serve until stdin closes."""
+    """Import what the programs import, then serve until stdin closes."""
     sys.path.insert(0, str(ROOT))
-    runpy.run_path(str(ROOT / "train.py"), run_name="imported")
     import audio_diffusion.callbacks.cluster.heartbeat
     import audio_diffusion.callbacks.cluster.preemption
     import audio_diffusion.callbacks.diagnostics
@@ -69,6 +68,11 @@ def main() -> None:
     import audio_diffusion.callbacks.sampling
     import audio_diffusion.callbacks.skipped
     import audio_diffusion.callbacks.throughput
+    import audio_diffusion.cli.evaluate
+    import audio_diffusion.cli.export
+    import audio_diffusion.cli.make_shards
+    import audio_diffusion.cli.sample
+    import audio_diffusion.cli.train
     import audio_diffusion.data.datamodule
     import audio_diffusion.networks.unet1d
     import audio_diffusion.training.module  # noqa: F401

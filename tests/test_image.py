@@ -39,10 +39,9 @@ import os, runpy, sys
 image, *programs = sys.argv[1:]
 for program in programs:
     sys.argv = [f"{image}/{program}", "--cfg", "job"]
-    module = runpy.run_path(sys.argv[0], run_name="__main__")
-    if program == "train.py":
-        git_commit = module["git_commit"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 import audio_diffusion
+from audio_diffusion.cli.train import git_commit
 print(audio_diffusion.__file__)
 print(git_commit())  # nothing says it yet
 open(f"{image}/COMMIT", "w").write("0123abc\n")
@@ -53,7 +52,7 @@ print(git_commit())
 
 
 def test_the_programs_need_no_file_that_the_image_lacks_and_know_its_commit(image: Path, tmp_path: Path) -> None:
-    programs = sorted(p.name for p in ROOT.glob("*.py"))
+    programs = sorted(p.name for p in ROOT.glob("*.py") if p.name != "setup.py")
     environment = {
         **os.environ,
         "PYTHONPATH": str(image / "src"),

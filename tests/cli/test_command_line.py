@@ -105,7 +105,7 @@ def test_flags_of_hydra_are_kept_and_options_are_checked_beside_them() -> None:
         [sys.executable, str(ROOT / "train.py"), "--cfg", "job", "max_step=5"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith("\nerror: max_step: there is no such option. Did you mean 'max_steps'?\n")
+    assert done.stderr == "error: max_step: there is no such option. Did you mean 'max_steps'?\n"
     assert "Traceback" not in done.stderr
 
 

@@ -1,24 +1,12 @@
 """evaluate.py says what its figures mean."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
-
-@pytest.fixture(scope="module")
-def evaluate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate", Path(__file__).parents[2] / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from audio_diffusion.cli import evaluate
 
 
 @pytest.mark.parametrize(("bits", "words"), [(8.25, "8.25 bits is better than"), (14.9, "14.9 bits is worse than")])
-def test_it_compares_with_white_noise(evaluate: ModuleType, bits: float, words: str) -> None:
+def test_it_compares_with_white_noise(bits: float, words: str) -> None:
     lines = evaluate.verdict({"white_gaussian": {"bits_per_dim": 13.9}, "bound": {"bits_per_dim": bits}})
     assert "lower is better" in lines[0]
     assert len(lines) == 2

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from audio_diffusion.cli.make_shards import next_command
 from audio_diffusion.packing.pack import pack, scan_folder
 
 ROOT = Path(__file__).parents[2]
@@ -238,8 +239,7 @@ TALKS = {"classes": [], "durations_s": {"mean": 300.0}, "formats": [{"sample_rat
     [(SPOKEN, "speech"), (SONGS, "music"), (HITS, "oneshots"), (SCENES, "environment"), (TALKS, "speech")],
 )
 def test_the_experiment_for_what_was_packed_is_named(manifest: dict[str, Any], experiment: str) -> None:
-    script = runpy.run_path(str(ROOT / "make_shards.py"))
-    command = script["next_command"](manifest, Path("data") / "my set")
+    command = next_command(manifest, Path("data") / "my set")
     assert command == f"python train.py experiment={experiment} 'data.train=data/my set' name=my_set"
 
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -59,6 +60,33 @@ ELSEWHERE = {
 }
 
 
+_command: str | None = None  # what was typed after audio-diffusion
+
+
+def take_command(name: str) -> None:
+    """Takes the program's name from the command line: ``audio-diffusion train ..``."""
+    global _command
+    _command = name
+
+
+def typed() -> list[str]:
+    """The arguments of the program as they were typed; of ``verify`` and ``evaluate`` by the names of their options."""
+    arguments = sys.argv[1:] if _command is None else sys.argv[2:]
+    if _command == "verify":
+        if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+            arguments[0] = f"verify={arguments[0]}"
+        elif not any(argument.startswith(("verify=", "-")) for argument in arguments):
+            raise ConfigError("verify: expected the shards to check: audio-diffusion verify SHARDS")
+    return arguments
+
+
+def command(program: str) -> str:
+    """What to type to run a program, in the way that this one was started."""
+    if _command is None:
+        return f"python {program}.py"
+    return f"audio-diffusion {'pack' if program == 'make_shards' else program}"
+
+
 def prepare(arguments: Sequence[str], program: str) -> list[str]:
     """The arguments as Hydra reads them; flags of its own come first.
 
@@ -68,6 +96,8 @@ def prepare(arguments: Sequence[str], program: str) -> list[str]:
         ConfigError: for other flags, ``--option value`` for one, with what to write.
     """
     flags, options = _split(arguments)
+    if program == "evaluate":  # to Hydra, data is the group of train.yaml, and data=SHARDS the name of a file in it
+        options = [f"shards={o.removeprefix('data=')}" if o.startswith("data=") else o for o in options]
     for option in options:
         _refuse_positions(option, options, program)
     if any(flag in _SWEEP for flag in flags):

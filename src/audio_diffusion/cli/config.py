@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,17 +22,18 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-import audio_diffusion
 from audio_diffusion.checkpoints.signals import STOP_FILE
 from audio_diffusion.cli import command_line, own_parts
-from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.inference.targets import ConfigError as ConfigError
 from audio_diffusion.inference.targets import build as build
 from audio_diffusion.inference.targets import check_types as check_types
 from audio_diffusion.inference.targets import nearest as nearest
 from audio_diffusion.inference.targets import target_problems as target_problems
 
-CONFIG_DIR = Path(__file__).parents[3] / "configs"
+_PACKAGE = Path(__file__).parents[1]
+CHECKOUT = _PACKAGE.parents[1]  # where the package lies in src/ of it
+INSTALLED = (_PACKAGE / "configs").is_dir()
+CONFIG_DIR = (_PACKAGE if INSTALLED else CHECKOUT) / "configs"
 
 _IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
 
@@ -212,18 +214,21 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
             raise ConfigError(_explain(error, config_name, overrides)) from error
 
 
-def _is_ours(error: Exception) -> bool:
+def _is_for_the_user(error: Exception) -> bool:
     """Whether this project raised it, to tell the user of a mistake; those of other libraries keep their traceback."""
+    from audio_diffusion.data.remote import RemoteError  # not at the top: it imports what talks to servers
+
+    if isinstance(error, ConfigError | RemoteError):
+        return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    package = Path(audio_diffusion.__file__).parent
-    return isinstance(error, ConfigError | RemoteError) or (
-        frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(package)
-    )
+    package = Path(__file__).parents[1]
+    is_ours = frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(package)
+    return isinstance(error, ValueError) and is_ours
 
 
-def _refuse(error: Exception) -> NoReturn:
+def refuse(error: Exception) -> NoReturn:
     """Ends with the message and status 2; tells slurm/train.sh, which may see another rank's status."""
     print(f"error: {error}", file=sys.stderr)
     if stop_file := os.environ.get(STOP_FILE):
@@ -232,43 +237,39 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Makes ``main(cfg)`` a Hydra program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
+    """Makes ``main(cfg)`` a program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
+    return lambda main: partial(run, config_name, main)
 
-    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
-        options: list[str] = []
-        typed = list(sys.argv)
 
-        def guarded(cfg: DictConfig) -> None:
-            sys.argv[:] = typed  # ranks that are started read them as this process did
-            try:
-                own_parts.fit(cfg, options)
-                main(cfg)
-            except (ValueError, RemoteError) as error:
-                if not _is_ours(error):
-                    raise
-                _refuse(error)
-            except KeyboardInterrupt:
-                print("\ninterrupted", file=sys.stderr)
-                raise SystemExit(130) from None
+def run(config_name: str, main: Callable[[DictConfig], None]) -> None:
+    """Calls ``main`` with the configuration that the command line asks for; mistakes end in a message and status 2."""
 
-        def run() -> None:
-            try:
-                global _own_dir
-                typed[:] = sys.argv
-                own_parts.make_importable()
-                _own_dir, given = own_parts.split_config_dir(sys.argv[1:])
-                arguments = [_none_as_list(a, config_name) for a in command_line.prepare(given, config_name)]
-                options[:] = command_line.without_flags(arguments)
-                if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in arguments):
-                    _check_command_line(config_name, options)
-                sys.argv[1:] = [*own_parts.open_for_arguments(arguments), *own_parts.search_path(_own_dir)]
-            except ConfigError as error:
-                _refuse(error)
-            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
+    def guarded(cfg: DictConfig) -> None:
+        sys.argv[:] = typed  # a process that Lightning starts for another device has the same command
+        try:
+            own_parts.fit(cfg, options)
+            main(cfg)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        except Exception as error:
+            if not _is_for_the_user(error):
+                raise
+            refuse(error)
 
-        return run
-
-    return decorate
+    global _own_dir
+    typed, options = list(sys.argv), list[str]()
+    try:
+        own_parts.make_importable()
+        _own_dir, given = own_parts.split_config_dir(command_line.typed())
+        arguments = [_none_as_list(a, config_name) for a in command_line.prepare(given, config_name)]
+        options = command_line.without_flags(arguments)
+        if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in arguments):
+            _check_command_line(config_name, options)
+        sys.argv[1:] = [*own_parts.open_for_arguments(arguments), *own_parts.search_path(_own_dir)]
+    except ConfigError as error:
+        refuse(error)
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

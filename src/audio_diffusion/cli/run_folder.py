@@ -18,6 +18,7 @@ from audio_diffusion.checkpoints.lock import RunLock
 from audio_diffusion.checkpoints.manifest import Manifest, differences
 from audio_diffusion.checkpoints.redaction import may_be, redacted_config
 from audio_diffusion.checkpoints.rows import rewind
+from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.inference.checkpoint_reader import find, newest_in, read
 from audio_diffusion.inference.loading import read_weights
@@ -188,7 +189,7 @@ def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
     more = max(2 * max_steps, step_of(ckpt) + max_steps)
     return (
         f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To train on: "
-        f"max_steps={more}; to start again: another name=; to listen: python sample.py ckpt={plain['run_dir']}"
+        f"max_steps={more}; to start again: another name=; to listen: {command('sample')} ckpt={plain['run_dir']}"
     )
 
 

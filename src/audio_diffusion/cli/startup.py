@@ -6,13 +6,26 @@ import warnings
 from io import TextIOWrapper
 from typing import TextIO
 
+from audio_diffusion.checkpoints import signals
+from audio_diffusion.cli.interruption import leave_at_once
 
-def begin() -> None:
-    """Makes the console safe to print to, leaves lines of code out of warnings, and says that the program is loading,
-    once where there are several ranks."""
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+
+def begin(program: str) -> None:
+    """Sets up signals, the environment and the console for a program; nothing of it can wait for torch."""
+    if program == "train":
+        signals.listen()  # a signal is never too early
+        os.environ.pop("WANDB_SERVICE", None)  # of whoever started this, as the notebook that called sbatch
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    elif program in ("sample", "evaluate"):
+        leave_at_once()
+    os.environ["WDS_SECURE"] = "1"  # WebDataset then neither unpickles nor runs commands; nothing here asks it to
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"  # without lines of code
     for stream in (sys.stdout, sys.stderr):
         make_printable(stream)
+
+
+def say_loading() -> None:
+    """Says that the program is loading, once where there are several ranks."""
     if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0") == "0":
         print("audio_diffusion: loading ..", file=sys.stderr, flush=True)
 

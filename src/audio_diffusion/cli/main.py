@@ -1,0 +1,54 @@
+"""The console command ``audio-diffusion`` and what ``python train.py`` and the others of a checkout call."""
+
+import sys
+from importlib import import_module
+
+from omegaconf import DictConfig
+
+from audio_diffusion import __version__
+from audio_diffusion.cli import command_line, config, options, startup
+
+#: by the name typed after ``audio-diffusion``: the program, and what it does
+COMMANDS = {
+    "train": ("train", "train a diffusion model on shards of audio"),
+    "sample": ("sample", "generate and edit audio with a trained model"),
+    "evaluate": ("evaluate", "measure how well a trained model describes held-out audio"),
+    "export": ("export", "write a model to a folder without optimizer and data, to hand on"),
+    "pack": ("make_shards", "pack a folder of audio into WebDataset shards"),
+    "verify": ("make_shards", "read and check shards: audio-diffusion verify SHARDS"),
+}
+
+
+def run(program: str) -> None:
+    """Runs a program with the options in ``sys.argv``. Option names and root options are checked before torch and the
+    rest are imported, which takes seconds."""
+    startup.begin(program)
+
+    def main(cfg: DictConfig) -> None:
+        options.check(program, cfg)
+        startup.say_loading()
+        import_module(f"audio_diffusion.cli.{program}").main(cfg)
+
+    config.run(program, main)
+
+
+def console() -> None:
+    """The command ``audio-diffusion``."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h", "help"):
+        print(usage())
+    elif name in ("--version", "version"):
+        print(f"audio_diffusion {__version__}")
+    elif name in COMMANDS:
+        command_line.take_command(name)
+        run(COMMANDS[name][0])
+    else:
+        print(f"error: {name}: there is no such command.{config.nearest(name, list(COMMANDS))}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def usage() -> str:
+    """What ``audio-diffusion`` alone prints."""
+    lines = [f"    {name:10}{about}" for name, (_, about) in COMMANDS.items()]
+    first, last = "usage: audio-diffusion COMMAND OPTION=VALUE ..", "audio-diffusion COMMAND --help lists its options"
+    return "\n".join([first, "", *lines, "", last])

@@ -1,0 +1,105 @@
+"""Door 2: types and bounds of the root options of each program. Nothing here imports torch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from audio_diffusion.cli.config import ConfigError, check_root, check_types, to_plain
+
+SAMPLE = {
+    "ckpt": str, "num_samples": int | None, "labels": list[str] | None, "cond": dict | None, "seed": int,
+    "guidance_scale": float | None, "guidance_interval": list[float], "guidance_rescale": float, "clip": float | None,
+    "clip_quantile": float, "weak_ckpt": str | None, "weights": str, "batch_size": int, "device": str, "devices": int,
+    "format": str, "output": str | None, "real": str | None, "trust": list[str],
+}  # fmt: skip
+TASK = {
+    "input": str | list[str], "seconds": float | None, "num_points": int, "regions": list[list[float]], "before": float,
+    "after": float, "strength": float, "at": list[float], "num_steps": int, "cutoff": float, "level": float | None,
+    "snr_db": float | None, "mean": bool,
+}  # fmt: skip
+EVALUATE = {
+    "ckpt": str, "shards": str | None, "num_clips": int | None, "weights": str, "batch_size": int, "seed": int,
+    "device": str, "output": str | None, "trust": list[str], "bound": dict | None, "flow": dict | None,
+}  # fmt: skip
+EXPORT = {"ckpt": str, "output": str, "weights": str, "trust": list[str]}
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "val_fraction": (int, float),
+    "shard_mb": (int, float),
+    "num_workers": (int, type(None)),
+    "sample_rate": (int, type(None)),
+    "channels": (int, type(None)),
+    "segment_s": (int, float, type(None)),
+    "silence_db": (int, float, type(None)),
+    "lufs": (int, float, type(None)),
+    "max_missing": (int, float),
+}
+
+
+def _check_sample(options: dict[str, Any]) -> None:
+    """Refuses values that cannot be.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    check_types(options, SAMPLE | {name: kind for name, kind in TASK.items() if name in options})
+    for name in ("num_samples", "batch_size"):
+        if options[name] is not None and options[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if options["seed"] < 0:
+        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
+    if len(options["guidance_interval"]) != 2:
+        raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
+    if options["format"] not in ("wav", "flac"):
+        raise ConfigError(f"format: expected wav or flac, got {options['format']!r}")
+
+
+def _check_evaluate(options: dict[str, Any]) -> None:
+    check_types(options, EVALUATE)
+    for name in ("num_clips", "batch_size"):
+        if options[name] is not None and options[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if options["seed"] < 0:
+        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
+    if not options["bound"] and not options["flow"]:
+        raise ConfigError("bound, flow: both are null, which leaves nothing to evaluate")
+
+
+def _check_make_shards(options: dict[str, Any]) -> None:
+    """Raises ConfigError for values of the wrong kind."""
+    for name in ("input", "output", "verify", "manifest"):
+        if options[name] is not None and not str(options[name]).strip():
+            what = "a csv or jsonl" if name == "manifest" else "a folder or a URL"
+            raise ConfigError(f"{name}: expected {what}, got nothing")
+    if options["labels"] not in ("folder", "none"):
+        raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
+    for name, types in NUMBERS.items():
+        if not isinstance(options[name], types) or isinstance(options[name], bool):
+            what = "a whole number" if float not in types else "a number"
+            raise ConfigError(f"{name}: expected {what}, got {options[name]!r}")
+        if isinstance(options[name], float) and not math.isfinite(options[name]):
+            raise ConfigError(f"{name}: expected a finite number, got {options[name]}")
+
+
+def _check_export(options: dict[str, Any]) -> None:
+    check_types(options, EXPORT)
+
+
+_CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "sample": _check_sample, "evaluate": _check_evaluate, "export": _check_export, "make_shards": _check_make_shards,
+}  # fmt: skip
+
+
+def check(program: str, cfg: DictConfig) -> None:
+    """Refuses root options that cannot be.
+
+    Raises:
+        ConfigError: naming the option, what was expected and what came.
+    """
+    if program == "train":
+        check_root(cfg)
+        return
+    if program == "make_shards" and cfg.verify is not None:
+        cfg.input = cfg.output = None
+    _CHECKS[program](to_plain(cfg))

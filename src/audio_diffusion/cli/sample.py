@@ -1,0 +1,152 @@
+"""Makes and edits audio with a trained model: checkpoint -> files, a json and a picture. Needs no Trainer and no W&B.
+
+python sample.py ckpt=runs/quickstart num_samples=16
+python sample.py ckpt=step_00010000.ckpt 'labels=[kick,snare]' guidance_scale=2 sampler=ddpm
+python sample.py ckpt=runs/mine guidance_scale=3 'cond={caption: [a dog barks, rain on a roof], seconds_total: 10}'
+python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'      # docs/editing.md has them all
+"""
+
+import sys
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+import audio_diffusion
+from audio_diffusion.cli import config
+from audio_diffusion.cli.command_line import command, typed
+from audio_diffusion.cli.interruption import CtrlC, end
+from audio_diffusion.cli.output import beside, claim, default_folder, note_of
+from audio_diffusion.cli.processes import devices_of, load, run
+from audio_diffusion.cli.requests import Sample, batches, samples
+from audio_diffusion.cli.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
+from audio_diffusion.data.batch import counted
+from audio_diffusion.data.shards.held_out import real_clips
+from audio_diffusion.diffusion.levels import describe_levels
+from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.levels import told
+
+FAILED_DB = -10.0  # of an inversion: what is lost is then heard beside the clip
+
+
+def announce(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str]) -> None:
+    """Prints what is used, and what was done to the files that came in."""
+    where = devices[0] if len(devices) == 1 else f"{len(devices)} processes, {', '.join(sorted(set(devices)))}"
+    print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
+    if "sampler" in options:  # another than that of training, of which train.py has said it
+        for line in describe_levels(model.process, model.sampler)[1:]:
+            print(line)
+    files = [file for sample in asked for file in sample.files]
+    for line in dict.fromkeys(f"{f.path}: {words}" for f in files for words in (f.converted, f.note) if words):
+        print(line)
+
+
+@dataclass
+class Work:
+    """What was made so far."""
+
+    output: Path
+    is_named: bool  # by the user; else the folder is a new one, made with the first result
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[tuple[Sample, Result]] = field(default_factory=list)  # in the picture
+
+    def write(self, batch: list[Sample], results: list[Result], sample_rate: int, options: dict[str, Any]) -> None:
+        """Writes the results of a batch."""
+        if not self.rows and not self.is_named:
+            self.output = claim(self.output)
+        self.rows += write_files(batch, results, self.output, sample_rate, options["task"], options["format"])
+        self.shown += list(zip(batch, results, strict=True))[: COLUMNS - len(self.shown)]
+
+
+def make(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str], work: Work) -> bool:
+    """Makes and writes batch after batch; returns whether Ctrl-C ended it early."""
+    planned = list(batches(asked, options["batch_size"]))
+    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file wants few lines
+    with (
+        CtrlC() as ctrl_c,
+        tqdm(total=len(asked), desc=options["task"], unit="sample", mininterval=seconds, miniters=0) as bar,
+    ):
+        if len(devices) == 1:  # a batch may take minutes: that it goes on is seen by these
+            calls = count(1)
+
+            def called(*_: object) -> None:
+                bar.set_postfix_str(f"{next(calls)} network calls", refresh=False)
+                bar.update(0)
+
+            model.net.register_forward_pre_hook(called)
+        for batch, results in zip(planned, run(model, options, planned, devices), strict=True):
+            with ctrl_c.held():
+                work.write(batch, results, model.sample_rate, options)
+                bar.update(len(batch))
+    return ctrl_c.received
+
+
+def record(model: Generator, options: dict[str, Any], work: Work) -> Path:
+    """Writes the json that says how each file was made; returns its path."""
+    about = {
+        "command": [*command("sample").split(), *typed()],
+        "checkpoint": {"path": str(model.source), "sha256": sha256_of(model.source), "step": model.step},
+        "options": options,
+        "sampler": options.get("sampler") or model.config["sampler"],
+        "guidance_scale": model.guidance.scale if model.guidance else model.guidance_scale,
+        "versions": {"audio_diffusion": audio_diffusion.__version__, "torch": torch.__version__},
+        "sample_rate": model.sample_rate,
+    }
+    path = beside(work.output, ".json")
+    write_record(path, about, work.rows)
+    return path
+
+
+def main(cfg: DictConfig) -> None:
+    """Load, make batch by batch, write."""
+    options: dict[str, Any] = config.to_plain(cfg)
+    task, devices = options["task"], devices_of(options["device"], options["devices"])
+    model = load(options, devices[0] if len(devices) == 1 else "cpu")
+    asked = samples(model, options)
+    announce(model, options, asked, devices)
+
+    default = default_folder(model, options["ckpt"], task)
+    work = Work(Path(options["output"] or default), options["output"] is not None)
+    if work.is_named and (note := note_of(work.output)):
+        print(note)
+    interrupted = False
+    try:
+        interrupted = make(model, options, asked, devices, work)
+    finally:  # whatever ends it, what is there has its json
+        if work.rows:
+            written = record(model, options, work)
+    if interrupted and not work.rows:
+        end("nothing was made")
+    if interrupted:
+        end(f"{counted(len(work.rows), 'file')} finished and kept: {work.output}/   how each was made: {written}")
+
+    real = []
+    if task == "generate":
+        real = real_clips(model.config, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
+    picture = draw(work.shown, real, model.sample_rate, options, beside(work.output, ".png"))
+    tell(work.rows, task, options["format"])
+    if work.output.name != default.name and not work.is_named:
+        print(f"{default} is of an earlier command: a new folder was made")
+    print(f"{counted(len(work.rows), 'file')}: {work.output}/   how each was made: {written}   picture: {picture}")
+
+
+def tell(rows: list[dict[str, Any]], task: str, format: str) -> None:
+    """What is to be known of the files."""
+    clipped = sum(row["samples_clipped"] > 0 for row in rows)
+    if clipped:
+        print(f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files")
+    if troubles := {row["file"]: row["trouble"] for row in rows if "trouble" in row}:
+        print(f"warning: {told(troubles, len(rows))}")
+    if format == "flac" and any(row["subtype"] == "PCM_24" for row in rows):
+        print("FLAC holds no floats: 24 bits; format=wav keeps every bit")
+    if task == "interpolate":
+        worst = max(max(row["round_trip_error_db"]) for row in rows)
+        print(f"to noise and back: {worst:.1f} dB at worst (0 dB would be the clip's own level)")
+        if worst > FAILED_DB:
+            print("the network does not know such sounds well enough to come back to them: doubt what is between")
+    kinds = ", ".join(sorted({row["subtype"] for row in rows}))
+    print(f"listen with any player: the files are {format.upper()} ({kinds}), named <index>_<name>.{format}")

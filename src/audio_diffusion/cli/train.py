@@ -1,0 +1,299 @@
+"""Trains a diffusion model on shards of audio.
+
+python train.py                                   # configs/train.yaml: the contents page of all options
+python train.py experiment=speech data.train=SHARDS name=my_run
+python train.py name=my_run                       # again: resumes it
+python train.py diffusion=v_cosine check=true     # what its schedule can do at best; nothing is begun
+"""
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from audio_diffusion import __version__
+from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveError
+from audio_diffusion.callbacks.cluster import slurm
+from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
+from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
+from audio_diffusion.callbacks.throughput import ProgressBar
+from audio_diffusion.checkpoints import signals
+from audio_diffusion.checkpoints.redaction import redacted, redacted_config
+from audio_diffusion.cli import config
+from audio_diffusion.cli.command_line import command
+from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_go_on_from, finished, own
+from audio_diffusion.cli.statistics import with_statistics
+from audio_diffusion.data import workers
+from audio_diffusion.data.batch import BatchSplit
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards.shards import by_name, describe_manifests, read_classes
+from audio_diffusion.diffusion.levels import describe_levels
+from audio_diffusion.diffusion.report import describe
+from audio_diffusion.training.initial import start_from
+from audio_diffusion.training.module import DiffusionModule
+from audio_diffusion.training.precision import make_precision
+
+
+def datasets(cfg: DictConfig) -> dict[str, str]:
+    """The patterns of the training shards by name."""
+    train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
+    if not train:
+        raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
+    return by_name(train)  # type: ignore[arg-type]
+
+
+def make_store(cfg: DictConfig) -> RemoteStore:
+    """What reads shards that are URLs."""
+    return build(config.to_plain(cfg.data)["store"], "data.store")
+
+
+def device_type(accelerator: str) -> str:
+    """What ``trainer.accelerator`` trains on: cuda, mps (Apple silicon) or cpu."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() else "cpu"
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Fills in what the data and the machine decide, checks everything, and returns plain data."""
+    if cfg.init and cfg.ckpt not in ("auto", "last", "none", "anew"):
+        raise ConfigError(
+            "init, ckpt: give one: ckpt goes on with optimizer and step, init starts from the weights alone"
+        )
+    if cfg.check and cfg.classes is None:
+        cfg.classes = []  # only the schedule and the sampler are looked at, which needs no data
+    if cfg.classes is None:
+        try:
+            cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
+        except ValueError as error:
+            raise ConfigError(f"data.train: {error}") from error
+    if cfg.trainer.get("precision") == "auto":
+        bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
+        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+    plain = {"logger": None, **config.to_plain(cfg)}  # logger=null: metrics.jsonl alone
+    given = {"training": ("net", "process", "representation", "recipe")}
+    problems = [
+        problem
+        for group in (
+            "data",
+            "model",
+            "representation",
+            "diffusion",
+            "sampler",
+            "training",
+            "trainer",
+            "logger",
+        )
+        if plain[group]
+        for problem in config.target_problems(plain[group], group, given.get(group, ()))
+    ]
+    problems += [p for k, node in plain["callbacks"].items() for p in config.target_problems(node, f"callbacks.{k}")]
+    if problems:
+        raise ConfigError("\n       ".join(problems))
+    if cfg.check:
+        return plain
+    return with_statistics(plain, list(datasets(cfg).values()), make_store(cfg))
+
+
+def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
+    """Refuses a crop that the representation or the network cannot take.
+
+    Raises:
+        ConfigError: naming the number of samples of which it must be a multiple.
+    """
+    crop, hop, multiple = audio["num_samples"], module.representation.hop, int(module.net.multiple)  # type: ignore[arg-type]
+    if crop % (hop * multiple):
+        raise ConfigError(
+            f"audio.num_samples: expected a multiple of {hop * multiple}, as the network takes, got {crop}"
+        )
+
+
+def git_commit() -> str:
+    """The commit of the checkout, with "-dirty" where it was changed since; of an installed package its version. Where
+    there is no git: AUDIO_DIFFUSION_COMMIT, else what the container image has in COMMIT, else "unknown"."""
+    if config.INSTALLED:
+        return f"version {__version__}"
+    folder = config.CHECKOUT
+    describe_head = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe_head, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        of_image = folder / "COMMIT"
+        said = os.environ.get("AUDIO_DIFFUSION_COMMIT") or (
+            of_image.read_text(encoding="utf-8") if of_image.exists() else "unknown"
+        )
+        return said.strip()
+
+
+@rank_zero_only
+def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> None:
+    """Writes the resolved configuration, the commit and the data into the run's folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
+    (run_dir / "details.json").write_text(json.dumps(details, indent=1), encoding="utf-8")
+
+
+def quiet() -> None:
+    """Leaves out what libraries say of things that are meant: advertising, devices, the length of the stream."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
+    )
+    logging.getLogger("gcsfs").setLevel(logging.WARNING)  # of experimental features, where no bucket is used
+    for message in (
+        ".*IterableDataset. has .__len__. defined.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*Total length of `list` across ranks is zero.*",  # nothing is held out: the data's summary says so
+        ".*sync_dist=True.*",  # what is logged was summed over the ranks already
+        ".*`srun` command is available.*",  # callbacks.cluster.slurm says so where it matters
+        ".*dataloader is not resumable.*",  # the stream goes on from the position in the checkpoint
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def report(plain: dict[str, Any]) -> list[str]:
+    """What to warn of in the schedule and the sampler that is listened to while training, or that they are right; with
+    ``check`` all that they can do.
+
+    Raises:
+        ConfigError: if the sampler is to take more steps than the schedule has.
+    """
+    process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
+    try:
+        lines = describe(process, sampler.keywords["grid"], sampler.keywords["num_steps"])
+        lines += describe_levels(process, sampler)
+    except ValueError as error:
+        raise ConfigError(f"sampler.{error}") from error
+    return lines if plain["check"] else [line for line in lines if line.startswith("warning: ")] or lines[-1:]
+
+
+def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> list[str]:
+    """Gives a run that starts anew the weights of ``init``; what to say of it."""
+    if not plain["init"]:
+        return []
+    if ckpt is not None:
+        return [f"init={plain['init']} is where this run began: it goes on from its own {ckpt.name}"]
+    return start_from(module, plain["init"], plain["init_weights"], plain)
+
+
+def what_next(plain: dict[str, Any]) -> str:
+    """What to say of a run that is finished: where its results are, and what to type."""
+    run_dir, callbacks = plain["run_dir"], plain["callbacks"]
+    saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "no checkpoint was asked for, "
+    sampling = callbacks.get("sampling")
+    listen = f"listen in {sampling['folder']}/, " if sampling else ""
+    last = f"curves in {run_dir}/metrics.jsonl"
+    if callbacks.get("checkpoint"):
+        last = f"next: {command('sample')} ckpt={shlex.quote(str(run_dir))}"
+    return f"finished: {saved}{listen}{last}"
+
+
+def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+    """``trainer.fit``; a last checkpoint that cannot be written ends in one line and status 1."""
+    try:
+        trainer.fit(*args, **kwargs)
+    except SaveError as error:
+        if trainer.is_global_zero:
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def main(cfg: DictConfig) -> None:
+    """Load and check the configuration, build the parts, fit."""
+    quiet()
+    plain = resolve(cfg)
+    for line in report(plain):
+        rank_zero_info(line)
+    if plain["check"]:
+        return
+    run_dir = Path(plain["run_dir"])
+    cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
+    check_writable(plain)
+    if plain["data"]["num_workers"]:
+        workers.prepare(plain["data"].get("worker_start"))  # its imports take as long as building the network
+
+    L.seed_everything(plain["seed"], verbose=False)
+    data = build(plain["data"], "data")
+    recipe = redacted_config(plain)
+    module = build(
+        plain["training"],
+        "training",
+        net=build(plain["model"], "model"),
+        process=build(plain["diffusion"], "diffusion"),
+        representation=build(plain["representation"], "representation"),
+        recipe=recipe,
+    )
+    check_crop(module, plain["audio"])
+    for condition in module.conditions.by_name.values():
+        condition.check()  # such as whether a text encoder can be loaded
+    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
+    if plain["trainer"]["enable_progress_bar"]:
+        callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # a log file wants few lines
+    loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
+    loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
+    options = plain["trainer"]
+    steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
+    precision = make_precision(options["precision"], device_type(options["accelerator"]))
+    trainer = build(
+        options,
+        "trainer",
+        precision=None,  # the plugin's
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
+        default_root_dir=str(run_dir),
+        val_check_interval=min(plain["val_every_steps"] or steps, steps) * accumulate,  # it counts batches
+        **({"limit_val_batches": 0} if plain["val_every_steps"] is None else {}),
+        check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
+        log_every_n_steps=plain["log_every_steps"],
+        use_distributed_sampler=False,  # the stream is split by rank already
+        enable_model_summary=False,
+        enable_checkpointing=False,  # callbacks.checkpoint does that
+    )
+    split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
+    with own(run_dir) if trainer.is_global_zero else nullcontext():
+        commit = git_commit()
+        ckpt = checkpoint_to_go_on_from(trainer, plain, commit)
+        if done := finished(ckpt, plain):
+            rank_zero_info(done)
+            return
+        for line in begin(module, plain, ckpt):
+            rank_zero_info(line)
+        details = {"git_commit": commit, "data": redacted(describe_manifests(data.train, data.store))}
+        record(recipe, run_dir, details)
+        with signals.shielded():  # W&B starts a process here, which is in a session of its own only after a moment
+            for logger in loggers:
+                logger.start()
+                logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})
+
+        parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
+        device = trainer.strategy.root_device.type
+        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, on {device}, to step {steps}, in {run_dir}/")
+        rank_zero_info(str(split))
+        for line in data.summary(plain["val_every_steps"] is not None) if trainer.is_global_zero else ():
+            rank_zero_info(line)
+        if not plain["callbacks"].get("checkpoint"):
+            rank_zero_info("callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from")
+        rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
+        fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        if trainer.global_step >= steps:
+            rank_zero_info(what_next(plain))
+        elif plain["callbacks"].get("checkpoint"):
+            folder = run_dir / "checkpoints"
+            rank_zero_info(f"stopped at step {trainer.global_step}, saved in {folder}/: the same command resumes it")
+    for callback in callbacks:
+        if isinstance(callback, StopWhenAsked) and callback.status:
+            raise SystemExit(callback.status)
