@@ -21,7 +21,7 @@ from audio_diffusion.cli.interruption import CtrlC
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.requests import Input, Sample, samples
 from audio_diffusion.cli.results import made_anew
-from audio_diffusion.data.shards.held_out import real_clips
+from audio_diffusion.data.held_out import real_clips
 
 
 def test_an_earlier_folder_is_never_written_into_unasked(tmp_path: Path) -> None:
