@@ -25,7 +25,7 @@ from audio_diffusion.cli.processes import devices_of, load, run
 from audio_diffusion.cli.requests import Sample, batches, samples
 from audio_diffusion.cli.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
 from audio_diffusion.data.batch import counted
-from audio_diffusion.data.shards.held_out import real_clips
+from audio_diffusion.data.held_out import real_clips
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.inference.generator import Generator
 from audio_diffusion.inference.levels import told
