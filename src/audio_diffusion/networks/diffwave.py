@@ -1,4 +1,4 @@
-"""DiffWave (Kong et al. 2021, arXiv:2009.09761): WaveNet's residual layers, looking both ways, as a denoiser."""
+"""DiffWave (Kong et al. 2021, arXiv:2009.09761): a denoiser of WaveNet's residual layers, made bidirectional."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -44,8 +44,8 @@ class StepEmbedding(nn.Module):
 class Stretch(nn.Module):
     """Bands over time ``[B, R, F]`` -> ``[B, R, F·factor]``: a transposed 2-D convolution of one channel.
 
-    It is made as one product of each output with the six inputs that it depends on, three bands by two frames, which a
-    CPU does four (float32) to seven times (bfloat16) as fast as ``ConvTranspose2d`` with its one channel.
+    Each output depends on six inputs, three bands by two frames, so the convolution is computed as one matrix product.
+    On a CPU that is four (float32) to seven (bfloat16) times faster than ``ConvTranspose2d`` with one channel.
     """
 
     def __init__(self, factor: int):
@@ -68,7 +68,8 @@ class Stretch(nn.Module):
 class Upsampler(nn.Module):
     """Frames ``[B, width, F]`` -> ``[B, width, F·Π factors]``: transposed 2-D convolutions over bands and time.
 
-    They start as linear interpolation of each band: random ones blur the frames so much that they long go unused.
+    The weights are initialised as linear interpolation of each band. Random weights blur the frames so much that the
+    network ignores them for a long time.
     """
 
     def __init__(self, factors: Sequence[int]):
@@ -83,14 +84,14 @@ class Upsampler(nn.Module):
 
 
 class ResidualLayer(nn.Module):
-    """One dilated convolution with a gate, told the step and the conditions (figure 2 of the paper).
+    """One gated dilated convolution, conditioned on the step and the conditions (figure 2 of the paper).
 
     Args:
-        width: residual channels C; the gated convolution has 2·C.
-        dilation: of its three taps.
-        vector_width: of the vector that it is told; 0: none.
-        frames_width: of the frames that it is told; 0: none.
-        upsample: from frames to samples, one factor for each transposed convolution.
+        width: number of residual channels C; the gated convolution has 2·C.
+        dilation: distance between the convolution's three taps, in samples.
+        vector_width: width of the conditioning vector; 0 for none.
+        frames_width: width of the conditioning frames; 0 for none.
+        upsample: factors from frames to samples, one for each transposed convolution.
     """
 
     def __init__(self, width: int, dilation: int, vector_width: int, frames_width: int, upsample: Sequence[int]):
@@ -103,7 +104,7 @@ class ResidualLayer(nn.Module):
         self.out = _conv(width, 2 * width)
 
     def forward(self, x: Tensor, step: Tensor, vector: Tensor | None, frames: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``[B, C, T], [B, 512], [B, W], [B, W, F]`` -> what goes on and what is skipped, each ``[B, C, T]``."""
+        """``[B, C, T], [B, 512], [B, W], [B, W, F]`` -> residual and skip output, each ``[B, C, T]``."""
         h = self.dilated(x + self.step(step)[:, :, None])
         if self.vector is not None:
             h = h + self.vector(vector[:, :, None])  # type: ignore[index]
@@ -117,24 +118,24 @@ class ResidualLayer(nn.Module):
 class DiffWave(nn.Module):
     """A stack of dilated convolutions at the full sample rate, with dilations 1, 2, 4 .. in cycles.
 
-    The published sizes: 30 layers of width 64 (2.64 M parameters with a mel of 80 bands) or 128 (6.91 M) in cycles of
-    10, and 36 of width 256 in cycles of 12 (24.1 M, unconditional). Those counts include the gains of weight
-    normalisation and, in every layer, an upsampler of its own.
+    The published sizes are 30 layers of width 64 (2.64 M parameters with a mel of 80 bands) or 128 (6.91 M) in cycles
+    of 10, and 36 layers of width 256 in cycles of 12 (24.1 M, unconditional). The counts include the gains of weight
+    normalisation and a separate upsampler in every layer.
 
     Args:
-        channels: C of the audio.
-        conditions: what it is told beside x_t and t, by name. Each layer adds vectors (tokens by their mean) and
-            upsampled frames to its dilated convolution.
-        num_layers: residual layers.
-        width: residual and skip channels.
-        dilation_cycle: layers until the dilation is 1 again.
-        cond_width: width of the embeddings of conditions; with frames that are not embedded, such as
-            ``Mel(embed=False)``, their number of rows.
-        upsample: factors from frames to samples, even; with frames T must be a multiple of their product, and frames of
-            another rate are interpolated to T / product.
-        embedding_scale: radians that the slowest sinusoid of t turns from t = 0 to 1, the fastest 10^4 times as many.
-            Published is T, the number of steps, for a network that is only ever asked at t = i/T; 0.1 is DDPM's
-            embedding, smooth in t, for all schedules.
+        channels: number of audio channels C.
+        conditions: the conditions by name. Each layer adds vectors (of tokens, their mean) and upsampled frames to the
+            output of its dilated convolution.
+        num_layers: number of residual layers.
+        width: number of residual channels, and of skip channels.
+        dilation_cycle: number of layers after which the dilation restarts at 1.
+        cond_width: width of the embeddings of conditions; for frames that are not embedded, such as
+            ``Mel(embed=False)``, it must be their number of rows.
+        upsample: even factors from frames to samples. With frames, T must be a multiple of their product, and frames
+            of another rate are interpolated to T / product.
+        embedding_scale: radians that the slowest sinusoid of t turns from t = 0 to 1; the fastest turns 10^4 times as
+            far. The paper uses T, the number of steps, for a network that is only evaluated at t = i/T; 0.1 is DDPM's
+            embedding, which is smooth in t and suits all schedules.
 
     Raises:
         ValueError: for numbers below 1, factors that are not even, or a scale that is not positive.
@@ -178,7 +179,8 @@ class DiffWave(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """``[B, C, T] -> [B, C, T]``; T a multiple of ``self.multiple``, t ``[B]``, cond as ``conditions`` makes it."""
+        """``[B, C, T] -> [B, C, T]``; T is a multiple of ``self.multiple``, t ``[B]``, cond as prepared by
+        ``conditions``."""
         if x_t.shape[1] != self.channels or x_t.shape[2] % self.multiple:
             raise ValueError(
                 f"x_t: expected [B, {self.channels}, a multiple of {self.multiple}], got {list(x_t.shape)}"

@@ -1,4 +1,4 @@
-"""The parts networks are made of: embeddings, residual block, attention."""
+"""Building blocks of the networks: embeddings, residual block, attention."""
 
 import math
 
@@ -33,7 +33,7 @@ def positions(x: Tensor, longest: float = 10_000.0) -> Tensor:
 
 
 class LabelEmbedding(nn.Module):
-    """Class index ``[B]`` -> ``[B, width]``; -1, "not given", has an embedding of its own."""
+    """Embeds a class index ``[B]`` as ``[B, width]``; -1, "not given", has its own embedding."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__()
@@ -54,7 +54,7 @@ class NullableEmbedding(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         given = ~value.flatten(1).isnan().any(1) if value.ndim > 1 else ~value.isnan()
         value = value.nan_to_num()
-        if value.ndim > 1:  # a number [B] keeps its digits, of which bf16 has few; its embedding casts what comes of it
+        if value.ndim > 1:  # a number [B] stays in float32, as bf16 would round it; its embedding casts the sinusoids
             value = value.to(self.nothing.dtype)
         embedded = self.embed(value)
         tail = [1] * (embedded.ndim - 2)
@@ -62,7 +62,7 @@ class NullableEmbedding(nn.Module):
 
 
 class NullableTokens(nn.Module):
-    """Embeds tokens ``[B, S, D]``, of which rows with NaN are absent: returns ``[B, S, width]`` and a mask ``[B, S]``,
+    """Embeds tokens ``[B, S, D]``, where rows with NaN are padding: returns ``[B, S, width]`` and a mask ``[B, S]``,
     True where there is a token. A sample without tokens gets one learnt token.
     """
 
@@ -102,9 +102,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over positions, which it is told, with a residual: ``[B, width, L] -> [B, width, L]``.
+    """Self-attention with position embeddings and a residual: ``[B, width, L] -> [B, width, L]``.
 
-    It starts as the identity.
+    The layer is initialised as the identity.
     """
 
     def __init__(self, width: int, head_width: int = HEAD_WIDTH):
@@ -126,9 +126,10 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of positions to tokens, with a residual: ``[B, width, L], [B, S, token_width] -> [B, width, L]``.
+    """Attention from positions to tokens, with a residual: ``[B, width, L], [B, S, token_width] -> [B, width, L]``.
 
-    It starts as the identity. The mask ``[B, S]`` is True on tokens that there are: at least one a sample.
+    The layer is initialised as the identity. The mask ``[B, S]`` is True on tokens and False on padding; each sample
+    must have at least one token.
     """
 
     def __init__(self, width: int, token_width: int, head_width: int = HEAD_WIDTH):

@@ -1,4 +1,4 @@
-"""The contract of a network: what estimates the noise (or x0, or v) in a noised signal."""
+"""The contract of a network, which estimates the noise (or x0, or v) in a noised signal."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -26,25 +26,25 @@ class Network(Protocol):
                 embedded = self.conditions(cond)  # vector [B, width], tokens [B, S, width], frames [B, width, F]
                 ...
 
-    ``model._target_=my_package.MyNet model.width=128`` trains it: ``channels`` and ``conditions`` are filled in, from
-    the representation and the group ``condition``. Under ``trainer=fsdp`` the blocks that are sharded are those in an
+    ``model._target_=my_package.MyNet model.width=128`` trains it: ``channels`` is filled in from the representation,
+    ``conditions`` from the configuration group ``condition``. ``trainer=fsdp`` shards the blocks that are in an
     ``nn.ModuleList``.
 
     Attributes:
-        conditions: what the network is conditioned on beside x_t and t; ``Conditions({}, width)`` for nothing.
-        multiple: the length L of x_t must be a multiple of it.
+        conditions: the inputs of the network besides x_t and t; ``Conditions({}, width)`` for none.
+        multiple: the length L of x_t must be a multiple of this number.
     """
 
     conditions: Conditions
     multiple: int
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The output, float ``[B, D, L]``, whose meaning the parameterization decides.
+        """Returns the output, float ``[B, D, L]``; the parameterization defines its meaning.
 
         Args:
             x_t: noised signals ``[B, D, L]``.
             t: times ``[B]`` in [0, 1], float32; 0 is clean.
-            cond: conditions by name, as ``conditions.read`` makes them of a batch.
+            cond: conditions by name, as ``conditions.read`` prepares them from a batch.
         """
         ...
 
@@ -57,9 +57,9 @@ _MEMBERS = {
 
 
 def check_network(net: object) -> None:
-    """Refuses an object that is no ``Network``.
+    """Checks that an object is a ``Network``.
 
     Raises:
-        ValueError: naming its class, the member that is missing or wrong, and the declaration that is expected.
+        ValueError: if it is not; the message names its class, the missing or wrong member and its declaration.
     """
     check(net, "network (audio_diffusion.networks.network)", _MEMBERS)

@@ -14,15 +14,15 @@ from audio_diffusion.networks.layers import HEAD_WIDTH, Attention, CrossAttentio
 
 
 class FineBands(nn.Module):
-    """Half-overlapping windows of 2·``hop`` samples, gated band by band: the filter of ``UNet1d`` where it is coarse.
+    """Filter bank of ``UNet1d``'s coarsest level: half-overlapping windows of 2·``hop`` samples, gated band by band.
 
-    The bank starts as a modulated lapped transform with its sines beside the cosines (Malvar 1999), which keeps every
-    signal as it is where all gates are 1; they start at 0, so that at first it adds nothing.
+    The bank is initialised as a modulated lapped transform with both sines and cosines (Malvar 1999), which
+    reconstructs every signal when all gates are 1. The gates are initialised to 0, so the bank adds nothing at first.
 
     Args:
-        channels: C of the audio.
+        channels: number of audio channels C.
         hop: samples per position.
-        width: features that the gates are made of.
+        width: number of features from which the gates are computed.
     """
 
     def __init__(self, channels: int, hop: int, width: int):
@@ -46,8 +46,8 @@ class FineBands(nn.Module):
 
 
 def _lapped_bank(hop: int) -> Tensor:
-    """2·hop functions of 2·hop samples, low frequencies first: a modulated lapped transform and its sines, a cosine and
-    a sine of each band. Half-overlapping, they keep every signal as it is."""
+    """Modulated lapped transform with a cosine and a sine for each band: 2·hop functions of 2·hop samples, low
+    frequencies first. With half-overlapping windows they reconstruct every signal."""
     n, k = torch.arange(2 * hop) + 0.5, torch.arange(hop)[:, None] + 0.5
     angle = math.pi / hop * k * (n + hop / 2)
     sine = torch.sin(math.pi * n / (2 * hop))
@@ -55,8 +55,8 @@ def _lapped_bank(hop: int) -> Tensor:
 
 
 def _two_bases(hop: int) -> Tensor:
-    """4·hop functions of 2·hop samples, low frequencies first: two cosine bases under a sine window, each scaled by √½;
-    half-overlapping, they keep every signal as it is, too."""
+    """Two cosine bases under a sine window, each scaled by √½: 4·hop functions of 2·hop samples, low frequencies first.
+    With half-overlapping windows they reconstruct every signal as well."""
     window = 2 * hop
     n, k = torch.arange(window) + 0.5, torch.arange(window)[:, None]
     dct2 = torch.cos(math.pi / window * k * n)
@@ -67,7 +67,7 @@ def _two_bases(hop: int) -> Tensor:
 
 
 def _for_each_channel(bank: Tensor, channels: int) -> Tensor:
-    """``[N, window] -> [N·C, C, window]``: the functions of the bank for each channel, the channels in turn."""
+    """Repeats the bank for each channel, ``[N, window] -> [N·C, C, window]``; the channels alternate."""
     weight = torch.zeros(len(bank) * channels, channels, bank.shape[1])
     for channel in range(channels):
         weight[channel::channels, channel] = bank
@@ -75,19 +75,19 @@ def _for_each_channel(bank: Tensor, channels: int) -> Tensor:
 
 
 def _bands(analysis: nn.Conv1d, x: Tensor) -> Tensor:
-    """``[B, C, T]`` -> half-overlapping windows, one more than there are positions at either end, so that every sample
-    lies in two."""
+    """Analyses ``[B, C, T]`` in half-overlapping windows, with one extra window at either end so that every sample lies
+    in two windows."""
     (hop,) = analysis.stride
     return analysis(F.pad(x, (hop + hop // 2, hop + hop // 2)))
 
 
 def _pad(features: Tensor) -> Tensor:
-    """One window more at either end."""
+    """Repeats the first and the last position once, for the extra windows of ``_bands``."""
     return F.pad(features, (1, 1), mode="replicate")
 
 
 def _synthesised(synthesis: nn.ConvTranspose1d, bands: Tensor, num_samples: int) -> Tensor:
-    """The signal of ``_bands``."""
+    """Inverse of ``_bands``: the signal ``[B, C, num_samples]``."""
     (hop,) = synthesis.stride
     start = hop + hop // 2
     return synthesis(bands)[:, :, start : start + num_samples]
@@ -99,23 +99,24 @@ class UNet1d(nn.Module):
     A strided convolution turns patches of ``patch_size`` samples into ``widths[0]`` features; level i then works
     at width ``widths[i]`` on a sequence ``factors[i-1]`` times shorter than the level above it.
 
-    Audio has quiet parts beside loud ones, where x_t is nearly all noise even at small t. So x_t is also seen amplified
-    by a gain learnt from t and squashed; and the output is made of features plus a learnt filter bank's analysis of the
-    amplified x_t, gated band by band and patch by patch, as a Wiener filter would. The bank has ``widths[0]`` bands, or
-    2·``patch_size`` for every channel where those are more: a network of any size starts as the identity.
+    In the quiet parts of audio x_t is nearly all noise even at small t. The network therefore also takes x_t amplified
+    by a gain learnt from t and squashed by tanh. The output is synthesised from features plus a learnt filter bank's
+    analysis of the amplified x_t, gated band by band and patch by patch, as in a Wiener filter. The bank has
+    ``widths[0]`` bands, or 2·``patch_size`` for every channel if that is more, so a network of any size can be
+    initialised as the identity.
 
     Args:
-        channels: C of the audio.
-        conditions: what it is told beside x_t and t, by name. Vectors are added to the embedding of t, tokens are
-            attended to where the self-attention is, frames are added to the features of the finest level.
+        channels: number of audio channels C.
+        conditions: the conditions by name. Vectors are added to the embedding of t, tokens are attended to at the
+            level with self-attention, frames are added to the features of the finest level.
         patch_size: samples per position of the finest level; even.
-        widths: features at each level, finest first; multiples of 8.
-        factors: downsampling between levels, one fewer than ``widths``.
-        num_blocks: residual blocks per level on the way down, and again on the way up.
+        widths: number of features at each level, finest first; multiples of 8.
+        factors: downsampling factors between levels, one fewer than ``widths``.
+        num_blocks: number of residual blocks per level on the way down, and again on the way up.
         cond_width: width of the embeddings of t and of the conditions.
-        attention: self-attention at the coarsest level; its width must then be a multiple of 64.
-        fine_bands: gates x_t at the coarsest level as well, in windows of 2·``multiple`` samples: for tones, which
-            windows of 2·``patch_size`` cannot tell from the noise beside them.
+        attention: whether the coarsest level has self-attention; its width must then be a multiple of 64.
+        fine_bands: whether to gate x_t at the coarsest level as well, in windows of 2·``multiple`` samples. This helps
+            with tones, which windows of 2·``patch_size`` cannot separate from the noise at nearby frequencies.
 
     Raises:
         ValueError: for sizes that do not fit together, or tokens without attention.
@@ -184,11 +185,12 @@ class UNet1d(nn.Module):
         self.norm = nn.GroupNorm(8, widths[0])
 
     def _start_as_identity(self) -> None:
-        """Makes the output x_t at first, which is the noise wherever t is large: the synthesis is the transpose of an
-        analysis that keeps every signal as it is, all gates are open and no feature is added.
+        """Initialises the network so that its output is x_t, a good estimate of the noise where t is large.
 
-        The analysis has two bases for every channel, or one transform of half as many functions where they are not
-        enough for two. Features beyond the one transform see x_t through random kernels, and add nothing at first.
+        The synthesis is the transpose of an analysis that reconstructs every signal, all gates are open and no feature
+        is added. The analysis has two bases for every channel, or one transform with half as many functions if the
+        bands do not suffice for two. Bands beyond that transform analyse x_t with random kernels, and their synthesis
+        is initialised to zero.
         """
         num_bands, channels, _ = self.analysis.weight.shape
         whole = num_bands >= 4 * self.patch_size * channels
@@ -204,15 +206,15 @@ class UNet1d(nn.Module):
             self.gate.bias.copy_(torch.cat([torch.ones(num_bands), torch.zeros(num_bands)]))  # type: ignore[union-attr]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Before weights are loaded, takes on the number of bands they have: checkpoints written before every network
-        started as the identity may have ``widths[0]`` of them, fewer than two for every sample of a patch."""
+        """Loads weights, and first adapts the number of bands to theirs: older checkpoints may have ``widths[0]`` bands
+        where a new network has 2·``patch_size`` for every channel."""
         stored = state_dict.get(f"{prefix}analysis.weight")
         if stored is not None and stored.ndim == 3 and len(stored) == self.patch.out_channels:
             self._take_bands(len(stored))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _take_bands(self, num_bands: int) -> None:
-        """Makes the bank anew with another number of bands, if it has another."""
+        """Reduces the filter bank to the first ``num_bands`` bands, if it has another number."""
         if self.analysis.out_channels == num_bands:
             return
         self.analysis.out_channels = self.synthesis.in_channels = num_bands
@@ -225,7 +227,8 @@ class UNet1d(nn.Module):
         self.gate.bias = nn.Parameter(bias.detach()[: 2 * num_bands].clone(), bias.requires_grad)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """``[B, C, T] -> [B, C, T]``; T a multiple of ``self.multiple``, t ``[B]``, cond as ``conditions`` makes it."""
+        """``[B, C, T] -> [B, C, T]``; T is a multiple of ``self.multiple``, t ``[B]``, cond as prepared by
+        ``conditions``."""
         if x_t.shape[1] != self.channels or x_t.shape[2] % self.multiple:
             raise ValueError(
                 f"x_t: expected [B, {self.channels}, a multiple of {self.multiple}], got {list(x_t.shape)}"
@@ -237,6 +240,7 @@ class UNet1d(nn.Module):
         if self.frames is not None:
             h = h + along_time(self.frames(told.frames), h.shape[2])
         skips = []
+        # down: residual blocks, whose outputs are kept for the way up
         for level, blocks in enumerate(self.down):
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
@@ -246,6 +250,7 @@ class UNet1d(nn.Module):
         h = self.attention(self.middle(h, embedding))
         if self.cross is not None:
             h = self.cross(h, told.tokens, told.mask)
+        # up: each block also takes the output of its counterpart on the way down
         for level in reversed(range(len(self.up))):
             for block in self.up[level]:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
@@ -253,6 +258,7 @@ class UNet1d(nn.Module):
                 fine = self.fine(amplified, h)
             if level:
                 h = self.grow[level - 1](h)
+        # output: synthesis of the gated bands of the amplified x_t, plus features
         gate, features = _pad(self.gate(F.silu(self.norm(h)))).chunk(2, dim=1)
         bands = torch.addcmul(features, gate, _bands(self.analysis, amplified))
         x = _synthesised(self.synthesis, bands, x_t.shape[2])

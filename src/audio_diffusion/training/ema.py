@@ -31,14 +31,14 @@ class EmaWeights(nn.Module):
         self.num_updates = 0
 
     def get_extra_state(self) -> Tensor:
-        """The number of updates, as the state dict holds it."""
+        """Returns the number of updates for the state dict."""
         return torch.tensor(self.num_updates)
 
     def set_extra_state(self, state: Tensor) -> None:
         self.num_updates = int(state)
 
     def train(self, mode: bool = True) -> "EmaWeights":
-        """Stays in evaluation mode: averaged weights are never trained."""
+        """Keeps evaluation mode, whatever ``mode`` is: averaged weights are never trained."""
         return super().train(False)
 
     @torch.no_grad()
@@ -52,5 +52,5 @@ class EmaWeights(nn.Module):
 
 
 def _local(net: nn.Module) -> list[Tensor]:
-    """The parameters' data; of sharded ones this rank's part, which is all that an average of elements needs."""
+    """Returns the data of the parameters, of sharded ones this rank's part: the average is elementwise."""
     return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in net.parameters()]

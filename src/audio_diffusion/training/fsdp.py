@@ -1,4 +1,4 @@
-"""FSDP: a network whose weights, EMA and optimizer state lie in shards on the devices of a node."""
+"""FSDP: shards the network's weights, EMA and optimizer state over the devices of a node."""
 
 from pathlib import Path
 from typing import Any
@@ -22,34 +22,35 @@ def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) 
     Args:
         net: any network.
         mesh: (nodes, devices): weights are replicated over nodes, and sharded over the devices of each.
-        dtype: weights are gathered and used in it; they are kept, and gradients are summed, in float32.
+        dtype: dtype of the gathered weights in computation; stored weights and the sums of gradients are float32.
     """
-    # inputs are cast by who calls the network: times must stay float32
+    # the caller casts the network's inputs, because times must stay float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for blocks in [m for m in net.modules() if isinstance(m, nn.ModuleList)]:
         for block in blocks:
             if not isinstance(block, nn.ModuleList):
                 fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)  # also where no backward follows
+    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)  # also when no backward pass follows
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with checkpoints that any number of ranks, sharded or not, goes on from.
+    """Lightning's strategy for FSDP2, with checkpoints that any number of ranks, sharded or not, can resume from.
 
-    What Lightning loads with goes wrong for parameters with fewer rows than ranks, and broadcasts each tensor; here
-    every rank reads its part. Optimizer state is kept by number, as an unsharded optimizer has it.
+    Lightning's own loading fails for parameters with fewer rows than ranks, and broadcasts each tensor; here every rank
+    reads its part. Optimizer state is stored by parameter number, as an unsharded optimizer stores it.
 
     Args:
-        sharded_checkpoints: every rank writes its own shards into a folder, rather than rank 0 all of it into a file.
+        sharded_checkpoints: whether every rank writes its own shards into a folder. If False, rank 0 writes one file.
     """
 
     def __init__(self, sharded_checkpoints: bool = False):
         super().__init__(save_distributed_checkpoint=sharded_checkpoints)
         self.sharded_checkpoints = sharded_checkpoints
-        self._writers: Any = None  # a process group of the CPU, as checkpoints are written while training uses its own
+        self._writers: Any = None  # gloo process group: checkpoints are written while training uses its own group
 
     def setup_environment(self) -> None:
-        """The process groups; once there is a module, as is not yet when ranks agree on a checkpoint, the mesh too."""
+        """Sets up the process groups, and the mesh if there is a module: when the ranks agree on a checkpoint to resume
+        from, there is none yet."""
         if self.lightning_module is None:
             assert self.accelerator is not None
             self.accelerator.setup_device(self.root_device)
@@ -60,16 +61,16 @@ class ShardedStrategy(ModelParallelStrategy):
             self._writers = dist.new_group(backend="gloo")
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """All weights: whole ones on the CPU of rank 0, or every rank's shards. All ranks must call it."""
+        """Returns all weights: gathered on the CPU of rank 0, or every rank's shards. All ranks must call it."""
         assert self.lightning_module is not None
         return self._gathered(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """All moments, likewise."""
+        """Returns the optimizer's state, gathered in the same way as the weights."""
         return self._gathered(optimizer.state_dict())
 
     def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with each sharded tensor gathered, one at a time; None in its place on ranks other than 0."""
+        """Gathers each sharded tensor of a state, one at a time; ranks other than 0 get None in its place."""
         if self.sharded_checkpoints:
             return dict(state)
 
@@ -86,12 +87,16 @@ class ShardedStrategy(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=self._writers)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
-        """Loads weights and moments, this rank's part of each, and returns the rest; plain data only."""
+        """Loads this rank's part of weights and optimizer state, and returns the rest of the checkpoint.
+
+        Only tensors and plain data are loaded.
+        """
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         parameters = [[p for group in o.param_groups for p in group["params"]] for o in self.optimizers]
 
+        # a parameter's optimizer state is sharded as the parameter is
         def like(name: str) -> Tensor | None:
             kind, rest = name.split(".", 1)
             if kind == "state_dict":
@@ -115,7 +120,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _part(whole: Any, like: Any) -> Any:
-    """This rank's part of a tensor, sharded as ``like`` is; anything else, and what is sharded already, as it is."""
+    """Returns this rank's part of a tensor, sharded as ``like`` is; other values and sharded tensors are unchanged."""
     if isinstance(whole, DTensor) or not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""Which optimizer steps are taken: none whose loss or gradient is not finite, none whose gradient explodes."""
+"""Guard that skips optimizer steps whose loss or gradient is not finite, or whose gradient explodes."""
 
 import math
 import statistics
@@ -7,15 +7,15 @@ from typing import Any
 
 
 class StepGuard:
-    """Judges every optimizer step by its gradient's norm, and ends a run that cannot go on.
+    """Decides from the gradient's norm whether each optimizer step is taken, and ends a run that diverges.
 
-    The norm is that of the whole gradient, which all ranks hold alike: they judge alike, without asking each other.
+    The norm is that of the whole gradient, which is the same on all ranks, so they decide alike without communication.
 
     Args:
-        max_skipped_in_a_row: steps skipped one after the other after which the run ends.
-        max_growth: a norm of more than so many times the median of the last ``window`` ones is an explosion; None: only
-            what is not finite is skipped.
-        window: norms that the median is taken of; until there are as many, nothing counts as an explosion.
+        max_skipped_in_a_row: number of consecutive skipped steps after which the run ends with an error.
+        max_growth: a norm above this factor times the median of the last ``window`` norms is an explosion; with None,
+            only steps that are not finite are skipped.
+        window: number of norms in the median; until that many are known, no step counts as an explosion.
 
     Raises:
         ValueError: for numbers below 1, or a ``max_growth`` of 1 or less.
@@ -32,13 +32,13 @@ class StepGuard:
         self.reason: str | None = None  # why the latest step was skipped; None: it was not
         self._norms: deque[float] = deque(
             maxlen=window
-        )  # finite ones, of skipped steps too: a new level is got used to
+        )  # finite norms, including those of skipped steps, so that the median adapts to a new gradient level
 
     def judge(self, norm: float) -> bool:
-        """Whether a step with a gradient of this norm may be taken; counts it, and keeps the ``reason`` if not.
+        """Whether a step with a gradient of this norm may be taken; if not, counts it and sets ``reason``.
 
         Raises:
-            ValueError: if it is the last of ``max_skipped_in_a_row`` that were skipped.
+            ValueError: if this is the ``max_skipped_in_a_row``-th skipped step in a row.
         """
         self.reason = self._fault(norm)
         if self.max_growth is not None and math.isfinite(norm):
@@ -70,7 +70,7 @@ class StepGuard:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later judgements depend on, as plain data."""
+        """Returns all state that later decisions depend on, as plain data."""
         counts = {"num_skipped": self.num_skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return {**counts, "norms": list(self._norms)}
 

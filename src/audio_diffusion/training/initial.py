@@ -1,4 +1,4 @@
-"""The weights a run starts with, where these are another model's: what fits is taken, the rest is named."""
+"""Initialises a run from the weights of another model, and reports which weights fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +13,20 @@ from audio_diffusion.inference.targets import ConfigError
 from audio_diffusion.networks.layers import LabelEmbedding
 from audio_diffusion.training.module import DiffusionModule
 
-_NAMED = 6  # weights that a line lists
-#: parts that another data set has others of; all else must have its size
+_NAMED = 6  # number of names that a log line lists
+#: weights whose sizes may differ, since conditions depend on the data set; all others must have the same size
 _OWN = "conditions."
 
 
 @dataclass
 class Taken:
-    """What came of it, by names of weights.
+    """Result of ``take_weights``: names of weights and labels.
 
     Args:
-        taken: are those of the other model.
-        new: start anew, since the other model has none, or of another size.
-        left: of the other model, for which this one has no use.
-        kept_labels: classes that both know, whose embeddings are taken.
+        taken: weights copied from the other model.
+        new: weights that keep their initialisation, as the other model lacks them or has another size.
+        left: weights of the other model that this one does not have.
+        kept_labels: classes of both models, whose embeddings were copied.
         new_labels: classes of this model only.
     """
 
@@ -37,7 +37,7 @@ class Taken:
     new_labels: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For the log."""
+        """Returns lines for the log."""
         said = []
         if self.new_labels:
             kept = f"; those of {_listed(self.kept_labels)} are taken" if self.kept_labels else ""
@@ -56,24 +56,24 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
-#: of the configuration: what weights mean, beside their sizes
+#: parts of the configuration that decide what the weights mean, beyond their sizes
 _MEANING = ("model.", "representation.", "diffusion.", "audio.sample_rate.")
 
 
 def start_from(module: DiffusionModule, init: str, kind: str, config: Mapping[str, Any]) -> list[str]:
-    """Gives a module, which has not been trained, the weights of another model; its average starts from them as well.
+    """Initialises an untrained module and its EMA from the weights of another model.
 
     Args:
-        module: changed in place.
+        module: the module, changed in place.
         init: a checkpoint file, a run's folder, an exported folder or ``hub:USER/NAME``.
         kind: "ema" (averaged weights) or "raw".
-        config: of this run, plain.
+        config: configuration of this run, as plain data.
 
     Returns:
-        What was taken, what not, and what differs between the two, for the log.
+        Log lines: which weights were taken and which were not, and how the two configurations differ.
 
     Raises:
-        ConfigError: if there is no such model, or it does not fit.
+        ConfigError: if the model cannot be read, or its weights do not fit.
     """
     if kind not in ("ema", "raw"):
         raise ConfigError(f"init_weights: expected ema or raw, got {kind!r}")
@@ -94,23 +94,25 @@ def start_from(module: DiffusionModule, init: str, kind: str, config: Mapping[st
 def take_weights(
     net: nn.Module, state: Mapping[str, Tensor], classes: Sequence[str], classes_before: Sequence[str]
 ) -> Taken:
-    """Gives a network those weights of another that fit.
+    """Copies the weights of another network that fit into a network.
 
-    The embedding of a label is taken for the class of the same name. Parts of conditions may differ, and parts that the
-    other network lacks start anew; the sizes of all else must be the same.
+    The embedding of a label is copied to the class of the same name. Weights of conditions may differ in size, and
+    weights that the other network lacks keep their initialisation; all others must have the same size.
 
     Args:
-        net: the network; changed in place.
-        state: the other network's weights by name.
-        classes: the network's classes in order.
-        classes_before: the other network's.
+        net: the network, changed in place.
+        state: weights of the other network by name.
+        classes: classes of the network, in order.
+        classes_before: classes of the other network, in order.
 
     Raises:
-        ValueError: if a weight outside the conditions has another size, or the other network is not of this kind.
+        ValueError: if a weight outside the conditions has another size, or fewer than half of the network's numbers
+            can be copied.
     """
     own = net.state_dict()
     result = Taken(left=[name for name in state if name not in own])
     labels = [f"{name}.embedding.weight" for name, part in net.named_modules() if isinstance(part, LabelEmbedding)]
+    # copy weight by weight, and collect those that do not fit
     wrong = []
     for name, weight in own.items():
         other = state.get(name)
@@ -141,7 +143,7 @@ def take_weights(
 def _take_labels(
     weight: Tensor, other: Tensor, classes: Sequence[str], classes_before: Sequence[str], result: Taken
 ) -> None:
-    """Rows of a label embedding by the names of the classes; row 0 is "not given"."""
+    """Copies rows of a label embedding by the names of the classes; row 0 is "not given"."""
     if other.shape[1:] == weight.shape[1:]:
         weight[0] = other[0]
         for row, label in enumerate(classes):

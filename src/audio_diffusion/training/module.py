@@ -27,7 +27,7 @@ _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, cover [0, 1) evenly how
 
 
 def _rates(cond_dropout: float | dict[str, float], conditions: Conditions) -> dict[str, float]:
-    """The rate at which each condition is dropped by name, and "all" of them together."""
+    """Returns the dropout rate of each condition by name, and of "all" conditions together."""
     rates = cond_dropout if isinstance(cond_dropout, dict) else {"all": cond_dropout}
     for name, rate in rates.items():
         if name != "all" and name not in conditions.by_name:
@@ -39,34 +39,35 @@ def _rates(cond_dropout: float | dict[str, float], conditions: Conditions) -> di
 
 
 class DiffusionModule(L.LightningModule):
-    """Trains ``net`` to invert ``process`` (DDPM algorithm 1) on what ``representation`` makes of audio.
+    """Trains ``net`` to invert ``process`` (DDPM algorithm 1) on audio encoded by ``representation``.
 
-    The t and noise of a sample are drawn by generators keyed by (seed, the sample's position in the stream): they
-    are the same on any number of ranks, and after a resume. Nothing is logged here: callbacks do, from what the
+    The t and noise of a sample are drawn by generators keyed by (seed, the sample's position in the stream), so they
+    are the same on any number of ranks and after a resume. The module logs nothing; callbacks log the values that the
     steps return.
 
     Args:
-        net: net(x_t, t, cond) -> output of x_t's shape; its ``conditions`` say what cond is made of.
+        net: net(x_t, t, cond) -> output of x_t's shape; its ``conditions`` prepare cond.
         process: schedule, parameterization and loss.
-        representation: audio <-> x0.
-        optimizer: makes the optimizer from parameter groups; its ``weight_decay`` goes to matrices and kernels only.
-        lr_schedule: makes the learning-rate schedule, in optimizer steps.
-        weight_decay: of matrices and kernels.
-        ema_decay: of the averaged weights.
-        cond_dropout: probability that a sample is trained without its conditions, all of them together: what
-            classifier-free guidance compares with. Or one for each condition by name, each dropped independently of the
-            others, and one for "all": ``{all: 0.1, caption: 0.2}``.
-        mask_padding: leave padding out of the loss. Then the network never learns that short clips end in silence.
-        strata: each u is drawn from one of so many equal ranges of [0, 1), in turn by position: with the global batch
-            size every optimizer step sees all noise levels evenly; 1 draws them independently.
-        compile: ``torch.compile`` the network.
-        seed: of t, noise and dropout.
-        guard: says which steps are taken; None: all whose loss and gradient are finite.
-        recipe: plain data that says how to build all this again; stored in every checkpoint.
+        representation: conversion between audio and x0.
+        optimizer: creates the optimizer from parameter groups.
+        lr_schedule: creates the learning-rate schedule, in optimizer steps.
+        weight_decay: weight decay of matrices and kernels; other parameters have none.
+        ema_decay: decay of the averaged weights.
+        cond_dropout: probability that a sample is trained without any of its conditions, as classifier-free guidance
+            needs. A dict gives one probability for each condition by name, dropped independently of the others, and
+            one for "all": ``{all: 0.1, caption: 0.2}``.
+        mask_padding: whether to leave padding out of the loss. The network then does not learn that short clips end in
+            silence.
+        strata: number of equal ranges of [0, 1) from which u is drawn, in turn by position. With the global batch size
+            every optimizer step covers all noise levels evenly; with 1 they are drawn independently.
+        compile: whether to ``torch.compile`` the network.
+        seed: seed of t, noise and dropout.
+        guard: decides which steps are taken; None for ``StepGuard()``.
+        recipe: plain data from which all this can be rebuilt; stored in every checkpoint.
 
     Raises:
-        ValueError: for a network or a representation that lacks a member of its contract, if ``cond_dropout`` lies
-            outside [0, 1] or names a condition that the network does not have, or if ``strata`` is below 1.
+        ValueError: if the network or representation lacks a member of its contract, ``cond_dropout`` lies outside
+            [0, 1] or names a condition that the network does not have, or ``strata`` is below 1.
     """
 
     def __init__(
@@ -99,21 +100,21 @@ class DiffusionModule(L.LightningModule):
         self.seed, self.recipe, self.strata = seed, recipe, strata
         self.guard, self.grad_norm = guard or StepGuard(), 0.0  # norm of the latest step's gradient, before clipping
         self._sharded = False
-        self.compute_dtype = torch.float32  # of the network that is trained; training.precision may change it
+        self.compute_dtype = torch.float32  # of the raw network (not the EMA); training.precision may change it
         if compile:
             self.net.compile()  # in place: names in the checkpoint stay as they are
 
     @property
     def conditions(self) -> Conditions:
-        """What the network is told."""
+        """The network's conditions."""
         return self.net.conditions  # type: ignore[return-value]
 
     def cond_of(self, batch: AudioBatch) -> Mapping[str, Tensor]:
-        """The network's conditions, as the batch has them."""
+        """Prepares the network's conditions from a batch."""
         return self.conditions.read({**batch.cond, "audio": batch.audio}, batch.audio.device)
 
     def configure_model(self) -> None:
-        """Shards the network and its EMA copy block by block, where the strategy asks for it (trainer=fsdp).
+        """Shards the network and its EMA copy block by block, if the strategy has a device mesh (trainer=fsdp).
 
         Weights are sharded over the devices of a node and replicated over nodes.
         """
@@ -125,17 +126,18 @@ class DiffusionModule(L.LightningModule):
         shard(self.ema.net, self.device_mesh)
 
     def _trained(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The network that is trained, computing in ``compute_dtype``: t stays float32, conditions cast themselves."""
+        """Evaluates the raw network in ``compute_dtype``; t stays float32, and the embedders cast the conditions."""
         if self.compute_dtype == torch.float32:
             return self.net(x_t, t, cond)
         x_t = x_t.to(self.compute_dtype)
-        if self._sharded:  # then weights are gathered in it
+        if self._sharded:  # FSDP gathers the weights in this dtype
             return self.net(x_t, t, cond)
         weights = {name: p.to(self.compute_dtype) for name, p in self.net.named_parameters()}
         return functional_call(self.net, weights, (x_t, t, cond))
 
     def _draws(self, batch: AudioBatch, like: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
-        """u ``[B]`` and v ``[B]`` uniform in [0, 1), and noise of ``like``'s shape, keyed by each sample's position."""
+        """Draws u ``[B]`` and v ``[B]``, uniform in [0, 1), and noise of ``like``'s shape, keyed by each sample's
+        position in the stream."""
         device = like.device
         uniform, noise = torch.empty(len(batch), 2, device=device), torch.empty_like(like)
         generator = torch.Generator(device=device)
@@ -146,7 +148,7 @@ class DiffusionModule(L.LightningModule):
         return uniform[:, 0], uniform[:, 1], noise
 
     def _drop(self, cond: Mapping[str, Tensor], v: Tensor, positions: Sequence[int]) -> Mapping[str, Tensor]:
-        """The conditions with some dropped: all of a sample by v ``[B]``, and each by a draw keyed by its name."""
+        """Drops conditions: all those of a sample according to v ``[B]``, and each by a draw keyed by its name."""
         cond = dict(drop(cond, v < self.cond_dropout.get("all", 0.0)))
         for name, rate in self.cond_dropout.items():
             if name != "all":
@@ -155,17 +157,17 @@ class DiffusionModule(L.LightningModule):
         return cond
 
     def _losses(self, net: Net, batch: AudioBatch, x0: Tensor, noise: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """Loss of each sample ``[B]``, 0 for empty slots."""
+        """Returns the loss of each sample ``[B]``, 0 for empty slots."""
         mask = self.representation.mask(batch.mask) if self.mask_padding else batch.valid[:, None, None]
         return self.process.loss(net, x0, noise, t, cond, mask)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch; also each sample's loss and t, for the diagnostics.
+        """Returns the loss of one batch, and each sample's loss and t for the diagnostics.
 
-        An empty slot counts as a sample without loss: a sample weighs the same whatever slots are empty, on any number
-        of ranks.
+        An empty slot counts as a sample with loss 0. A sample therefore has the same weight whichever slots are empty,
+        on any number of ranks.
         """
-        # what a network itself draws (its own dropout) follows from the position as well: nothing to save or restore
+        # the network's own randomness (dropout) is seeded by position too, so no generator state has to be saved
         torch.manual_seed(seed_of(self.seed, "net", batch.positions[0]))
         x0 = self.representation.encode(batch.audio)
         u, v, noise = self._draws(batch, x0, "train")
@@ -174,14 +176,15 @@ class DiffusionModule(L.LightningModule):
         cond = self._drop(self.cond_of(batch), v, batch.positions)
         losses = self._losses(self._trained, batch, x0, noise, t, cond)
         loss = losses.mean()
-        # a factor of exactly 1; of a loss that is not finite NaN, so that the gradient is too, on all ranks
+        # No-op for a finite loss; NaN otherwise, so gradients turn NaN on every rank and all ranks skip the step.
         return {"loss": loss * (1 + 0 * loss.detach()), "losses": losses.detach(), "t": t}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Losses of the raw and the EMA weights on fixed (clip, t, noise): sums over the batch, and the count.
+        """Returns the losses of the raw and the EMA weights on fixed (clip, t, noise), summed over the batch, and the
+        number of clips.
 
-        t comes from a sequence that covers [0, 1) evenly, noise from the clip's place: two validations of the same
-        weights agree exactly.
+        t comes from a sequence that covers [0, 1) evenly, and noise is keyed by the clip's position, so two validations
+        of the same weights agree exactly.
         """
         x0 = self.representation.encode(batch.audio)
         _, _, noise = self._draws(batch, x0, "val")
@@ -193,7 +196,7 @@ class DiffusionModule(L.LightningModule):
         return {"raw": raw.sum(), "ema": ema.sum(), "count": batch.valid.sum()}
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over two parameter groups, and a learning rate that changes every step.
+        """Creates one optimizer over two parameter groups, and a learning-rate schedule that is updated every step.
 
         Raises:
             ValueError: if the optimizer refuses its options.
@@ -209,12 +212,12 @@ class DiffusionModule(L.LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """The optimizer's options are those given now: a checkpoint that was loaded has brought its own."""
+        """Applies the configured optimizer options, since loading a checkpoint has restored the stored ones."""
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for group, given in zip(optimizer.param_groups, self._optimizer_options, strict=True):
             scheduled = group["lr"]
             if given["lr"] != group["initial_lr"]:
-                # of a rate of 0 the schedule's factor is not known: the full rate for one step
+                # the schedule's factor cannot be computed from a stored rate of 0: use the full rate for one step
                 scheduled = scheduled * (given["lr"] / group["initial_lr"]) if group["initial_lr"] else given["lr"]
             group.update(given, initial_lr=given["lr"], lr=scheduled)
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
@@ -225,10 +228,10 @@ class DiffusionModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient, or drops it where the step must not be taken: the optimizer then changes nothing.
+        """Clips the gradient, or discards it if the guard rejects the step, so that the optimizer changes nothing.
 
-        The norm is fetched from the device, once a step, where the host waits for the backward pass. In return, a
-        gradient that is short enough is not touched again.
+        The norm is copied from the device once a step, for which the host waits for the backward pass. In return, a
+        gradient below the limit is not rescaled.
         """
         parameters = list(self.net.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -243,7 +246,8 @@ class DiffusionModule(L.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the EMA: once per *optimizer* step that is taken, however many batches it accumulates."""
+        """Takes the step and updates the EMA, once per *optimizer* step that is not skipped, whatever the number of
+        accumulated batches."""
         super().optimizer_step(*args, **kwargs)
         if self.guard.reason is None:
             self.ema.update(self.net)

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weight matrices and kernels, which decay; biases, norms and embeddings, which do not."""
+    """Returns two groups: weight matrices and kernels, with decay; biases, norms and embeddings, without."""
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -21,7 +21,7 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def state_names(optimizer: Callable[[list[dict]], Optimizer]) -> set[str]:
-    """What an optimizer keeps of each parameter between steps, such as ``exp_avg``: a checkpoint must have it all."""
+    """Returns the names of the state an optimizer keeps of each parameter, such as ``exp_avg``."""
     parameter = nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones_like(parameter)
     made = optimizer([{"params": [parameter]}])
@@ -32,9 +32,10 @@ def state_names(optimizer: Callable[[list[dict]], Optimizer]) -> set[str]:
 def warmup_cosine(
     optimizer: Optimizer, *, warmup_steps: int, total_steps: int, final_fraction: float = 0.0
 ) -> LambdaLR:
-    """Learning rate: linear up over ``warmup_steps``, then half a cosine down to ``final_fraction`` of the full
-    rate at ``total_steps`` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5). ``final_fraction`` 1 keeps it constant.
-    A run shorter than the warm-up ends in the middle of it.
+    """Creates a schedule with linear warm-up and cosine decay (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5).
+
+    The rate rises linearly over ``warmup_steps``, then falls along half a cosine to ``final_fraction`` of the full rate
+    at ``total_steps``. ``final_fraction`` 1 keeps it constant. A run shorter than the warm-up ends in the middle of it.
 
     Raises:
         ValueError: if ``warmup_steps`` is negative, or ``final_fraction`` lies outside [0, 1].

@@ -1,4 +1,4 @@
-"""What is computed in bf16, and what never is."""
+"""Precision plugins: which computations use bf16 and which stay in float32."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def make_precision(precision: str, device: str) -> Precision:
-    """Lightning's plugin for ``trainer.precision`` on a kind of device ("cuda" or "cpu").
+    """Creates Lightning's plugin for ``trainer.precision`` on a type of device ("cuda" or "cpu").
 
     Raises:
-        ValueError: for a precision that is not one of ``PRECISIONS``.
+        ValueError: if the precision is not one of ``PRECISIONS``.
     """
     if precision == "32-true":
         return Precision()
@@ -28,23 +28,26 @@ def make_precision(precision: str, device: str) -> Precision:
 
 
 class BF16Mixed(MixedPrecision):
-    """Autocast. Lightning's own refuses to clip the gradients of fused optimizers, which is right for float16 alone:
-    those unscale gradients after the clipping, and in bf16 nothing is scaled."""
+    """Autocast to bf16 with gradient clipping for fused optimizers.
+
+    Lightning's plugin refuses to clip the gradients of fused optimizers, because they unscale gradients after clipping.
+    That concerns float16 only: in bf16 gradients are not scaled.
+    """
 
     def clip_gradients(self, optimizer: Any, clip_val: Any = 0.0, gradient_clip_algorithm: Any = "norm") -> None:
         Precision.clip_gradients(self, optimizer, clip_val, gradient_clip_algorithm)
 
 
 class BF16True(Precision):
-    """The network computes in bf16 throughout, from a bf16 copy of its weights: activations take half the memory.
+    """Computes the network entirely in bf16, from a bf16 copy of its weights: activations take half the memory.
 
-    Weights, gradients, the optimizer's moments, the EMA, times, x0 and the loss stay float32. bf16 keeps 8 bits: small
-    steps of a weight would be rounded away, and an average of decay 0.9999 would never move.
+    Weights, gradients, optimizer state, the EMA, times, x0 and the loss stay float32. bf16 has 8 significant bits, so
+    small updates of a weight would be rounded away, and an average of decay 0.9999 would never change.
     """
 
     precision = "bf16-true"  # type: ignore[assignment]
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Tells the DiffusionModule, which casts what its network is given."""
+        """Sets the compute dtype of the DiffusionModule, which casts the inputs of its network."""
         module.compute_dtype = torch.bfloat16  # type: ignore[assignment]
         return module

@@ -1,12 +1,13 @@
-"""What networks are told beside x_t and t, by one mechanism.
+"""Conditions: the inputs of a network besides x_t and t.
 
-A condition comes in two halves. A ``Condition`` is plain and frozen: it turns what the data or a user gives (numbers,
-words, audio) into one tensor ``[B, ..]`` in which -1 (integers) or NaN (floats) means "not given", and it says which
-module embeds that. The module is learnt, part of the network, and has a learnt embedding for "not given".
+A condition has two halves. A ``Condition`` has no learnt weights: it converts values from the data or the user
+(numbers, words, audio) into one tensor ``[B, ..]`` in which -1 (integers) or NaN (floats) means "not given", and it
+creates the module that embeds this tensor. That module is learnt, is part of the network, and has a learnt embedding
+for "not given".
 
-What a network adds to the embedding of t is a *vector*, what it attends to are *tokens*, whose mean is a vector as well
-(Saharia et al. 2022, arXiv:2205.11487, section 2.4), what runs along time are *frames*. A network holds a
-``Conditions``, calls it, and uses the three as it can.
+There are three kinds. A *vector* is added to the embedding of t. *Tokens* are attended to; their mean is used as a
+vector as well (Saharia et al. 2022, arXiv:2205.11487, section 2.4). *Frames* run along time. A network holds a
+``Conditions`` module, calls it, and uses the kinds that it supports.
 """
 
 from abc import ABC, abstractmethod
@@ -18,17 +19,17 @@ from torch import Tensor, nn
 
 from audio_diffusion.networks.layers import LabelEmbedding, NullableEmbedding, NullableTokens, TimeEmbedding
 
-#: B values as the data or a user has them: numbers or audio as a tensor ``[B, ..]``, or words
+#: B values from the data or the user: numbers or audio as a tensor ``[B, ..]``, or words
 Values = Tensor | Sequence[str]
 Device = torch.device | str
 Kind = Literal["vector", "tokens", "frames"]
 
 
 def numbers(values: Values, name: str, device: Device) -> Tensor:
-    """The values as a tensor on ``device``.
+    """Returns the values as a tensor on ``device``.
 
     Raises:
-        ValueError: for words where numbers are wanted.
+        ValueError: if the values are words instead of numbers.
     """
     if not isinstance(values, Tensor):
         raise ValueError(f"{name}: expected numbers, got words such as {next(iter(values), '')!r}")
@@ -36,10 +37,10 @@ def numbers(values: Values, name: str, device: Device) -> Tensor:
 
 
 class Condition(ABC):
-    """One thing a network is told of each sample.
+    """One condition of a network: how its values are read and embedded.
 
     Args:
-        field: what it is read from: a name in the batch; None: the condition's own name.
+        field: name of the batch's field that holds the values; None for the condition's own name.
     """
 
     kind: Kind
@@ -49,35 +50,35 @@ class Condition(ABC):
 
     @abstractmethod
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """B values -> tensor ``[B, ..]`` on ``device``, "not given" where -1 or NaN.
+        """Converts B values into a tensor ``[B, ..]`` on ``device``, in which -1 or NaN means "not given".
 
         Raises:
-            ValueError: for values that are not what the condition takes.
+            ValueError: if the values have another type or shape than the condition takes.
         """
 
     def check(self) -> None:  # noqa: B027
-        """Looks, before training starts, whether what it needs can be loaded.
+        """Checks, before training starts, that the condition's resources (such as an encoder) can be loaded.
 
         Raises:
-            ValueError: if not.
+            ValueError: if they cannot.
         """
 
     @abstractmethod
     def nothing(self, num: int) -> Tensor:
-        """The tensor of ``num`` samples that are given nothing."""
+        """Returns the prepared tensor of ``num`` samples whose value is not given."""
 
     @abstractmethod
     def embedder(self, width: int) -> nn.Module:
-        """What embeds the prepared tensor: vector ``[B, width]``, tokens ``[B, S, width]`` with a mask ``[B, S]``, or
-        frames ``[B, width, F]``."""
+        """Creates the module that embeds the prepared tensor as a vector ``[B, width]``, tokens ``[B, S, width]`` with
+        a mask ``[B, S]``, or frames ``[B, width, F]``."""
 
 
 class Label(Condition):
-    """A class index, a vector to the network.
+    """Condition on a class index; a vector.
 
     Args:
-        num_classes: number of classes; 0 for data without: then there is no such condition.
-        field: of the batch, integers or whole numbers; None: the condition's own name.
+        num_classes: number of classes; 0 for data without classes, for which the condition is omitted.
+        field: name of the batch's field, which holds integers or whole numbers; None for the condition's own name.
 
     Raises:
         ValueError: if ``num_classes`` is negative.
@@ -92,10 +93,11 @@ class Label(Condition):
         self.num_classes = num_classes
 
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """Integers ``[B]`` as they are; floats ``[B]`` rounded, NaN to -1.
+        """Returns integers ``[B]`` unchanged, and floats ``[B]`` rounded, with NaN as -1.
 
         Raises:
-            ValueError: for others than -1 to ``num_classes`` - 1, where it costs nothing to see: on the CPU.
+            ValueError: if an index is not in -1 to ``num_classes`` - 1. Checked only on the CPU, where the check does
+                not wait for a device.
         """
         values = numbers(values, "label", device)
         index = values.nan_to_num(-1).round().long() if values.is_floating_point() else values
@@ -111,12 +113,12 @@ class Label(Condition):
 
 
 class Number(Condition):
-    """A number, such as seconds_start or seconds_total, as sinusoids; a vector to the network.
+    """Condition on a number, such as seconds_start or seconds_total, embedded as sinusoids; a vector.
 
     Args:
-        low: the least value; what lies below is taken for it.
-        high: the largest value, likewise. A thousandth of the range can be told apart.
-        field: of the batch; None: the condition's own name.
+        low: lowest value; lower ones are clamped to it.
+        high: highest value; higher ones are clamped to it. The resolution is a thousandth of the range.
+        field: name of the batch's field; None for the condition's own name.
 
     Raises:
         ValueError: if ``high`` is not above ``low``.
@@ -131,7 +133,7 @@ class Number(Condition):
         self.low, self.high = low, high
 
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """Numbers ``[B]`` -> their place in the range, float32 ``[B]`` in [0, 1] or NaN."""
+        """Scales numbers ``[B]`` from [low, high] to [0, 1], float32 ``[B]``; NaN stays NaN."""
         values = numbers(values, "number", device).float()
         return ((values - self.low) / (self.high - self.low)).clamp(0, 1)  # NaN stays
 
@@ -143,13 +145,12 @@ class Number(Condition):
 
 
 class Embedding(Condition):
-    """An embedding computed beforehand, from a member of the clip such as ``text.npy``.
+    """Condition on an embedding that was computed in advance and is stored with the clip, such as ``text.npy``.
 
     Args:
-        width: numbers in the embedding of a clip, or of a token.
-        tokens: True: ``[S, width]``, tokens that the network attends to; rows of NaN are padding. False: ``[width]``,
-            a vector.
-        field: of the batch; None: the condition's own name.
+        width: size of the embedding of a clip, or of a token.
+        tokens: True for tokens ``[S, width]``, in which rows of NaN are padding; False for a vector ``[width]``.
+        field: name of the batch's field; None for the condition's own name.
     """
 
     def __init__(self, width: int, tokens: bool = True, field: str | None = None):
@@ -157,7 +158,7 @@ class Embedding(Condition):
         self.width, self.kind = width, "tokens" if tokens else "vector"
 
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """``[B, S, width]`` or ``[B, width]``, as it is."""
+        """Returns ``[B, S, width]`` or ``[B, width]`` as float32."""
         values = numbers(values, "embedding", device)
         wanted = f"[B, S, {self.width}]" if self.kind == "tokens" else f"[B, {self.width}]"
         if values.ndim != wanted.count(",") + 1 or values.shape[-1] != self.width:
@@ -173,23 +174,23 @@ class Embedding(Condition):
 
 
 class Embedded(NamedTuple):
-    """All conditions of B samples, embedded; None where no condition is of that kind."""
+    """The embedded conditions of B samples; None for a kind that no condition has."""
 
-    vector: Tensor | None = None  # [B, width], their sum
-    tokens: Tensor | None = None  # [B, S, width], one after the other
-    mask: Tensor | None = None  # bool [B, S], True on tokens that there are
-    frames: Tensor | None = None  # [B, width, F], their sum at the finest of their rates
+    vector: Tensor | None = None  # [B, width], sum of the vectors and of the means of the tokens
+    tokens: Tensor | None = None  # [B, S, width], the tokens of all conditions, concatenated
+    mask: Tensor | None = None  # bool [B, S], False on padding
+    frames: Tensor | None = None  # [B, width, F], sum of the frames at the finest of their rates
 
 
 class Conditions(nn.Module):
-    """The conditions of a network by name.
+    """The conditions of a network by name, with the modules that embed them.
 
     Args:
-        conditions: by name; those that are None, or labels of no classes, are left out.
-        width: of every embedding.
+        conditions: conditions by name; None and a ``Label`` without classes are left out.
+        width: width of every embedding.
 
     Raises:
-        ValueError: for a name that cannot be one.
+        ValueError: if a name cannot be used as a module's name.
     """
 
     def __init__(self, conditions: Mapping[str, Condition | None], width: int):
@@ -209,10 +210,10 @@ class Conditions(nn.Module):
 
     @torch.no_grad()
     def read(self, batch: Mapping[str, Values], device: Device) -> dict[str, Tensor]:
-        """What a batch holds by name -> what the network takes; what it has no use for is left out.
+        """Prepares the network's conditions from the fields of a batch; other fields are ignored.
 
         Raises:
-            ValueError: if the batch lacks what a condition is read from.
+            ValueError: if the batch lacks the field of a condition.
         """
         cond = {}
         for name, condition in self.by_name.items():
@@ -223,18 +224,22 @@ class Conditions(nn.Module):
                     f"add it to data.fields, or leave the condition out: model.conditions.{name}=null"
                 )
             values = batch[field]
-            # where no clip has the field it comes as empty words, whatever it is in other batches
+            # if no clip of a batch has the field, its values are empty strings, whatever type it has in other batches
             empty = not isinstance(values, Tensor) and not any(values)
             cond[name] = condition.nothing(len(values)).to(device) if empty else condition.prepare(values, device)
         return cond
 
     @torch.no_grad()
     def given(self, values: Mapping[str, Values | Sequence[float]], num: int, device: Device) -> dict[str, Tensor]:
-        """What a user gives of ``num`` samples, by the conditions' names -> what the network takes; the rest is "not
-        given".
+        """Prepares the network's conditions from a user's values for ``num`` samples; other conditions are "not given".
+
+        Args:
+            values: values by the condition's name, one for each sample.
+            num: number of samples.
+            device: device of the tensors.
 
         Raises:
-            ValueError: for a name that is none of the conditions, or another number of values.
+            ValueError: if a name is not that of a condition, or has another number of values.
         """
         for name, value in values.items():
             if name not in self.by_name:
@@ -253,10 +258,10 @@ class Conditions(nn.Module):
         return cond
 
     def forward(self, cond: Mapping[str, Tensor]) -> Embedded:
-        """Prepared tensors by name -> what the network uses.
+        """Embeds prepared tensors by name.
 
         Raises:
-            ValueError: if the conditions given are not the ones the network was built with.
+            ValueError: if the names are not those of the conditions that the network was built with.
         """
         expected, got = sorted(self.by_name) or "none", sorted(cond) or "none"
         if expected != got:
@@ -273,16 +278,16 @@ class Conditions(nn.Module):
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """The mean ``[B, width]`` of the tokens ``[B, S, width]`` that there are."""
+    """Returns the mean ``[B, width]`` of the tokens ``[B, S, width]`` that are not padding."""
     return torch.where(mask[:, :, None], tokens, 0).sum(1) / mask.sum(1, keepdim=True)
 
 
 def _summed(frames: Sequence[Tensor]) -> Tensor:
-    """Frames of several rates, summed at the finest."""
+    """Sums frames of several rates at the finest of the rates."""
     finest = max([f.shape[2] for f in frames])
     return torch.stack([along_time(f, finest) for f in frames]).sum(0)
 
 
 def along_time(frames: Tensor, length: int) -> Tensor:
-    """Frames ``[B, width, F]``, each the middle of its F-th part of the signal -> ``[B, width, length]``, linearly."""
+    """Interpolates frames ``[B, width, F]``, each centred in its F-th part of the signal, to ``[B, width, length]``."""
     return nn.functional.interpolate(frames, length, mode="linear") if frames.shape[2] != length else frames

@@ -1,4 +1,4 @@
-"""The log-mel spectrogram of audio, as a network is told it."""
+"""Condition on the log-mel spectrogram of audio."""
 
 import math
 
@@ -10,27 +10,27 @@ from torchaudio.functional import melscale_fbanks
 from audio_diffusion.networks.conditions.condition import Condition, Device, Values, numbers
 from audio_diffusion.networks.layers import NullableEmbedding
 
-FLOOR = 1e-5  # of the magnitude: -100 dB
+FLOOR = 1e-5  # lowest magnitude: -100 dB
 
 
 class Mel(Condition):
-    """ln of the audio's mel magnitudes, moved and scaled to about unit variance; frames along time.
+    """Condition on the natural log of the audio's mel magnitudes, shifted and scaled to about unit variance; frames.
 
     There are T/hop frames, and window k is centred on hop·(k + ½), as in HiFi-GAN's spectrograms (Kong et al. 2020,
     arXiv:2010.05646).
 
     Args:
-        sample_rate: of the audio, Hz.
-        channels: C of the audio; each has a spectrogram of its own.
-        n_mels: bands, up to half the sample rate.
-        n_fft: window, in samples.
+        sample_rate: sample rate of the audio, Hz.
+        channels: number of audio channels C; each has its own spectrogram.
+        n_mels: number of mel bands, from 0 Hz to half the sample rate.
+        n_fft: length of the window, in samples.
         hop: samples per frame; T must be a multiple of it.
-        field: of the batch; ``audio`` is the crop.
-        embed: False: the network is told the bands as they are, in place of what two convolutions make of them; the
-            width of its conditions must then be C·n_mels.
+        field: name of the batch's field; ``audio`` is the crop.
+        embed: whether two convolutions embed the bands. If False, the network takes the bands themselves, and the width
+            of its conditions must be C·n_mels.
 
     Raises:
-        ValueError: for numbers below 1, or a hop that is longer than the window or leaves an odd number over.
+        ValueError: if a number is below 1, hop exceeds n_fft, or n_fft - hop is odd.
     """
 
     kind = "frames"
@@ -58,25 +58,25 @@ class Mel(Condition):
         self.window = torch.hann_window(n_fft)
 
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """Audio ``[B, C, T]``, or ln magnitudes ``[B, C·n_mels, F]`` as ``spectrogram`` makes them -> what a network is
-        told, float32 ``[B, C·n_mels, F]``.
+        """Returns the network's input, float32 ``[B, C·n_mels, F]``, from audio ``[B, C, T]`` or from ln magnitudes
+        ``[B, C·n_mels, F]`` as ``spectrogram`` returns them.
 
         Raises:
-            ValueError: what ``spectrogram`` refuses.
+            ValueError: as ``spectrogram``.
         """
         values = numbers(values, "mel", device)
         known = self.is_spectrogram(values)
         return ((values.float().clamp(min=math.log(FLOOR)) if known else self.spectrogram(values)) + 5) / 3
 
     def is_spectrogram(self, values: Tensor) -> bool:
-        """Whether these have the shape of ``spectrogram``'s, and not of audio."""
+        """Whether the values have the shape of a spectrogram rather than of audio."""
         return values.ndim == 3 and values.shape[1] == self.num_rows != self.channels
 
     def spectrogram(self, audio: Tensor) -> Tensor:
-        """Audio ``[B, C, T]`` -> ln of the mel magnitudes, at least ln 1e-5, float32 ``[B, C·n_mels, T/hop]``.
+        """Returns ln of the mel magnitudes of audio ``[B, C, T]``, at least ln 1e-5, float32 ``[B, C·n_mels, T/hop]``.
 
         Raises:
-            ValueError: for another C, or a T that is no multiple of the hop or shorter than a window.
+            ValueError: if C differs, or T is not a multiple of the hop or is shorter than the window.
         """
         if (
             audio.ndim != 3
@@ -103,7 +103,7 @@ class Mel(Condition):
         """See ``Condition``.
 
         Raises:
-            ValueError: for bands as they are and another width.
+            ValueError: if the bands are not embedded and ``width`` is not their number.
         """
         if not self.embed:
             if width != self.num_rows:

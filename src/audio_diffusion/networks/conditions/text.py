@@ -1,4 +1,4 @@
-"""Words, as a network is told them: by a frozen text encoder."""
+"""Condition on text, encoded by a frozen text encoder."""
 
 import os
 from collections import OrderedDict
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from audio_diffusion.networks.conditions.condition import Condition, Device, Values
 from audio_diffusion.networks.layers import NullableTokens
 
-CACHE_BYTES = 256_000_000  # of encoded texts, for all encoders of a process
-_REPLY_S = 10.0  # to wait for a server to tell whether it has an encoder
-_TEXTS = 8  # encoded at a time, always as many and of one length: a text's result then never depends on the others
+CACHE_BYTES = 256_000_000  # limit on the encoded texts that a process keeps, over all encoders
+_REPLY_S = 10.0  # timeout of the request that checks whether an encoder can be downloaded
+_TEXTS = 8  # batch size of the encoder, padded to it and to one length: a text's result never depends on the others
 
 
 class _Cache:
-    """Tensors by key, up to a number of bytes; those not used for longest go first."""
+    """Least-recently-used cache of tensors, limited in bytes."""
 
     def __init__(self, limit: int):
         self.limit, self.bytes, self._kept = limit, 0, OrderedDict[Any, Tensor]()
@@ -41,10 +41,10 @@ _cache = _Cache(CACHE_BYTES)
 
 @lru_cache(maxsize=2)
 def _find(name: str) -> None:
-    """Looks, with one short request at most, whether an encoder is on this machine or can be downloaded.
+    """Checks, with one short request at most, that an encoder is on this machine or can be downloaded.
 
     Raises:
-        ValueError: if neither, or transformers is not installed.
+        ValueError: if neither is the case, or transformers is not installed.
     """
     try:
         from huggingface_hub import HfApi
@@ -69,10 +69,10 @@ def _find(name: str) -> None:
 
 @lru_cache(maxsize=2)
 def _load(name: str, device: str) -> tuple[Any, Any]:
-    """Tokenizer and model. From safetensors only, and no code that comes with them is run.
+    """Loads tokenizer and model, from safetensors only and without running code from their repository.
 
     Raises:
-        ValueError: if transformers is not installed, or there is no such encoder.
+        ValueError: if transformers is not installed, or the encoder cannot be found or loaded.
     """
     try:
         from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
@@ -94,16 +94,16 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
 
 
 class Text(Condition):
-    """Words, encoded by a frozen text encoder as they come; tokens to the network.
+    """Condition on text, encoded during training by a frozen text encoder; tokens.
 
-    The encoder is loaded when it is first needed, once for a process: it is no part of any network, checkpoint, average
-    or optimizer.
+    The encoder is loaded on first use, once per process. It is not part of the network, so no checkpoint, EMA or
+    optimizer contains it.
 
     Args:
         encoder: name or folder of a Hugging Face text encoder with safetensors weights.
-        width: numbers per token that it makes.
-        max_tokens: S; longer texts are cut off.
-        field: of the batch, words; None: the condition's own name.
+        width: width of the encoder's tokens.
+        max_tokens: number of tokens S; longer texts are truncated.
+        field: name of the batch's field, which holds strings; None for the condition's own name.
 
     Raises:
         ValueError: if ``max_tokens`` is below 1.
@@ -118,18 +118,18 @@ class Text(Condition):
         self.encoder, self.width, self.max_tokens = encoder, width, max_tokens
 
     def check(self) -> None:
-        """Looks whether the encoder is there; loads nothing.
+        """Checks that the encoder is on this machine or can be downloaded, without loading it.
 
         Raises:
-            ValueError: if it is not, or cannot be reached.
+            ValueError: if it is neither.
         """
         _find(self.encoder)
 
     def prepare(self, values: Values, device: Device) -> Tensor:
-        """B texts -> float32 ``[B, max_tokens, width]``, padding NaN; "" is "not given".
+        """Encodes B texts as float32 ``[B, max_tokens, width]``, with NaN as padding; "" means "not given".
 
         Raises:
-            ValueError: for numbers, or if the encoder cannot be loaded or has another width.
+            ValueError: if the values are numbers, or the encoder cannot be loaded or has another width.
         """
         if isinstance(values, Tensor):
             raise ValueError(f"text: expected words, got numbers {list(values.shape)}")
@@ -149,7 +149,7 @@ class Text(Condition):
         return out
 
     def _encode(self, texts: Sequence[str], device: str) -> list[Tensor]:
-        """The tokens ``[n, width]`` of up to ``_TEXTS`` texts, those of the padding left out."""
+        """Returns the encoded tokens ``[n, width]`` of each of up to ``_TEXTS`` texts, without padding."""
         tokenizer, model = _load(self.encoder, device)
         if (made := model.config.hidden_size) != self.width:
             raise ValueError(
