@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 from warnings import catch_warnings as recorded_warnings
 
+import lightning as L
 import pytest
 import torch
 
@@ -53,6 +54,15 @@ def test_throughput_counts_audio_and_waiting(make_run):
 def test_the_progress_bar_is_shown_by_the_clock_at_the_start_and_at_the_end(make_run, capfd, every_s, shown):
     make_run(max_steps=4, callbacks=[ProgressBar(every_s)]).fit()
     assert {int(n) for n in re.findall(r"(\d)/4 \[", capfd.readouterr().out)} == shown
+
+
+def test_the_last_line_of_the_progress_bar_is_where_a_run_was_stopped(make_run, capfd):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 3
+
+    make_run(max_steps=9, callbacks=[ProgressBar(1e9), Stop()]).fit()
+    assert [int(n) for n in re.findall(r"(\d)/9 \[", capfd.readouterr().out)][-1] == 3
 
 
 @pytest.mark.parametrize(("data_s", "step_s", "warnings"), [(10, 1, 1), (1, 10, 0)])

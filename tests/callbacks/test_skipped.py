@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.skipped import ReportSkipped
-from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.batch import AudioBatch, Skipped
 from audio_diffusion.data.shards.index import load_index
 
 
@@ -248,3 +248,8 @@ def test_the_names_are_sent_as_a_table_when_there_are_new_ones(
     assert texts[-1].splitlines()[2:] == [" | ".join(row) for row in rows]
     assert len(rows) == 8
     assert all(row[1] in spoilt for row in rows)
+
+
+def test_a_skipped_clip_is_told_in_words() -> None:
+    skip = Skipped("a/train-000000.tar", "dog", "truncated", "ends too early")
+    assert f"The latest: {skip}" == "The latest: clip 'dog' of a/train-000000.tar: ends too early"

@@ -304,3 +304,15 @@ def test_resolved_config_is_plain_and_yaml() -> None:
     plain = config.to_plain(composed())
     assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain)))) == plain
     assert plain["model"]["conditions"]["label"]["num_classes"] == 2
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    cfg = OmegaConf.create({"max_steps": 1e5, "batch_size": 2.5, "audio": {"num_samples": 1e4, "channels": 1}})
+    config._take_whole_floats(cfg)
+    assert cfg == {"max_steps": 100_000, "batch_size": 2.5, "audio": {"num_samples": 10_000, "channels": 1}}
+    assert [type(value) for value in (cfg.max_steps, cfg.audio.num_samples)] == [int, int]
+
+
+def test_an_option_of_the_runs_own_sampler_is_answered_with_what_to_write() -> None:
+    with pytest.raises(ConfigError, match=r"sampler\.num_steps=50: .* write sampler=unipc sampler\.num_steps=50\."):
+        config._check_command_line("sample", ["ckpt=x", "sampler.num_steps=50"])

@@ -199,6 +199,7 @@ def test_a_file_of_a_mel_spectrogram_is_vocoded_as_its_sound_is(user: Path, samp
         (["strength=1"], "strength: there is no such option."),
         (["format=mp3"], "format: expected wav or flac, got 'mp3'"),
         (["devices=0"], "devices: expected at least 1, got 0"),
+        (["output=no.wav"], "output: expected a folder, made if there is none, but 'no.wav' is a file"),
         (["seed=-1"], "seed: expected 0 or more, got -1"),
         (["guidance_scale=nan"], "guidance_scale: expected a finite number, got nan"),
         (["seconds=nan"], "seconds: expected a finite number, got nan"),

@@ -158,3 +158,18 @@ def test_fresh_noise_is_not_amplified_at_the_end_of_a_short_chain() -> None:
     """SDE-3M on DiffWave's fifty steps was 3.4 dB too loud: the last two are 1.5 and 2.5 times as long."""
     found = level_error(input_scaled(linear(50, 1e-4, 0.05), 0.1), partial(dpmpp, order=3, eta=1.0, num_steps=50))
     assert abs(found.loud_db) < 1.5
+
+
+def of_a_user(error: type[Exception]) -> Callable[..., Tensor]:
+    def sampler(denoise: Denoiser, x: Tensor, schedule: Any, draw: Callable[[], Tensor]) -> Tensor:
+        raise error("expected 16384 samples\nand float32")
+
+    return sampler
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError])
+def test_a_sampler_that_cannot_be_measured_is_warned_of_in_one_line(error: type[Exception]) -> None:
+    lines = describe_levels(Diffusion(lowered(linear()), Epsilon()), partial(of_a_user(error)))
+    assert [line.startswith("warning: ") for line in lines] == [False, True]
+    assert "levels were not measured" in lines[1]
+    assert lines[1].endswith(f"({error.__name__}: expected 16384 samples)")

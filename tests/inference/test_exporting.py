@@ -124,3 +124,10 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"pip install -e '.\[hub\]'"):
         exporting.pull("hub:someone/drums")
+
+
+@pytest.mark.parametrize("name", exporting.FILES[:2])
+def test_a_folder_that_lacks_a_part_of_a_model_is_told_so(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ConfigError, match=f"looks like an exported model, but {name} is missing"):
+        audio_diffusion.load(folder)

@@ -69,3 +69,17 @@ def test_each_channel_of_a_clip_is_drawn_with_its_scales() -> None:
     assert [len(place.patches) for place in axes if place.lines and place.get_ylim()[0] < 0] == [0, 1, 0, 1, 0]
     assert abs(axes[9].lines[0].get_ydata()[0]) == pytest.approx(1)
     plt.close(figure)
+
+
+def test_long_titles_fit_and_an_empty_place_says_why() -> None:
+    clip = torch.full((1, 8000), 0.5)
+    title = "a_long_recording_of_rain_a_door"
+    figure = pictures.sample_grid([pictures.Row(title, [clip, None], ["kick", "no 'tom'\nis held out"])], 8000)
+    figure.draw_without_rendering()
+    label = figure.axes[0].yaxis.label
+    assert label.get_text() == "a_long_r…in_a_door"
+    assert figure.axes[1].get_title() == "no 'tom'\nis held out"
+    extent = label.get_window_extent()
+    assert extent.y0 >= 0
+    assert extent.y1 <= figure.bbox.y1
+    plt.close(figure)

@@ -27,7 +27,7 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, every_s: float, refresh_rate: int = 100):
         super().__init__(refresh_rate)
         self.every_s = every_s
-        self._shown = -math.inf
+        self._shown, self._done = -math.inf, 0
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What is shown at the bar's end; without the version that Lightning's loggers give a run."""
@@ -45,10 +45,17 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        bar, now = self.train_progress_bar, time.perf_counter()
+        bar, now, self._done = self.train_progress_bar, time.perf_counter(), batch_idx + 1
         if now - self._shown >= self.every_s or batch_idx + 1 == bar.total:
             self._shown, bar.n = now, batch_idx + 1
             bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows where training has ended, also where it was stopped between two looks."""
+        if self._done > self.train_progress_bar.n:
+            self.train_progress_bar.n = self._done
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+        super().on_train_end()
 
 
 class Throughput(L.Callback):

@@ -141,9 +141,14 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
     if (match := re.search(r"full_key: (\S+)", text + cause)) and match[1] in _groups():
-        own = " (without one, the run's own is used as it is)" if config_name == "sample" else ""
+        option = next((o for o in overrides if o.startswith(f"{match[1]}.")), f"{match[1]}.OPTION=VALUE")
+        if config_name == "sample" and match[1] == "sampler":
+            return (
+                f"{option}: options of a sampler need its name beside them, as the run's own is used as it is: write "
+                f"sampler=unipc {option}.{nearest('', _groups()[match[1]])}"
+            )
         named = nearest("", _groups()[match[1]])
-        return f"{match[1]}: none is chosen{own}; choose one as well: {match[1]}=NAME.{named}"
+        return f"{match[1]}: none is chosen; choose one as well: {match[1]}=NAME.{named}"
     if match:
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name, chosen))}"
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -165,6 +170,8 @@ def _one_line(text: str) -> str:
     return text.splitlines()[0].rstrip(".") if text else "Hydra does not say why"
 
 
+#: root keys that are whole numbers
+_INTEGERS = ("seed", "max_steps", "batch_size", "val_every_steps", "log_every_steps")
 #: groups of which none need be chosen, by program
 _MAY_BE_NONE = {"train": ("logger", "diffusion/weight"), "sample": ("sampler",), "learnt": ("sampler",)}
 
@@ -303,12 +310,24 @@ def _check_names(cfg: DictConfig) -> None:
         )
 
 
+def _take_whole_floats(cfg: DictConfig) -> None:
+    """Makes whole numbers of ``1e5`` and the like, which YAML reads as floats, where whole numbers are expected."""
+    for node, names in ((cfg, _INTEGERS), (cfg.get("audio"), tuple(AudioFormat.__annotations__))):
+        for name in names:
+            if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, name):
+                continue
+            value = node.get(name)
+            if isinstance(value, float) and value.is_integer():
+                node[name] = int(value)
+
+
 def check_root(cfg: DictConfig) -> None:
     """Door 2: root keys and types.
 
     Raises:
         ConfigError: naming the key, the type expected and the value given.
     """
+    _take_whole_floats(cfg)
     try:
         OmegaConf.merge(OmegaConf.structured(Config), cfg)
     except OmegaConfBaseException as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -47,6 +48,8 @@ def _check_sample(options: dict[str, Any]) -> None:
     for name in ("num_samples", "batch_size"):
         if options[name] is not None and options[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    if options["output"] and Path(options["output"]).exists() and not Path(options["output"]).is_dir():
+        raise ConfigError(f"output: expected a folder, made if there is none, but {options['output']!r} is a file")
     if options["seed"] < 0:
         raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
     if len(options["guidance_interval"]) != 2:

@@ -118,7 +118,8 @@ def draw(
         if of_files and all(sample.files[0].info for sample, _ in shown):
             rows.insert(0, pictures.Row("input", [sample.files[0].clip for sample, _ in shown], names))
         elif real:
-            rows.insert(0, pictures.Row("real", [clip for _, clip in real], [title for title, _ in real]))
+            titles = [title if clip is not None else f"no {title!r}\nis held out" for title, clip in real]
+            rows.insert(0, pictures.Row("real", [clip for _, clip in real], titles))
     return pictures.save(pictures.sample_grid(rows, sample_rate), path)
 
 

@@ -79,6 +79,9 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
             cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
         except ValueError as error:
             raise ConfigError(f"data.train: {error}") from error
+    accelerator = cfg.trainer.get("accelerator")
+    if accelerator in ("gpu", "cuda", "mps") and not cfg.check and device_type(accelerator) == "cpu":
+        raise ConfigError(f"trainer.accelerator={accelerator}: no GPU was found: write trainer=cpu or trainer=auto")
     if cfg.trainer.get("precision") == "auto":
         bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
         cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
@@ -173,7 +176,9 @@ def report(plain: dict[str, Any]) -> list[str]:
     """
     process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
     try:
-        lines = describe(process, sampler.keywords["grid"], sampler.keywords["num_steps"])
+        lines, known = [], getattr(sampler, "keywords", {})
+        if "grid" in known and "num_steps" in known:  # a sampler of the user's may have neither
+            lines += describe(process, known["grid"], known["num_steps"])
         lines += describe_levels(process, sampler)
     except ValueError as error:
         raise ConfigError(f"sampler.{error}") from error

@@ -42,6 +42,9 @@ class Skipped(NamedTuple):
     kind: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"clip {self.key!r} of {self.shard}: {self.reason}"
+
 
 class Clip(NamedTuple):
     """What there is to know of one crop beside its audio; ``num_valid`` is 0 where there is none."""

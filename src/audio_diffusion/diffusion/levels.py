@@ -76,8 +76,22 @@ def _said(db: float) -> str:
 
 def describe_levels(process: Diffusion, sampler: Sampler) -> list[str]:
     """Lines for the user: at what level loud and quiet sounds come out of a sampler, its options bound; if it is far
-    from theirs, a warning with what to choose instead."""
-    schedule, found = process.schedule, level_error(process.schedule, sampler)
+    from theirs, a warning with what to choose instead. A sampler that cannot be measured is warned of, and no error.
+
+    Raises:
+        ValueError: if the schedule has not so many steps as one of this project's solvers is to take.
+    """
+    schedule = process.schedule
+    try:
+        found = level_error(schedule, sampler)
+    except Exception as error:  # a sampler of the user's may expect more of its signal than is needed to sample
+        if isinstance(error, ValueError) and _is_ours(sampler):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [
+            "sampler: at what level loud and quiet sounds come out of it is not known",
+            f"warning: levels were not measured: the sampler fails on a float64 signal [B, 1, 2] on the CPU ({reason})",
+        ]
     parts = [("loud", LOUD_DB, found.loud_db), ("quiet", QUIET_DB, found.quiet_db)]
     if found.worst_db <= TOLERATED_DB:
         return [f"sampler: loud and quiet sounds keep their level (within {max(found.worst_db, 0.1):.1f} dB)"]
@@ -89,6 +103,12 @@ def describe_levels(process: Diffusion, sampler: Sampler) -> list[str]:
         f"sampler: makes {said}",
         f"warning: with this solver, grid and number of steps {wrong}. {_advice(schedule, sampler, found)}",
     ]
+
+
+def _is_ours(sampler: Sampler) -> bool:
+    while isinstance(sampler, partial):
+        sampler = sampler.func
+    return str(getattr(sampler, "__module__", "")).startswith("audio_diffusion.")
 
 
 def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:

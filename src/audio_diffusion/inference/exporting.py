@@ -78,8 +78,18 @@ Trained on: fill in. Intended use, and what it should not be used for: fill in.
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether ``export`` wrote this folder."""
-    return all((folder / name).is_file() for name in FILES[:2])
+    """Whether ``export`` wrote this folder.
+
+    Raises:
+        ConfigError: if it lacks one of the files that make a model, and holds no checkpoint either.
+    """
+    missing = [name for name in FILES[:2] if not (folder / name).is_file()]
+    if len(missing) == 1 and not (folder / "checkpoints").exists() and not any(folder.glob("*.ckpt")):
+        raise ConfigError(
+            f"ckpt: the folder {str(folder)!r} looks like an exported model, but {missing[0]} is missing: copy it as "
+            "well, or export the model again"
+        )
+    return not missing
 
 
 def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weights:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 FLOOR_DB = -90.0
+_LABEL = 18  # characters of a row's title that fit beside it
 
 
 def mel_db(audio: Tensor, sample_rate: int, n_mels: int = 64) -> Tensor:
@@ -64,6 +65,14 @@ def _show_wave(axes: Axes, audio: Tensor, sample_rate: int, scale: float) -> Non
     axes.tick_params(labelbottom=False)
 
 
+def shortened(words: str, most: int) -> str:
+    """Words of at most so many characters: of longer ones the middle is left out."""
+    if len(words) <= most:
+        return words
+    begin = (most - 1) // 2
+    return f"{words[:begin]}…{words[len(words) - (most - 1 - begin) :]}"
+
+
 def _db(magnitude: Tensor) -> float:
     return 20 * math.log10(max(magnitude.item(), 1e-6))
 
@@ -81,8 +90,8 @@ class Row:
 
     Args:
         title: what they are.
-        clips: each ``[C, T]``; None leaves a place empty.
-        names: of each clip.
+        clips: each ``[C, T]``; None leaves a place empty, under its name.
+        names: of each clip, or why there is none.
         made: (start, end) in seconds of what was made anew of each clip, which is shaded; None where that is all of it.
     """
 
@@ -114,7 +123,9 @@ def sample_grid(rows: Sequence[Row], sample_rate: int) -> Figure:
             _show_clip(list(axes[first : first + 2 * count, column]), row, column, sample_rate)
         for channel in range(count):
             name = "" if count == 1 else f" {'LR'[channel]}" if count == 2 else f" {channel + 1}"
-            axes[first + 2 * channel, 0].set_ylabel(f"{row.title}{name}", fontsize=9)
+            title = shortened(row.title, _LABEL)
+            size = 9 if len(title) < 0.75 * _LABEL else 7
+            axes[first + 2 * channel, 0].set_ylabel(f"{title}{name}", fontsize=size)
         first += 2 * count
     colours = ScalarMappable(Normalize(FLOOR_DB, 0), "magma")
     bar = figure.colorbar(colours, ax=axes.ravel().tolist(), aspect=40, fraction=0.02, pad=0.01)
@@ -124,11 +135,13 @@ def sample_grid(rows: Sequence[Row], sample_rate: int) -> Figure:
 
 
 def _show_clip(axes: Sequence[Axes], row: Row, column: int, sample_rate: int) -> None:
-    """Draws a clip into its column: two axes a channel. A place without a clip keeps its row's title alone."""
+    """Draws a clip into its column: two axes a channel. A place without a clip keeps its name and its row's title."""
     clip = row.clips[column] if column < len(row.clips) else None
     if clip is None:
         for place in axes:
             place.set(frame_on=False, xticks=[], yticks=[])
+        if column < len(row.clips) and column < len(row.names):
+            axes[0].set_title(row.names[column], fontsize=6, parse_math=False)
         return
     clip = clip.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
     scale = max(clip.abs().max().item(), 1.0)

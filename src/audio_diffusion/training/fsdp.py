@@ -108,6 +108,7 @@ class ShardedStrategy(ModelParallelStrategy):
             content = sharded.read(path, like, dist.group.WORLD)
         else:
             content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        _refuse_other_sizes(content["state_dict"], own)
         state = {name: _part(value, own.get(name)) for name, value in content.pop("state_dict").items()}
         self.lightning_module.load_state_dict(state)
         for optimizer, mine, saved in zip(self.optimizers, parameters, content.pop("optimizer_states"), strict=False):
@@ -117,6 +118,26 @@ class ShardedStrategy(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**saved, "state": moments})
         return content
+
+
+def _refuse_other_sizes(state: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuses weights of other sizes than the network's: one that is sharded cannot take on those of another.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    pairs = {name: (value, own.get(name)) for name, value in state.items()}
+    other = {
+        name: (list(value.shape), list(mine.shape))
+        for name, (value, mine) in pairs.items()
+        if isinstance(value, Tensor) and isinstance(mine, Tensor) and value.shape != mine.shape
+    }
+    if other:
+        name, (saved, here) = next(iter(other.items()))
+        raise ValueError(
+            f"ckpt: {len(other)} weights of the checkpoint have other sizes than the network, such as {name}: {saved}, "
+            f"and {here} here. If an older version saved it, resume it without FSDP: trainer=auto or trainer=ddp"
+        )
 
 
 def _part(whole: Any, like: Any) -> Any:

@@ -378,3 +378,11 @@ def test_the_end_of_a_vorbis_file_is_read_where_it_is(encode: Encode, noise: Noi
 def test_words_make_a_name_for_a_file_that_leads_nowhere(words: str, name: str) -> None:
     assert audio_module.file_name(words) == name
     assert len(audio_module.file_name(100 * words)) <= 40
+
+
+def test_names_of_files_are_ascii_where_the_system_takes_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from audio_diffusion.data.audio import reading
+
+    assert reading.file_name("Säge, Wind") == "Säge_Wind"
+    monkeypatch.setattr(reading.os, "fsencode", lambda name: name.encode("ascii"))
+    assert [reading.file_name(words) for words in ("Säge, Wind", "雨", "kick")] == ["S_ge_Wind", "sample", "kick"]

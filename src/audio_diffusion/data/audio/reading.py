@@ -1,5 +1,6 @@
 """Checking, cropping and writing audio files. Decoders are in decoders.py, those of irregular files in whole.py."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -209,4 +210,9 @@ def is_sidecar(name: str) -> bool:
 
 def file_name(words: str) -> str:
     """A short name for a file out of any words: letters, digits and underscores; "sample" where there are none."""
-    return re.sub(r"\W+", "_", words)[:40].strip("_") or "sample"
+    name = re.sub(r"\W+", "_", words)[:40].strip("_")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # file names of this system are ASCII
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
+    return name or "sample"
