@@ -7,8 +7,9 @@ python docs/make_options.py --check    # exit status 1 if it is not up to date, 
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from audio_diffusion.cli.help import PROGRAMS, Option, default_of, description_of, read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).with_name("options.md")
@@ -25,85 +26,6 @@ A *choice* is written `group=choice` (`model=diffwave`), an *option* `path.to.op
 (`training.optimizer.lr=1e-3`). The default `↳ name` means: the value of the option `name`.
 An option that several choices of a group share is listed at the first of them.
 """
-PROGRAMS = {
-    "train": (
-        "data", "model", "condition", "representation", "diffusion", "sampler", "training", "callbacks", "trainer",
-        "logger", "experiment",
-    ),
-    "sample": ("task",),
-    "evaluate": ("metrics",),
-    "export": (),
-    "make_shards": (),
-}  # fmt: skip
-LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w/@]+):(?: +(?P<value>[^#\s].*?))?(?: +# ?(?P<comment>.*))?$")
-
-
-@dataclass
-class Option:
-    """A line of a YAML file: its path, its value as written, and its comment."""
-
-    path: str
-    value: str
-    text: list[str] = field(default_factory=list)
-    is_group: bool = False  # a mapping with options of its own
-
-
-@dataclass
-class Choice:
-    """A YAML file: its comment at the top and its options."""
-
-    name: str
-    about: str
-    options: list[Option]
-
-
-def read(path: Path) -> Choice:
-    """The options of a file, with the comments beside them; a comment may go on in the lines below."""
-    about: list[str] = []
-    options: list[Option] = []
-    parents: list[tuple[int, str]] = []
-    package, skipped = "", -1
-    for line in path.read_text(encoding="utf-8").splitlines():
-        comment = re.match(r"^ *# ?(.*)$", line)
-        if comment and comment[1].startswith("@package"):
-            package = comment[1].split()[1]
-        elif comment and (options or parents) and line.startswith(" "):
-            options[-1].text.append(comment[1].strip())
-        elif comment:
-            about.append(comment[1].strip())
-        elif found := LINE.match(line):
-            depth = len(found["indent"])
-            if skipped >= 0 and depth > skipped:
-                continue
-            skipped = depth if found["key"] in ("defaults", "hydra") else -1
-            if skipped >= 0 or found["key"].startswith("_") or found["key"] == "task":
-                continue
-            parents = [parent for parent in parents if parent[0] < depth]
-            if options and parents and options[-1].path == ".".join(key for _, key in parents):
-                options[-1].is_group = True
-            parents.append((depth, found["key"]))
-            text = [found["comment"].strip()] if found["comment"] else []
-            options.append(Option(".".join(key for _, key in parents), (found["value"] or "").strip(), text))
-    name = path.stem
-    prefix = {"": "", "_global_": ""}.get(package, f"{package}.")
-    return Choice(name, " ".join(about), [Option(prefix + o.path, o.value, o.text, o.is_group) for o in options])
-
-
-def shown(option: Option) -> str:
-    """The default, as a cell of a table."""
-    if option.is_group:
-        return ""
-    if option.value == "???":
-        return "required"
-    reference = re.fullmatch(r"\$\{([\w.]+)\}", option.value)
-    return f"↳ `{reference[1]}`" if reference else f"`{option.value}`"
-
-
-def described(option: Option) -> str:
-    """What an option does; the comment of an option that takes another's value may be missing."""
-    text = " ".join(option.text)
-    reference = re.fullmatch(r"\[?(?:\"?\$\{[\w.:$]*\{?[\w.]+\}?\}[\w/]*\"?(?:, )?)+\]?", option.value)
-    return text or ("see there" if reference else "")
 
 
 def table(prefix: str, options: list[Option]) -> Iterator[str]:
@@ -113,14 +35,14 @@ def table(prefix: str, options: list[Option]) -> Iterator[str]:
         yield from ("", "| option | default | what it does |", "|---|---|---|")
     for option in rows:
         name = f"{prefix}{option.path}"
-        yield f"| `{name}` | {shown(option)} | {described(option)} |".replace("\\|", "|")
+        yield f"| `{name}` | {default_of(option)} | {description_of(option)} |".replace("\\|", "|")
 
 
 def group(folder: Path) -> Iterator[str]:
     """The section of a group of choices, and of the groups inside it."""
     name = folder.relative_to(ROOT / "configs").as_posix()
     yield from ("", f"### {name}", "")
-    choices = [read(path) for path in sorted(folder.glob("*.yaml"))]
+    choices = [read_yaml(path) for path in sorted(folder.glob("*.yaml"))]
     yield from (f"Choices of `{name}=`:", "")
     for choice in choices:
         yield f"- `{choice.name}`" + (f": {choice.about}" if choice.about else "")
@@ -142,7 +64,7 @@ def page() -> str:
     """The whole page."""
     lines = INTRO.splitlines()
     for program, groups in PROGRAMS.items():
-        root = read(ROOT / "configs" / f"{program}.yaml")
+        root = read_yaml(ROOT / "configs" / f"{program}.yaml")
         lines += ["", f"## {program}.py", *table("", root.options)]
         for name in groups:
             if (ROOT / "configs" / name).is_dir():
@@ -163,11 +85,13 @@ def undescribed() -> list[str]:
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         if path.parent.name == "experiment" or path.stem == "learnt":
             continue
-        based = {o.path.rsplit(".", 1)[-1] for other in bases(path) for o in read(other).options if described(o)}
-        missing = [o for o in read(path).options if not (described(o) or o.is_group or o.path.split(".")[-1] in based)]
+        inherited = [o for other in bases(path) for o in read_yaml(other).options if description_of(o)]
+        based = {o.path.rsplit(".", 1)[-1] for o in inherited}
+        options = [o for o in read_yaml(path).options if not (description_of(o) or o.is_group)]
+        missing = [o for o in options if o.path.rsplit(".", 1)[-1] not in based]
         name = path.relative_to(ROOT).as_posix()
         found += [f"{name}: {o.path}" for o in missing]
-        if path.parent.name != "configs" and not read(path).about:
+        if path.parent.name != "configs" and not read_yaml(path).about:
             found.append(f"{name}, first line")
     return found
 

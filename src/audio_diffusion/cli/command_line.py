@@ -69,6 +69,11 @@ def take_command(name: str) -> None:
     _command = name
 
 
+def taken() -> str | None:
+    """What was typed after ``audio-diffusion``; None in a checkout."""
+    return _command
+
+
 def typed() -> list[str]:
     """The arguments of the program as they were typed; of ``verify`` and ``evaluate`` by the names of their options."""
     arguments = sys.argv[1:] if _command is None else sys.argv[2:]

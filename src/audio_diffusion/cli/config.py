@@ -223,9 +223,11 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
 
 def _is_for_the_user(error: Exception) -> bool:
     """Whether this project raised it, to tell the user of a mistake; those of other libraries keep their traceback."""
+    if isinstance(error, ConfigError):
+        return True
     from audio_diffusion.data.remote import RemoteError  # not at the top: it imports what talks to servers
 
-    if isinstance(error, ConfigError | RemoteError):
+    if isinstance(error, RemoteError):
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

@@ -6,7 +6,7 @@ from importlib import import_module
 from omegaconf import DictConfig
 
 from audio_diffusion import __version__
-from audio_diffusion.cli import command_line, config, options, startup
+from audio_diffusion.cli import command_line, config, help, options, startup
 
 #: by the name typed after ``audio-diffusion``: the program, and what it does
 COMMANDS = {
@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure how well a trained model describes held-out audio"),
     "export": ("export", "write a model to a folder without optimizer and data, to hand on"),
     "pack": ("make_shards", "pack a folder of audio into WebDataset shards"),
-    "verify": ("make_shards", "read and check shards: audio-diffusion verify SHARDS"),
+    "verify": ("make_shards", "read and check every clip of shards"),
 }
 
 
@@ -23,6 +23,12 @@ def run(program: str) -> None:
     """Runs a program with the options in ``sys.argv``. Option names and root options are checked before torch and the
     rest are imported, which takes seconds."""
     startup.begin(program)
+    if {"--help", "-h", "help"} & set(sys.argv[1:]):
+        name = command_line.taken() or next(name for name, (of, _) in COMMANDS.items() if of == program)
+        only = ("verify", "num_workers") if name == "verify" else ()
+        typed = f"audio-diffusion {name}" if command_line.taken() else f"python {program}.py"
+        print(help.help_text(typed, program, COMMANDS[name][1], only))
+        return
 
     def main(cfg: DictConfig) -> None:
         options.check(program, cfg)
