@@ -1,5 +1,6 @@
 """A network, a representation, a condition and a callback from a package of the user's own, through all programs."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,14 @@ def test_all_programs_run_the_code_of_a_package_that_the_user_names(
     assert len(list((project / "runs/own/generated").glob("*.wav"))) == 1
     assert "variational bound" in program("evaluate.py", "ckpt=runs/own", "num_clips=2", "flow=null", trusted)
     program("export.py", "ckpt=runs/own", "output=exported", trusted)
+    of_export = ["ckpt=exported", "num_clips=2", "flow=null", trusted]  # an exported model does not know its data
+    assert "give shards: data=SHARDS" in program("evaluate.py", *of_export, status=2)
+    program("evaluate.py", *of_export, f"data={drum_shards}")
+    figures = [
+        folder / "evaluation.json" for folder in (project / "runs/own/evaluation", project / "exported_evaluation")
+    ]
+    ours, exported = (json.loads(file.read_text())["likelihood"]["bound"]["bits_per_dim"] for file in figures)
+    assert ours == exported
 
     monkeypatch.syspath_prepend(str(project))
     with pytest.raises(ConfigError, match=r"trust=\[own_parts_pkg\]"):

@@ -29,20 +29,19 @@ from audio_diffusion.inference.targets import build as build
 from audio_diffusion.inference.targets import check_types as check_types
 from audio_diffusion.inference.targets import nearest as nearest
 from audio_diffusion.inference.targets import target_problems as target_problems
+from audio_diffusion.networks.conditions import IN_EVERY_BATCH
 
 _PACKAGE = Path(__file__).parents[1]
 CHECKOUT = _PACKAGE.parents[1]  # where the package lies in src/ of it
 INSTALLED = (_PACKAGE / "configs").is_dir()
 CONFIG_DIR = (_PACKAGE if INSTALLED else CHECKOUT) / "configs"
 
-_IN_EVERY_BATCH = ("audio", "label", "seconds_start", "seconds_total")
-
 
 def _fields_of(model: DictConfig) -> ListConfig:
     """What a model's conditions are read from, beyond what every batch has."""
     conditions = model.get("conditions") or {}
     fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
-    return ListConfig([field for field in fields if field not in _IN_EVERY_BATCH])
+    return ListConfig([field for field in fields if field not in IN_EVERY_BATCH])
 
 
 def _len_of(values: ListConfig | None) -> int | None:

@@ -20,12 +20,14 @@ from audio_diffusion.checkpoints.redaction import REDACTED, redacted, without_re
 from audio_diffusion.cli import config
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.interruption import CtrlC, end
+from audio_diffusion.cli.output import default_folder
 from audio_diffusion.data.batch import AudioBatch, collate, counted
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
-from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.checkpoint_reader import device_of
 from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.loading import load
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
 from audio_diffusion.metrics.coding import coded_samples
@@ -37,12 +39,15 @@ def patterns(model: Generator, data: str | None) -> list[str]:
     Raises:
         ConfigError: if the checkpoint has their address without its secrets.
     """
-    trained_on = model.config["data"]
+    trained_on: Any = model.config.get("data")
+    if data is None and not trained_on:
+        raise ConfigError("data: an exported model does not know where its data are; give shards: data=SHARDS")
     if data is None and REDACTED in str((trained_on["train"], trained_on["val"])):
         raise ConfigError("data: the address of the training data was stored without its secrets; give it: data=SHARDS")
     if data is not None and not Path(data).is_dir() and data.endswith(".tar"):
         return [data]
-    train, val = (trained_on["train"], trained_on["val"]) if data is None else (data, None)
+    train: Any
+    train, val = (trained_on["train"], trained_on["val"]) if data is None and trained_on else (data, None)
     try:
         found = find_held_out(train, val, make_store(model))
     except RemoteError as error:
@@ -58,7 +63,7 @@ def patterns(model: Generator, data: str | None) -> list[str]:
 
 def make_store(model: Generator) -> RemoteStore:
     """What reads shards that are URLs."""
-    options = (model.config["data"].get("store") or {}).get("storage_options")
+    options = ((model.config.get("data") or {}).get("store") or {}).get("storage_options")
     return RemoteStore(None, storage_options=without_redacted(options))
 
 
@@ -70,14 +75,14 @@ def find_shards(model: Generator, data: str | None) -> Shards:
     """
     found = patterns(model, data)
     try:
-        return Shards.open(found, make_store(model), model.config["data"].get("audio_member"))
+        return Shards.open(found, make_store(model), (model.config.get("data") or {}).get("audio_member"))
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 
 
 def read(model: Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
     """Batches of the first clips that can be used, the start of each."""
-    audio, fields = model.config["audio"], tuple(model.config["data"]["fields"])
+    audio, fields = model.config["audio"], model.conditions.fields
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, fields)
     usable = islice(((clip, samples) for clip, samples in clips if clip.num_valid), num_clips)
     while batch := list(islice(usable, batch_size)):
@@ -176,22 +181,21 @@ def main(cfg: DictConfig) -> None:
     for name in ("bound", "flow"):  # before anything is read
         if options[name]:
             build(options[name], name)
-    path, device = checkpoint_reader.find(options["ckpt"]), checkpoint_reader.device_of(options["device"])
-    model = checkpoint_reader.load(path, weights=options["weights"], device=device, trust=options["trust"])
+    device = device_of(options["device"])
+    model = load(options["ckpt"], weights=options["weights"], device=device, trust=options["trust"])
     if not model.representation.exact:
         raise ConfigError(
             f"ckpt: the likelihood needs an exact representation, got {type(model.representation).__name__}"
         )
     shards = find_shards(model, options["shards"])
-    print(f"{path}: step {model.step}, {model.weights.upper()} weights, on {device}")
+    print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
     batches = read(model, shards, options["num_clips"], options["batch_size"])
     results = likelihood(model, batches, options, device)
-    run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
-    output = Path(options["output"] or run_dir / "evaluation")
+    output = Path(options["output"] or default_folder(model, options["ckpt"], "evaluation"))
     output.mkdir(parents=True, exist_ok=True)
     about = {
-        "ckpt": str(path),
+        "ckpt": str(model.source),
         "step": model.step,
         "weights": model.weights,
         "data": redacted(patterns(model, options["shards"])),

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from audio_diffusion.networks.conditions import IN_EVERY_BATCH
 from audio_diffusion.networks.layers import LabelEmbedding, NullableEmbedding, NullableTokens, TimeEmbedding
 
 #: B values from the data or the user: numbers or audio as a tensor ``[B, ..]``, or words
@@ -203,6 +204,12 @@ class Conditions(nn.Module):
             if condition is not None and not (isinstance(condition, Label) and condition.num_classes == 0):
                 self.by_name[name] = condition
                 self.embedders[name] = condition.embedder(width)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the conditions are read from beyond what every batch has: members or fields of the clips' json."""
+        read = (condition.field or name for name, condition in self.by_name.items())
+        return tuple(field for field in read if field not in IN_EVERY_BATCH)
 
     def of_kind(self, kind: Kind) -> list[str]:
         """The names of the conditions of one kind."""
