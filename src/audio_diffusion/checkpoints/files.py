@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and whose content is known by its hash.
+"""Atomic file writes with content hashes: a file is either complete or absent.
 
 A file is *staged* (written under a temporary name in its own folder, hashed on the way, synced) and then *published*
 (renamed). TMPDIR is never used: a rename is atomic only within one file system.
@@ -19,22 +19,22 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file should hold."""
+    """Expected size and hash of a file."""
 
     bytes: int
     sha256: str
 
 
 class HashingFile:
-    """A file to write to from start to end, which hashes what passes."""
+    """A sequentially written file that hashes its content."""
 
     def __init__(self, raw: Any):
         self._raw, self._digest, self._bytes = raw, hashlib.sha256(), 0
-        #: why the file could not be written. ``torch.save`` turns it into an error that does not say so
+        #: the error of a failed write; ``torch.save`` replaces it with an error that lacks the reason
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """All of ``data``: the system itself takes at most 2 GiB at a time."""
+        """Writes all of ``data``, in several calls if needed: the system writes at most 2 GiB per call."""
         view = memoryview(data).cast("B")
         size = len(view)
         self._digest.update(view)
@@ -48,21 +48,21 @@ class HashingFile:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing, as writes are not buffered."""
 
     @property
     def record(self) -> FileRecord:
-        """Of what was written so far."""
+        """Size and hash of the data written so far."""
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 
 def part_of(path: Path) -> Path:
-    """Where a file, or a folder, is while it is not whole yet."""
+    """Returns the temporary path of a file or folder that is not complete yet."""
     return path.with_name(f".{path.name}.part")
 
 
 def stage(path: Path, fill: Callable[[HashingFile], Any]) -> FileRecord:
-    """Writes ``path`` under its temporary name by ``fill(file)``, and syncs it; nothing is left where that fails.
+    """Writes ``path`` under its temporary name with ``fill(file)`` and syncs it; removes it if that fails.
 
     Raises:
         OSError: if it cannot be written.
@@ -82,14 +82,14 @@ def stage(path: Path, fill: Callable[[HashingFile], Any]) -> FileRecord:
 
 
 def publish(*paths: Path) -> None:
-    """Gives staged files, all of one folder, their names, one after the other, and syncs the folder."""
+    """Renames staged files, all in one folder, to their final names in order, and syncs the folder."""
     for path in paths:
         part_of(path).replace(path)
     sync_folder(paths[0].parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable; on Windows, where folders cannot be opened, the file system does."""
+    """Syncs the names in a folder to disk; on Windows, where folders cannot be opened, this is left to the system."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -100,7 +100,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def record_of(path: Path) -> FileRecord:
-    """What a file holds, in one pass; read from the disk rather than from memory where the system can be told so.
+    """Returns the size and hash of a file, read in one pass and, if the system supports it, not from the page cache.
 
     Raises:
         OSError: if it cannot be read.
@@ -115,24 +115,25 @@ def record_of(path: Path) -> FileRecord:
 
 
 def _forget(file: BinaryIO) -> None:
-    if hasattr(os, "posix_fadvise"):  # what is synced leaves the page cache
+    if hasattr(os, "posix_fadvise"):  # drops synced pages from the page cache
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether the disk, or the user's share of it, is full; also where an error of another rank is told in words."""
+    """Whether the disk or the user's quota is full; also recognises another rank's error, of which only the text is
+    known."""
     codes = (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, OSError) and (error.errno in codes or any(os.strerror(c) in str(error) for c in codes))
 
 
 def room(folder: Path, needed_bytes: int) -> str:
-    """How much room there is where a folder lies, beside what is needed."""
+    """Describes the free and the needed disk space for a folder."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free in {folder}, {needed_bytes / 1e6:.1f} MB are needed"
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all in it; nothing where there is none."""
+    """Removes a file, or a folder with its content; does nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""One live job a folder, also where several hosts share it."""
+"""Lock that lets only one live job use a folder, also when several hosts share it."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-BEAT_S = 10.0  # between heartbeats
-DEAD_AFTER_S = 180.0  # without one: longer than file servers usually stall
+BEAT_S = 10.0  # interval between heartbeats
+DEAD_AFTER_S = 180.0  # time without a heartbeat after which an owner is dead: longer than file servers usually stall
 
 
 class Locked(ValueError):
@@ -23,17 +23,17 @@ class Locked(ValueError):
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that owns a folder, as its lock says.
+    """A process that owns a folder, as recorded in the lock.
 
     Args:
-        token: of this one taking, unique.
-        host: its name.
-        machine: boot and process-id namespace: where they are ours, ``pid`` can be looked up.
+        token: unique id of this acquisition.
+        host: host name.
+        machine: boot id and process-id namespace; if they equal ours, ``pid`` can be looked up.
         pid: process id.
-        started: of the process, in clock ticks since boot, as ids are used again.
+        started: start time of the process in clock ticks since boot, since process ids are reused.
         job: Slurm's job id, or "".
-        life: how often Slurm has restarted that job.
-        since: when it took the folder.
+        life: number of times Slurm has restarted that job.
+        since: when it acquired the folder.
     """
 
     token: str
@@ -47,7 +47,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """Us."""
+        """Returns the owner record of this process."""
         return cls(
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -61,7 +61,7 @@ class Owner:
 
     @classmethod
     def read(cls, path: Path) -> "Owner | None":
-        """From a lock; None where there is none, or none that can be read."""
+        """Reads an owner from a lock file; None if there is no lock or it cannot be read."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -73,7 +73,7 @@ class Owner:
 
 
 def _machine() -> str:
-    """This boot of this machine and this namespace of process ids; unique where that cannot be said."""
+    """Returns the boot id and the process-id namespace; where they are unknown, the host name and "unknown"."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -82,7 +82,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in clock ticks since boot; None where it has ended (a zombie too)."""
+    """Returns a process's start time in clock ticks since boot; None if it has ended (or is a zombie)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -118,15 +118,16 @@ def _started_by_signal(pid: int) -> str | None:
 
 
 class RunLock:
-    """Owns a folder while the ``with`` block runs: a file ``lock`` that names the owner, and a heartbeat.
+    """Owns a folder while the ``with`` block runs, by a file ``lock`` that names the owner and by a heartbeat.
 
-    The file appears whole (a hard link, which file systems shared by hosts make atomic as well), and its time of
-    change, by the file server's clock, is set every ``BEAT_S`` seconds. An owner is dead, and the folder taken over,
-    if its process has ended on this machine, if it was an earlier life of our own Slurm job, or if it gave no heartbeat
-    for ``DEAD_AFTER_S``. An owner that comes back after that finds the folder taken, and ends at once.
+    The file is created atomically (as a hard link, which is atomic on shared file systems as well). The heartbeat sets
+    its modification time, by the file server's clock, every ``BEAT_S`` seconds. An owner is considered dead, and the
+    folder is taken over, if its process on this machine has ended, if it was an earlier start of our own Slurm job, or
+    if it gave no heartbeat for ``DEAD_AFTER_S``. An owner that resumes after that sees that the folder has been taken,
+    and exits at once.
 
     Args:
-        folder: to own; made where it is not there.
+        folder: the folder to own; created if it does not exist.
 
     Raises:
         Locked: on entry, if another process owns it.
@@ -135,7 +136,7 @@ class RunLock:
     def __init__(self, folder: Path):
         self.path = folder / "lock"
         self.owner = Owner.this_process()
-        #: who owned it before and was found dead, and why, for the log
+        #: for the log: the previous owner that was found dead, and why
         self.taken_over: str | None = None
         self._ended = threading.Event()
 
@@ -144,7 +145,7 @@ class RunLock:
         while not self._create():
             self._clear()
         if self.taken_over:
-            # another that found the same owner dead may have moved ours away, by mistake, and put it back
+            # another process that found the same owner dead may have moved our lock away by mistake, and put it back
             time.sleep(0.2)
             if not self._is_ours():
                 raise Locked(self._refusal(Owner.read(self.path)))
@@ -162,7 +163,7 @@ class RunLock:
         return self.path.with_name(f".lock.{self.owner.token}.{what}")
 
     def _create(self) -> bool:
-        """Makes the lock; False where there is one."""
+        """Creates the lock; returns False if there is one already."""
         new = self._beside("new")
         new.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
         try:
@@ -188,7 +189,7 @@ class RunLock:
         """Removes the lock of a dead owner.
 
         Raises:
-            Locked: if it is alive, or may be.
+            Locked: if the owner is, or may be, alive.
         """
         found = Owner.read(self.path)
         reason = self._dead(found)
@@ -200,7 +201,7 @@ class RunLock:
         except FileNotFoundError:
             return
         moved = Owner.read(old)
-        if moved != found:  # it was taken over in between: that owner lives
+        if moved != found:  # the lock was taken over in between, by a live owner
             self._put_back(old)
             raise Locked(self._refusal(moved))
         old.unlink()
@@ -210,12 +211,12 @@ class RunLock:
         try:
             os.link(old, self.path)
         except OSError:
-            return  # a third has it by now, which the one moved away notices
+            return  # a third process holds the lock now; the displaced owner sees that at its next heartbeat
         finally:
             old.unlink()
 
     def _dead(self, owner: Owner | None) -> str | None:
-        """Why an owner is dead; None where it may be alive."""
+        """Returns why an owner is considered dead; None if it may be alive."""
         age = self._age()
         if age is None:
             return "it is gone"
@@ -228,7 +229,7 @@ class RunLock:
         return f"no heartbeat for {age:.0f} s" if age > DEAD_AFTER_S else None
 
     def _age(self) -> float | None:
-        """Seconds since the last heartbeat, both times by the file server's clock; None without a lock."""
+        """Returns the seconds since the last heartbeat, by the file server's clock; None without a lock."""
         probe = self._beside("now")
         probe.touch()
         try:
@@ -258,10 +259,10 @@ class RunLock:
                     _leave(f"{self.path.parent} was taken over by {found}, as this process gave no sign of life")
                 os.utime(self.path)
             except OSError:
-                continue  # the file server stalls; it is the owner's time of grace that runs
+                continue  # the file server stalls; other processes wait for DEAD_AFTER_S before they take over
 
 
 def _leave(reason: str) -> None:
-    """Ends the process without another write: a main thread that hangs would not hear of an exception."""
+    """Exits the process without another write; an exception would not reach a main thread that hangs."""
     os.write(2, f"error: {reason}. This one ends, so as not to write into the other's folder\n".encode())
     os._exit(3)

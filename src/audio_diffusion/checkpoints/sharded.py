@@ -1,11 +1,11 @@
-"""Checkpoints that are a folder, in which each rank writes its own shards (``torch.distributed.checkpoint``).
+"""Sharded checkpoints: folders in which each rank writes its own shards (``torch.distributed.checkpoint``).
 
-    step_00001000.ckpt/__0_0.distcp, __1_0.distcp ..   tensors: what each rank has of weights, averages and moments
-    step_00001000.ckpt/.metadata                       which part of which tensor lies where
-    step_00001000.ckpt/rest.pt                         all else, plain data
-    step_00001000.json                                 the manifest, of all of these
+    step_00001000.ckpt/__0_0.distcp, __1_0.distcp ..   tensors: each rank's part of weights, EMA and optimizer state
+    step_00001000.ckpt/.metadata                       the location of each part of each tensor
+    step_00001000.ckpt/rest.pt                         everything else, plain data
+    step_00001000.json                                 the manifest of all these files
 
-``.metadata`` is a pickle: it is read by an unpickler that makes tensors' descriptions and nothing else.
+``.metadata`` is a pickle; the unpickler accepts tensor metadata only.
 """
 
 import os
@@ -31,7 +31,7 @@ Tensors = dict[str, Tensor]
 
 
 def split(content: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """A checkpoint's weights and moments by dotted name, and the rest with None in their places."""
+    """Splits a checkpoint into weights and optimizer state by dotted name, and the rest with None in their places."""
     tensors: Tensors = {f"state_dict.{name}": value for name, value in content["state_dict"].items()}
     optimizers = []
     for number, optimizer in enumerate(content["optimizer_states"]):
@@ -64,20 +64,20 @@ def write(
     describe: Callable[[dict[str, FileRecord]], Manifest],
     group: dist.ProcessGroup,
 ) -> None:
-    """Writes this rank's part of a checkpoint; rank 0 the rest and, once all are done, the manifest.
+    """Writes this rank's part of a checkpoint; rank 0 also writes the rest and, after all ranks, the manifest.
 
-    All ranks of ``group`` must call it. The folder has its temporary name until all that is in it is on the disk.
+    All ranks of ``group`` must call it. The folder has its temporary name until all its files are on disk.
 
     Args:
         checkpoint: the path to write.
         tensors: shards and whole tensors, on the CPU.
         rest: plain data.
-        problem: why this rank has nothing to write; then no rank writes.
-        describe: the manifest, for the records of the files.
-        group: of the CPU (gloo): it may be used while training uses others.
+        problem: why this rank cannot write, or None; if any rank has a problem, no rank writes.
+        describe: creates the manifest from the records of the files.
+        group: a gloo process group, which can be used while training uses other groups.
 
     Raises:
-        OSError: on all ranks, if any could not write.
+        OSError: on all ranks, if any rank could not write.
     """
     part, first = part_of(checkpoint), dist.get_rank(group) == 0
     _together(lambda: _begin(checkpoint, problem, first), group)
@@ -93,10 +93,10 @@ def write(
 
 
 def _together(work: Callable[[], Any], group: dist.ProcessGroup) -> list[Any]:
-    """The results of all ranks' work.
+    """Runs ``work`` and returns the results of all ranks.
 
     Raises:
-        OSError: on all ranks, if it failed on any.
+        OSError: on all ranks, if ``work`` failed on any.
     """
     try:
         mine, problem = work(), None
@@ -119,7 +119,7 @@ def _begin(checkpoint: Path, problem: str | None, first: bool) -> None:
 
 
 def _finish(checkpoint: Path, files: Iterable[Path], rest: Mapping[str, Any] | None) -> dict[str, FileRecord]:
-    """Writes the rest, and reads back what this rank has written."""
+    """Writes the rest, reads back the files of this rank, and returns their records."""
     if rest is not None:
         path = part_of(checkpoint) / _REST
         stage(path, lambda file: torch.save(dict(rest), file))  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def _finish(checkpoint: Path, files: Iterable[Path], rest: Mapping[str, Any] | N
 def _publish(checkpoint: Path, manifest: Manifest) -> None:
     sync_folder(part_of(checkpoint))
     stage(manifest_of(checkpoint), lambda file: file.write(manifest.to_json()))
-    manifest_of(checkpoint).unlink(missing_ok=True)  # of a checkpoint of this step that was passed over
+    manifest_of(checkpoint).unlink(missing_ok=True)  # left by a damaged checkpoint of the same step
     remove(checkpoint)
     publish(checkpoint, manifest_of(checkpoint))
     if problem := manifest.sizes_problem(checkpoint.parent):
@@ -140,34 +140,34 @@ def _publish(checkpoint: Path, manifest: Manifest) -> None:
 def read(
     checkpoint: Path, like: Callable[[str], Tensor | None] = lambda name: None, group: Any = None
 ) -> dict[str, Any]:
-    """A checkpoint's content, as a file of a single rank holds it; no code in it is run.
+    """Reads a checkpoint's content, in the form of an unsharded checkpoint, without running code from it.
 
     Args:
         checkpoint: the folder, verified.
-        like: of a dotted name, the tensor that it is for: where that is sharded, this rank's part is read, else all.
-        group: of the ranks that read together; None where this one reads alone.
+        like: maps a dotted name to the tensor to be loaded; if that is sharded, only this rank's part is read.
+        group: process group of the ranks that read together; None if this rank reads alone.
 
     Raises:
-        ValueError: if it holds what is no tensor or plain data.
+        ValueError: if the checkpoint contains anything but tensors and plain data.
     """
     reader = _Reader(checkpoint)
     described = reader.read_metadata().state_dict_metadata
     tensors: Tensors = {name: _empty(what, like(name)) for name, what in described.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*single process.*")  # that is meant
+        warnings.filterwarnings("ignore", message=".*single process.*")  # intended
         dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)  # type: ignore[arg-type]
     return join(tensors, torch.load(checkpoint / _REST, map_location="cpu", weights_only=True))
 
 
 def _empty(what: Any, like: Tensor | None) -> Tensor:
-    assert isinstance(what, TensorStorageMetadata)  # the unpickler makes no other
+    assert isinstance(what, TensorStorageMetadata)  # the unpickler accepts no other type
     if isinstance(like, DTensor) and like.shape == what.size:
         return torch.empty_like(like, dtype=what.properties.dtype)
     return torch.empty(what.size, dtype=what.properties.dtype)
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads shards; of the pickled description only what describes tensors is unpickled."""
+    """Reads shards; unpickles tensor metadata only."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         try:
@@ -183,7 +183,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors and nothing else: that pickled objects be read as well cannot be said with it."""
+    """Unpickles tensor metadata only; entries that would make DCP load pickled objects are rejected."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)

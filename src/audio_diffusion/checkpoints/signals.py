@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop. They set a flag and do nothing else, and never reach what the run has started.
+"""Handling of the signals that stop a run. Their handlers only set a flag, and child processes never receive them.
 
-Saving inside a handler, as is often done, hangs ranks: each is interrupted somewhere else. And Slurm's signals go to
-everything a task has started: DataLoader workers, for one, would die of them before anything is saved.
+Saving inside a handler, as is often done, makes ranks hang, as each is interrupted at another point. Slurm sends
+signals to all processes of a task, so that DataLoader workers, for example, would be killed before anything is saved.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from typing import Any
 #: Slurm's, of preemption and, where asked for, of the time limit; SIGHUP is a terminal that was closed. Windows has
 #: only SIGTERM
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-STOP_FILE = "AUDIO_DIFFUSION_STOP_FILE"  # names, in the environment, the file that slurm/train.sh asks with
-#: makes a worker print its stack, see callbacks/cluster/heartbeat.py; None on Windows
+STOP_FILE = "AUDIO_DIFFUSION_STOP_FILE"  # environment variable: the file with which slurm/train.sh requests a stop
+#: signal on which a worker prints its stack, see callbacks/cluster/heartbeat.py; None on Windows
 STUCK_SIGNAL: int | None = getattr(signal, "SIGUSR2", None)
 
 _SIGHUP: int | None = getattr(signal, "SIGHUP", None)
@@ -27,14 +27,14 @@ _terminals: list[int] = []  # of standard output and standard error, those that 
 
 
 def received() -> int | None:
-    """The first signal that asked this process to stop."""
+    """Returns the first stop signal that this process received, or None."""
     return _received[0] if _received else None
 
 
 def listen() -> None:
-    """From here on the stop signals are remembered and do nothing else, however many come.
+    """Installs handlers that record stop signals and do nothing else, whatever their number.
 
-    SIGHUP stays ignored where it is, as under nohup: that is how one says that a closed terminal is to end nothing.
+    If SIGHUP is ignored, as under nohup, it stays so: the user wants the run to continue when the terminal closes.
     """
     _terminals[:] = [fd for fd in (1, 2) if _is_terminal(fd)]
     for signum in STOP_SIGNALS:
@@ -56,7 +56,7 @@ def _remember(signum: int, frame: Any) -> None:
 
 
 def _hang_up(signum: int, frame: Any) -> None:
-    """Remembers it, and lets go of the closed terminal: a print to it would raise an error before all is saved."""
+    """Records the signal and redirects output from the closed terminal, as printing to it would raise an error."""
     _remember(signum, frame)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for fd in _terminals:
@@ -66,10 +66,11 @@ def _hang_up(signum: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def listening(announce: bool) -> Iterator[None]:
-    """Inside, ``listen``; the first Ctrl-C is remembered too, a second one ends the process at once, whatever it does.
+    """Records stop signals, and the first Ctrl-C, inside the ``with`` block; a second Ctrl-C kills the process at once.
 
     Args:
-        announce: say so at the first one (a terminal interrupts all ranks: one is enough).
+        announce: whether to print a message at the first Ctrl-C (a terminal interrupts all ranks; one message is
+            enough).
     """
 
     def first_interrupt(signum: int, frame: Any) -> None:
@@ -91,10 +92,10 @@ def listening(announce: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shielded(tracked: bool = False) -> Iterator[None]:
-    """What is started inside never sees the signals, from its first instant on: fork and exec keep the mask.
+    """Blocks the signals for processes started inside the ``with`` block: fork and exec inherit the signal mask.
 
     Args:
-        tracked: processes are started by spawn or forkserver.
+        tracked: whether processes are started by spawn or forkserver.
     """
     if sys.platform == "win32" or not hasattr(signal, "pthread_sigmask"):
         yield  # Windows sends a process no signals but Ctrl-C
@@ -113,8 +114,10 @@ def shielded(tracked: bool = False) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Ends this process, a child by ``multiprocessing``, as soon as the process that started it is gone, however that
-    ended. A child that is shielded from signals, or started by a fork server, would outlive it."""
+    """Makes this process, a child started by ``multiprocessing``, exit as soon as its parent has ended for any reason.
+
+    A child that is shielded from signals, or started by a fork server, would otherwise outlive its parent.
+    """
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_outlast, args=(parent,), daemon=True, name="ends with its parent").start()
 

@@ -1,4 +1,4 @@
-"""What is known of a signal beforehand, as the sampler's ``denoise`` is held to it by ``consistency.consistent``."""
+"""Constraints: known properties of a signal, which ``consistency.consistent`` imposes on a sampler's ``denoise``."""
 
 from abc import ABC, abstractmethod
 
@@ -10,33 +10,33 @@ _NEAR = 128  # samples to either side
 
 
 class Constraint(ABC):
-    """Something known of x0: P x0 = P y, with an orthogonal projection P, and a y, that may depend on the estimate.
+    """A known property of x0: P x0 = P y, with an orthogonal projection P and a y that may depend on the estimate.
 
-    All tensors are ``[B, C, T]``; a sample's result depends on that sample alone.
+    All tensors are ``[B, C, T]``; the result of a sample depends on that sample alone.
     """
 
     @abstractmethod
     def onto(self, x0: Tensor) -> Tensor:
-        """What is nearest to x0, or likeliest, of which the known is true: x0 + P(y - x0)."""
+        """Returns x0 + P(y - x0), the nearest or likeliest signal that satisfies the constraint."""
 
     @abstractmethod
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
-        """P v, of what binds at the estimate x0."""
+        """Returns P v, with the P that is active at the estimate x0."""
 
     def adjoint(self, v: Tensor) -> Tensor:
-        """The direction in which x0 changes what is known by v most; v itself where P is orthogonal."""
+        """Applies the adjoint of the constraint's linear map to v; it returns v itself if P is orthogonal."""
         return v
 
 
 class Kept(Constraint):
-    """Samples that stay as they are: inpainting, outpainting, continuation.
+    """Keeps given samples unchanged: inpainting, outpainting, continuation.
 
     Args:
-        clip: ``[B, C, T]``; what stands where ``keep`` is False does not matter.
-        keep: bool ``[B, 1 or C, T]``.
+        clip: ``[B, C, T]``; its values where ``keep`` is False are ignored.
+        keep: bool ``[B, 1 or C, T]``, True on the samples to keep.
 
     Raises:
-        ValueError: for a mask that is not boolean or not of the clip's shape.
+        ValueError: if the mask is not boolean or not of the clip's shape.
     """
 
     def __init__(self, clip: Tensor, keep: Tensor):
@@ -49,25 +49,26 @@ class Kept(Constraint):
         self.clip, self.keep = clip, keep
 
     def onto(self, x0: Tensor) -> Tensor:
-        """The clip where it is kept, bit by bit, x0 elsewhere."""
+        """Returns exactly the clip where it is kept, and x0 elsewhere."""
         return torch.where(self.keep, self.clip, x0)
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
-        """v where the clip is kept."""
+        """Returns v where the clip is kept, and 0 elsewhere."""
         return v * self.keep
 
 
 class LowBand(Constraint):
-    """The spectrum below a cutoff stays: bandwidth extension.
+    """Keeps the spectrum below a cutoff: bandwidth extension.
 
-    The bands are those of the discrete Fourier transform of the whole signal: linear phase, and a projection.
+    The low band is cut from the discrete Fourier transform of the whole signal, which has linear phase and is a
+    projection.
 
     Args:
-        clip: ``[B, C, T]``; what it has above the cutoff does not matter.
-        cutoff: as a part of the sample rate, inside (0, 0.5).
+        clip: ``[B, C, T]``; its spectrum above the cutoff is ignored.
+        cutoff: fraction of the sample rate, inside (0, 0.5).
 
     Raises:
-        ValueError: for another cutoff.
+        ValueError: if the cutoff is outside (0, 0.5).
     """
 
     def __init__(self, clip: Tensor, cutoff: float):
@@ -82,27 +83,28 @@ class LowBand(Constraint):
         return torch.fft.irfft(spectrum, n=self.num_samples)
 
     def onto(self, x0: Tensor) -> Tensor:
-        """x0 with the clip's low band."""
+        """Returns x0 with the clip's low band."""
         return x0 + (self.clip - self._low(x0))
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
-        """The low band of v."""
+        """Returns the low band of v."""
         return self._low(v)
 
 
 class Unclipped(Constraint):
-    """Samples at the clip level lie at it or beyond, on their side; all others stay: declipping.
+    """Requires clipped samples to lie at the clip level or beyond it, and keeps all others: declipping.
 
-    An estimate is the mean of what a sample may be, and of what may be only that beyond the level counts: the mean of a
-    Gaussian that is cut off there. Its width is how far the estimate is off where the clip is known near by. (To set
-    the samples at the level itself would make it a ceiling: of Gaussian signals half of those clipped then stay at it.)
+    The estimate of a clipped sample is taken as the mean of a Gaussian, which is truncated at the clip level; the mean
+    of the truncated Gaussian replaces it. The Gaussian's width is the error of the estimate on nearby samples that were
+    not clipped. (Setting samples below the level to the level would make it a ceiling: with Gaussian signals half of
+    the clipped samples would then stay at it.)
 
     Args:
         clip: ``[B, C, T]``.
-        clipped: which samples were clipped, bool of the clip's shape.
+        clipped: bool of the clip's shape, True on the samples that were clipped.
 
     Raises:
-        ValueError: for a mask that is not boolean or not of the clip's shape.
+        ValueError: if the mask is not boolean or not of the clip's shape.
     """
 
     def __init__(self, clip: Tensor, clipped: Tensor):
@@ -111,22 +113,23 @@ class Unclipped(Constraint):
         self.clip, self.side = clip, clip.sign() * clipped
 
     def onto(self, x0: Tensor) -> Tensor:
-        """The clip bit by bit; where it was clipped, the mean of what may be beyond the level."""
+        """Returns exactly the clip, but where it was clipped the mean of the Gaussian truncated at the level."""
         known = self.side == 0
         width = self._width((self.clip - x0).square() * known, known)
-        short = (self.clip - x0) * self.side / width  # of the level, in widths
+        short = (self.clip - x0) * self.side / width  # distance to the level, in widths
         # mean of a unit Gaussian beyond a: sqrt(2/π)/erfcx(a/√2)
         mean = x0 + self.side * width * (2 / torch.pi) ** 0.5 / torch.special.erfcx((short / 2**0.5).clamp(min=-8))
         return torch.where(known, self.clip, self.side * torch.maximum(self.side * mean, self.side * self.clip))
 
     @staticmethod
     def _width(off: Tensor, known: Tensor) -> Tensor:
-        """Root of the mean of ``off`` over what is known near by, ``[B, 1, T]``; the mean of all counts as one more."""
+        """Returns the root of the mean of ``off`` over nearby known samples, ``[B, 1, T]``; the mean over all known
+        samples counts as one additional sample."""
         off, count = off.sum(1, keepdim=True), known.sum(1, keepdim=True).to(off.dtype)
         everywhere = off.sum(2, keepdim=True) / count.sum(2, keepdim=True).clamp(min=1)
         off, count = (F.avg_pool1d(v, 2 * _NEAR + 1, 1, _NEAR) * (2 * _NEAR + 1) for v in (off, count))
         return ((off + everywhere) / (count + 1)).sqrt().clamp(min=1e-9)
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
-        """v but where x0 is free: clipped, and beyond the level already."""
+        """Returns v, but 0 where x0 is free: on clipped samples whose estimate is beyond the level already."""
         return v * ((x0 - self.clip) * self.side <= 0)

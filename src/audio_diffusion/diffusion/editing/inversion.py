@@ -1,4 +1,4 @@
-"""From a clip back to the noise it comes of, and between two clips by way of theirs."""
+"""Inversion of clips to the noise that generates them, and interpolation between two clips in noise space."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -28,16 +28,16 @@ def _no_noise() -> Tensor:
 def invert(
     denoise: Denoiser, clip: Tensor, schedule: Schedule, *, num_steps: int | None = 50, grid: Grid = balanced
 ) -> Tensor:
-    """The standard normal noise ``[B, C, T]`` from which ``solvers.ddim`` on the same grid makes the clip.
+    """Returns the standard normal noise ``[B, C, T]`` from which ``solvers.ddim`` on the same grid generates the clip.
 
-    Each of DDIM's steps (Song et al. 2020, arXiv:2010.02502, eq. 12) is undone by solving it for the x_t it came from.
-    Calling the network at x_s instead of x_t, as in the paper's section 4.3, is an Euler step the other way: its error
-    grows on the way back, and trained networks do not return, least of all when guided (Mokady et al. 2022,
-    arXiv:2211.09794). The equation is solved as a fixed point with Anderson's acceleration (Pan et al. 2023,
-    arXiv:2309.04907): about 5 network calls a step, more where it is hard. See benchmarks/editing.
+    Each of DDIM's steps (Song et al. 2020, arXiv:2010.02502, eq. 12) is inverted by solving it for x_t. Evaluating the
+    network at x_s instead of x_t, as in the paper's section 4.3, is an explicit Euler step in the other direction: its
+    error grows on the way back, and with trained networks the round trip fails, above all with guidance (Mokady et al.
+    2022, arXiv:2211.09794). The equation is solved as a fixed point with Anderson acceleration (Pan et al. 2023,
+    arXiv:2309.04907), in about 5 network calls per step, more in difficult cases. See benchmarks/editing.
 
     Raises:
-        ValueError: if the schedule has fewer steps.
+        ValueError: if the schedule has fewer than ``num_steps`` steps.
     """
     levels = schedule.levels(grid, num_steps)
     x = clip * levels[-1].alpha
@@ -48,10 +48,10 @@ def invert(
 
 
 def _undone(denoise: Denoiser, x_s: Tensor, noise: Tensor, s: NoiseLevel, t: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """The x_t that DDIM's step takes to ``x_s``, and the network's noise there; ``noise`` is that at ``x_s``.
+    """Returns the x_t that DDIM's step maps to ``x_s``, and the network's noise at x_t; ``noise`` is that at ``x_s``.
 
-    Solves keep·x + weight·x0(x) = x_s for each sample by itself. Corrections are divided by the slope for the loudest
-    part of a signal, which is alpha_s/alpha_t unless nothing of it is left at t: networks are steep there.
+    Solves keep·x + weight·x0(x) = x_s separately for each sample. Corrections are divided by the slope for the loudest
+    part of a signal, where networks are steep; it is alpha_s/alpha_t unless x_t contains no signal.
     """
     keep, weight, _ = coefficients(t, s)
     slope = keep + weight * t.alpha * _LOUDEST / (t.alpha**2 * _LOUDEST + t.sigma**2)
@@ -77,7 +77,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _accelerated(correction: Tensor, better: Tensor, before: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Anderson's: the mixture of the last places whose corrections would have cancelled best, in least squares."""
+    """Anderson acceleration: combines the last iterates so that their corrections cancel best in least squares."""
     if not before:
         return better
     change = torch.stack([(correction - old).flatten(1) for old, _ in before], dim=2)
@@ -90,7 +90,7 @@ def _accelerated(correction: Tensor, better: Tensor, before: Sequence[tuple[Tens
 
 
 def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """Along the great circle between each sample's two noises ``[B, C, T]``, at their length; 0 is the first."""
+    """Interpolates spherically between each sample's two noises ``[B, C, T]``; weight 0 returns the first."""
     a, b = first.flatten(1), second.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(a, b).clamp(-1, 1)
     angle = torch.arccos(cosine).clamp(min=1e-4)[:, None]
@@ -106,7 +106,7 @@ class Interpolation(NamedTuple):
 
 
 def error_db(estimate: Tensor, clip: Tensor) -> Tensor:
-    """How far estimates ``[B, C, T]`` are off, in dB of the clips' levels ``[B]``."""
+    """Returns the error of estimates ``[B, C, T]`` relative to the clips' power, in dB ``[B]``."""
     ratio = (estimate - clip).square().flatten(1).sum(1) / clip.square().flatten(1).sum(1).clamp(min=1e-20)
     return 10 * torch.log10(ratio.clamp(min=1e-20))
 
@@ -126,28 +126,29 @@ def interpolate(
     guidance: Guidance | None = None,
     progress: Callable[[], None] | None = None,
 ) -> Interpolation:
-    """Clips between two: both inverted, their noises mixed on the sphere (DDIM, section 5.3), and made sound again.
+    """Interpolates between two clips: inverts both, mixes their noises spherically (DDIM, section 5.3) and samples.
 
-    What the round trip loses of the two clips is added back in proportion, so that the ends *are* the clips, bit by
-    bit. It is next to nothing unless ``error_db`` says otherwise: both ways ask the same network, guided or not.
+    The residual of the round trip of each clip is added back in proportion, so that the ends *are* the clips, bit by
+    bit. It is negligible unless ``error_db`` is large: both directions use the same network and guidance.
 
     Args:
         net: the network, in eval mode.
         process: schedule and parameterization it was trained with.
         first: ``[B, C, T]``, at weight 0.
         second: ``[B, C, T]``, at weight 1.
-        weights: inside [0, 1].
-        cond: conditions of all, each ``[B, ..]``; for clips of unlike conditions "not given".
-        strength: how far back: to where sigma_t/√(alpha_t² + sigma_t²) is ``strength``, 1 being noise alone. What an
-            imperfect network takes for the noise of a clip is none of those it has learnt from, the less so the
+        weights: interpolation weights inside [0, 1].
+        cond: conditions of all clips, each ``[B, ..]``; "not given" if the two clips' conditions differ.
+        strength: the clips are inverted up to the time at which sigma_t/√(alpha_t² + sigma_t²) is ``strength``; 1 is
+            pure noise. An imperfect network inverts a clip to noise unlike that seen in training, the more so the
             further back: drums came out 24 dB too loud at 1, 3 dB at 0.9 (benchmarks/editing/NETWORK.md).
-        num_steps: of DDIM. A clip costs as many network calls, and each of the two ends some six times as many.
-        grid: when the network is asked.
-        guidance: on both ways.
-        progress: called after each of the 4 + len(weights) ways.
+        num_steps: number of DDIM steps. A clip costs that many network calls, each of the two ends about six times as
+            many.
+        grid: time grid of DDIM.
+        guidance: guidance in both directions.
+        progress: called after each of the 4 + len(weights) passes.
 
     Raises:
-        ValueError: for clips of unlike shape, weights outside [0, 1], or a strength outside (0, 1].
+        ValueError: if the clips differ in shape, a weight is outside [0, 1], or the strength is outside (0, 1].
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength: expected more than 0, up to 1 (all the way to noise), got {strength:g}")

@@ -1,4 +1,4 @@
-"""Taking white noise away: a noisy clip is an x_t already, of the time at which the process has that much noise."""
+"""Removal of white noise: a noisy clip is treated as the x_t of the time with the same amount of noise."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ _QUANTILE = 0.25
 
 
 def noise_std_at(noisy: Tensor, snr_db: float) -> Tensor:
-    """Standard deviation of the noise in clips ``[B, C, T]`` of which the signal-to-noise ratio is known, ``[B]``.
+    """Returns the standard deviation of the noise ``[B]`` in clips ``[B, C, T]`` of a known signal-to-noise ratio.
 
     Raises:
-        ValueError: for a ratio that is not finite.
+        ValueError: if the ratio is not finite.
     """
     if not math.isfinite(snr_db):
         raise ValueError(f"snr_db: expected a finite number of dB, got {snr_db}")
@@ -28,16 +28,16 @@ def noise_std_at(noisy: Tensor, snr_db: float) -> Tensor:
 
 
 def estimated_noise_std(noisy: Tensor, window: int = 512, num_bands: int = 16) -> Tensor:
-    """Standard deviation of the white noise in clips ``[B, C, T]``, float ``[B]``.
+    """Estimates the standard deviation of the white noise in clips ``[B, C, T]``, float ``[B]``.
 
-    White noise has the same power everywhere, and its powers in a spectrogram are exponential. So the quietest
-    quarter of each band is looked at, and the quietest band believed: where no band is ever without signal, or the clip
-    has been low-passed, the estimate is wrong, and ``noise_std`` is better given.
+    White noise has the same power in all bands and frames, with an exponential distribution. The estimate is based on
+    the lower quartile of the power in each band, of which the lowest is used. It is wrong if every band always contains
+    signal, or if the clip was low-passed; give ``noise_std`` then.
 
     Args:
-        noisy: the clips; digital silence in them is left out.
-        window: samples of a spectrogram's frame, or the clip's length if that is less.
-        num_bands: of equal width.
+        noisy: the clips; digital silence in them is ignored.
+        window: samples per frame of the spectrogram, or the clip's length if that is less.
+        num_bands: number of bands of equal width.
     """
     window = min(window, noisy.shape[-1])
     hann = torch.hann_window(window, device=noisy.device)
@@ -64,23 +64,23 @@ def remove_noise(
     guidance: Guidance | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Clips ``[B, C, T]`` without the white noise of ``noise_std`` in them: the chain starts where it has that much.
+    """Removes white noise of standard deviation ``noise_std`` from clips; returns ``[B, C, T]``.
 
-    One network call gives the mean of all signals it may have been, nearest to the truth in SNR, but muffled, as
-    what is uncertain is left out. A deterministic sampler goes on from there to a signal that sounds like the
-    data; for Gaussian data of variance s² its squared error is 2s²(1 - s/√(s² + σ²)), at s = σ 0.7 dB above the least,
-    s²σ²/(s² + σ²). A stochastic one, a draw of what it may have been, has twice the least (3 dB).
+    Sampling starts at the time with that much noise. One network call gives the posterior mean, which has the best SNR
+    but sounds muffled, as it leaves out uncertain components. A deterministic sampler continues to a signal that sounds
+    like the data; for Gaussian data of variance s² its squared error is 2s²(1 - s/√(s² + σ²)), which at s = σ is 0.7 dB
+    above the minimum s²σ²/(s² + σ²). A stochastic sampler draws from the posterior and has twice the minimum (3 dB).
 
     Args:
         net: the network, in eval mode.
         process: schedule and parameterization it was trained with.
-        sampler: one of ``diffusion.solvers``, its options bound; None is the mean, in one network call.
-        noisy: clean clip plus noise.
-        noise_std: standard deviation of the noise: one for all, since all are asked about at the same times.
-        seeds: one seed a clip, of what a stochastic sampler draws.
+        sampler: one of ``diffusion.solvers``, with its options bound; None for the mean, in one network call.
+        noisy: clean clips plus noise, ``[B, C, T]``.
+        noise_std: standard deviation of the noise, the same for all clips, as they share the time grid.
+        seeds: one seed per clip, for the draws of a stochastic sampler.
         cond: conditions, each ``[B, ..]``.
-        guidance: all that can be said about it; None is none.
-        on_step: told (t, x0 estimate) after each network evaluation.
+        guidance: all options of guidance; None for no guidance.
+        on_step: called with (t, x0 estimate) after each network evaluation.
 
     Raises:
         ValueError: if ``noise_std`` is not positive.

@@ -1,4 +1,4 @@
-"""What is known of audio, as something known of an x0 that is another exact representation of it."""
+"""Applies constraints on audio to an x0 that is another exact representation of the audio."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,7 +10,7 @@ from audio_diffusion.diffusion.editing.constraints import Constraint
 
 
 class Transform(Protocol):
-    """What is needed of a representation: a linear map and its inverse."""
+    """The members of a representation that ``Through`` needs: a linear map and its inverse."""
 
     elementwise: bool
 
@@ -20,10 +20,10 @@ class Transform(Protocol):
 
 
 class Through(Constraint):
-    """A constraint on audio, put on x0 = encode(audio) for a linear ``encode`` with the inverse ``decode``.
+    """Applies a constraint on audio to x0 = encode(audio), for a linear ``encode`` with the inverse ``decode``.
 
-    The known is A x0 = P decode(x0). The set of all x0 for which it is true is reached by going to the audio and back;
-    where x0 given x_t is Gaussian, the conditional mean is found in the directions Aᵀv, which ``adjoint`` gives.
+    The constrained quantity is A x0 = P decode(x0). x0 is projected by decoding, projecting the audio and encoding
+    again; if x0 given x_t is Gaussian, the conditional mean lies in the directions Aᵀv, which ``adjoint`` returns.
 
     Args:
         constraint: of audio ``[B, C, T]``.
@@ -34,11 +34,11 @@ class Through(Constraint):
         self.constraint, self.transform = constraint, transform
 
     def onto(self, x0: Tensor) -> Tensor:
-        """x0 of the audio of which the known is true."""
+        """Returns x0 of the projected audio, which satisfies the constraint."""
         return self.transform.encode(self.constraint.onto(self.transform.decode(x0)))
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
-        """x0 of the part of v's audio that binds."""
+        """Returns x0 of the projection of v's audio."""
         audio = self.constraint.project(self.transform.decode(v), self.transform.decode(x0))
         return self.transform.encode(audio)
 
@@ -51,12 +51,12 @@ class Through(Constraint):
 
 
 def known_of(transform: Transform, audio: Tensor, constraint: Callable[[Tensor], Constraint]) -> Constraint:
-    """A constraint on x0.
+    """Creates a constraint on x0 from one on audio.
 
     Args:
-        transform: between audio and x0. Where x0 is the audio times a factor, the constraint is made of x0 itself.
+        transform: converts between audio and x0. If x0 is the audio times a factor, x0 itself is constrained.
         audio: the clip ``[B, C, T]``.
-        constraint: makes the constraint of the clip.
+        constraint: creates the constraint from the clip.
     """
     if transform.elementwise:
         return constraint(transform.encode(audio))

@@ -1,4 +1,4 @@
-"""The one way from seeds to an edited clip: where the chain starts, and what it is held to."""
+"""Editing of clips: sampling that starts from a noised clip, under an optional constraint."""
 
 import bisect
 import functools
@@ -20,54 +20,60 @@ from audio_diffusion.diffusion.solvers.solver import OnStep, Sampler
 
 
 def grid_of(sampler: Sampler) -> Grid:
-    """The grid that a sampler goes by, bound or its own."""
+    """Returns the time grid of a sampler: the bound one or its default."""
     return inspect.signature(sampler).parameters["grid"].default
 
 
 def time_of_noise(schedule: Schedule, ratio: float) -> float:
-    """The trained time of sigma_t/alpha_t = ``ratio``, or the nearest."""
+    """Returns the trained time nearest to the one at which sigma_t/alpha_t is ``ratio``."""
     wanted = torch.tensor(-2 * math.log(ratio), dtype=torch.float64)
     t = max(schedule.time_of_log_snr(wanted).item(), schedule.first_time)
     return t if schedule.num_steps is None else max(round(t * schedule.num_steps), 1) / schedule.num_steps
 
 
 def time_of_strength(schedule: Schedule, strength: float) -> float:
-    """The time at which ``strength``, below 1, is sigma_t/√(alpha_t² + sigma_t²), the amplitude of the noise in x_t."""
+    """Returns the time at which the amplitude of the noise in x_t, sigma_t/√(alpha_t² + sigma_t²), is ``strength``.
+
+    ``strength`` must be below 1.
+    """
     return time_of_noise(schedule, strength / math.sqrt(1 - strength**2))
 
 
 @dataclass(frozen=True)
 class From:
-    """A grid from a time on, as many times as of the whole: a solver's first steps are its worst, and here they matter.
+    """Time grid starting at ``start`` with as many points as the full grid, as far as the schedule has them.
+
+    A solver's first steps are its least accurate, and they matter here, so they are not left as long as in the full
+    grid.
 
     Args:
-        start: the first time asked at, unless the grid begins with less noise.
-        grid: what follows is the end of a finer one, at most four times as fine.
+        start: the first time, unless the grid starts with less noise.
+        grid: the grid whose finer version, at most four times as fine, gives the later times.
     """
 
     start: float
     grid: Grid
 
     def __call__(self, schedule: Schedule, num_steps: int | None) -> list[float]:
-        """``start`` and the later times of the grid."""
+        """Returns ``start`` and the later times of the grid."""
         times = self.grid(schedule, num_steps)
         if times[0] <= self.start:
             return times
         finest = 4 * len(times)
         if schedule.num_steps is not None:
-            finest = min(finest, len(self.grid(schedule, None)))  # a chain has no more
+            finest = min(finest, len(self.grid(schedule, None)))  # all steps of the chain
         later_of = functools.cache(lambda count: [t for t in self.grid(schedule, count) if t < self.start])
         enough = lambda count: len(later_of(count)) >= len(times) - 1  # noqa: E731
         count = bisect.bisect_left(
             range(finest), True, lo=len(times), key=enough
-        )  # finest, if none before it is enough
-        while count > len(times) and enough(count - 1):  # rounding may make a coarser one enough
+        )  # the finest grid, if no coarser one suffices
+        while count > len(times) and enough(count - 1):  # rounding may let a coarser grid suffice
             count -= 1
         later = later_of(count)
         return [self.start, *later[self._is_near(schedule, later) :]]
 
     def _is_near(self, schedule: Schedule, later: list[float]) -> bool:
-        """Whether the first step would be less than half of the second, in log-SNR."""
+        """Whether the first step would be less than half the length of the second, in log-SNR."""
         if len(later) < 2:
             return False
         start, first, second = schedule.log_snr(torch.tensor([self.start, *later[:2]], dtype=torch.float64)).tolist()
@@ -90,28 +96,28 @@ def edit(
     guidance: Guidance | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """``clip`` made anew as far as ``strength`` says, and held to ``constraint``; ``[B, C, T]``.
+    """Regenerates ``clip`` with the given ``strength``, subject to ``constraint``; returns ``[B, C, T]``.
 
-    Everything random about sample i comes from ``seeds[i]`` alone. At strength 1 nothing of the clip is seen but what
-    the constraint tells, and the noise is that of ``generation.generate``.
+    All randomness of sample i comes from ``seeds[i]`` alone. At strength 1 the result depends on the clip only through
+    the constraint, and the noise is the same as in ``generation.generate``.
 
     Args:
         net: the network, in eval mode.
         process: schedule and parameterization it was trained with.
-        sampler: one of ``diffusion.solvers``, its options bound.
+        sampler: one of ``diffusion.solvers``, with its options bound.
         clip: ``[B, C, T]`` on the network's device.
-        seeds: one seed a clip.
+        seeds: one seed per clip.
         cond: conditions, each ``[B, ..]``.
         strength: SDEdit (Meng et al. 2021, arXiv:2108.01073, algorithm 1): the chain starts where
-            sigma_t/√(alpha_t² + sigma_t²) is ``strength``, the amplitude of the noise in x_t; 0 gives the clip itself.
-        constraint: what stays, ``editing.constraints``.
-        iterations: backward passes a step to follow it, see ``consistency.consistent``; 0 takes none.
-        guidance_scale: classifier-free guidance, 1 is none; short for ``guidance=Guidance(scale)``.
-        guidance: all that can be said about it.
-        on_step: told (t, x0 estimate) after each estimate.
+            sigma_t/√(alpha_t² + sigma_t²) is ``strength``, the amplitude of the noise in x_t; 0 returns the clip.
+        constraint: known properties of the result, see ``editing.constraints``.
+        iterations: backward passes per step for the constraint, see ``consistency.consistent``; 0 for none.
+        guidance_scale: scale of classifier-free guidance, 1 for none; short for ``guidance=Guidance(scale)``.
+        guidance: all options of guidance.
+        on_step: called with (t, x0 estimate) after each estimate.
 
     Raises:
-        ValueError: for a strength outside [0, 1], or another number of seeds than clips.
+        ValueError: if the strength is outside [0, 1], or the number of seeds is not that of clips.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength: expected 0 (the clip itself) to 1 (a fresh sample), got {strength}")

@@ -15,24 +15,26 @@ def starts(length: int, window: int, hop: int) -> list[int]:
 
 
 class Windowed:
-    """A network for signals of any length, made of one for ``window`` samples; itself the contract of a network.
+    """Applies a network trained on ``window`` samples to longer signals; called in the same way as the network.
 
-    At each step every sample's output is the mean of the windows' it lies in (MultiDiffusion, Bar-Tal et al. 2023,
-    arXiv:2302.08113, eq. 5); as x0 and noise are linear in the output, theirs are meant with it. A window knows least
-    at its edges, so it counts there least: sin² over the overlap. Measured in benchmarks/editing.
+    At each step the output at every sample is the mean of the outputs of the windows that contain it (MultiDiffusion,
+    Bar-Tal et al. 2023, arXiv:2302.08113, eq. 5); x0 and noise are linear in the output, so averaging outputs averages
+    them too. A window has the least context at its edges, so its weight falls towards them, as sin² over the overlap.
+    Measured in benchmarks/editing.
 
-    What is shorter than a window is the beginning of one: generate ``window`` samples and keep the first, which have
-    the right distribution whatever the network.
+    For a signal shorter than a window, generate ``window`` samples and keep the first ones, which have the right
+    distribution with any network.
 
     Args:
-        net: for ``window`` samples.
-        window: length of what it was trained on.
-        overlap: samples that neighbours share; None is half the window.
-        batch_size: windows per call of ``net``, which bounds the memory: gradients are recomputed window by window.
-        cond_at: the conditions of the window that starts at a sample, of those of the signal; None: the same for all.
+        net: network for ``window`` samples.
+        window: length of the signals that the network was trained on, in samples.
+        overlap: number of samples that neighbouring windows share; None for half the window.
+        batch_size: windows per call of ``net``; it bounds the memory, as gradients are recomputed window by window.
+        cond_at: returns the conditions of the window that starts at a sample from those of the signal; None if all
+            windows have the same.
 
     Raises:
-        ValueError: for an overlap that is negative or more than half the window, or a batch size below 1.
+        ValueError: if the overlap is negative or more than half the window, or the batch size is below 1.
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class Windowed:
         )
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """``[B, C, L] -> [B, C, L]``, L at least the window.
+        """Computes the output ``[B, C, L]`` for x_t ``[B, C, L]``.
 
         Raises:
-            ValueError: for a shorter signal.
+            ValueError: if L is less than the window.
         """
         length = x_t.shape[-1]
         if length < self.window:
@@ -80,7 +82,8 @@ class Windowed:
         return total / weights
 
     def _outputs(self, windows: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's of all windows, ``batch_size`` at a time; for a gradient nothing but the windows is kept."""
+        """Evaluates the network on all windows, ``batch_size`` at a time; with gradients, activations are recomputed in
+        the backward pass."""
         outputs = []
         for first in range(0, len(windows), self.batch_size):
             part = slice(first, first + self.batch_size)
