@@ -1,4 +1,4 @@
-"""Hearing the model learn: periodic reverse diffusion from the EMA weights."""
+"""Callback that periodically generates audio samples from the EMA weights."""
 
 import csv
 import gc
@@ -29,7 +29,8 @@ from audio_diffusion.training.module import DiffusionModule
 
 
 def level_row(clip: Tensor) -> dict[str, float]:
-    """Levels of a clip ``[C, T]``: peak, RMS (full scale 1), % of samples clipped (over 1), silent (below -60 dB)."""
+    """Returns levels of a clip ``[C, T]``: peak, RMS (full scale 1), % of samples clipped (over 1), silent (below -60
+    dB)."""
     magnitude = clip.abs()
     return {
         "peak": round(magnitude.max().item(), 4),
@@ -41,17 +42,20 @@ def level_row(clip: Tensor) -> dict[str, float]:
 
 @dataclass
 class _Made:
-    """One rank's part of a round."""
+    """The samples that one rank generates in a round."""
 
     audio: Tensor  # [slots, C, T]
-    words: list[str]  # what to call each slot, of all ranks
+    words: list[str]  # the name of each slot, of all ranks
     points: list[tuple[float, Tensor]]  # (t, x0 estimate of the first slot) of every step
-    scale: float  # of the guidance
+    scale: float  # guidance scale
 
 
 def progress(trainer: L.Trainer, count: int) -> tqdm:
-    """The bar of a round of ``count`` sounds, on rank 0 and where the run has a bar; it counts network calls. It comes
-    after two seconds; in a log file a line every ten."""
+    """Creates the progress bar of a round of ``count`` sounds, which counts network calls.
+
+    It is shown on rank 0 if the run has a progress bar, after two seconds; in a log file it prints a line every ten
+    seconds.
+    """
     is_terminal = sys.stdout.isatty()
     return tqdm(
         desc=f"sampling at step {trainer.global_step}: {counted(count, 'sound')}",
@@ -67,27 +71,28 @@ def progress(trainer: L.Trainer, count: int) -> tqdm:
 
 
 class SampleAudio(L.Callback):
-    """Generates the same slots every ``every_n_steps`` and at the end, writes them, and logs them.
+    """Generates the same slots every ``every_n_steps`` steps and at the end of training, and writes and logs them.
 
-    A slot keeps its conditions and its noise for the whole run, so that one hears the same sound improve: each the next
-    class where the network is told the label alone, else all that is known of the next held-out clip. Training is not
-    touched: all randomness comes from the slots' own generators. Slots are shared out over the ranks and gathered.
-    A round that fails is a warning, counted in ``sampling/failures``; out of memory, it is tried again one by one.
+    A slot keeps its conditions and its noise for the whole run, so that one hears the same sound improve. If the label
+    is the network's only condition, each slot takes the next class; otherwise it takes all conditions of the next
+    held-out clip. Sampling does not affect training, as all its randomness comes from the slots' own generators. Slots
+    are distributed over the ranks and gathered. A failed round is a warning, counted in ``sampling/failures``; if
+    memory runs out, the slots are generated one by one.
 
     Args:
-        sampler: one of ``diffusion.solvers``, options bound.
+        sampler: one of ``diffusion.solvers``, with its options bound.
         shape: (C, T) of the audio.
         sample_rate: Hz.
         classes: class names, in the order of the network's labels.
         folder: ``step_<step>/`` with .wav files, pictures and samples.csv are written below it.
         every_n_steps: optimizer steps between rounds.
         num_samples: number of slots.
-        guidance_scale: classifier-free guidance, 1 is none; unconditional models go without.
-        seed: of the slots' noise.
-        num_process_points: x0 estimates shown of the first slot's reverse process; 0 shows none.
+        guidance_scale: scale of classifier-free guidance, 1 for none; unconditional models use none.
+        seed: seed of the slots' noise.
+        num_process_points: number of x0 estimates shown of the first slot's reverse process; 0 for none.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: if ``every_n_steps`` or ``num_samples`` is below 1.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class SampleAudio(L.Callback):
         self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
         self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
         self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
-        self.told: AudioBatch | None = None  # the held-out clips that the slots are told of, once they are read
+        self.told: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self._sampled_at, self._tolerance = -1, FailureTolerance("sampling")
 
@@ -120,7 +125,7 @@ class SampleAudio(L.Callback):
             self._sample_once(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.should_stop:  # a run that was stopped has other things to do
+        if not trainer.should_stop:  # a run that was asked to stop should exit soon
             self._sample_once(trainer, pl_module)
 
     def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,10 +1,10 @@
-"""Time grids: at which times a sampler asks the network.
+"""Time grids: the times at which a sampler evaluates the network.
 
-    grid(schedule, num_steps) -> num_steps times, falling, all of them trained; after the last, x0 is the estimate made
+    grid(schedule, num_steps) -> num_steps falling times, all of them trained; the estimate at the last one is x0
 
-A chain of T steps is asked at i/T only. Where x_t is all but noise x0 can hardly be read from it; an even grid on such
-a chain starts at the last step with alpha_t >= 0.005. A schedule that ends without any signal is started at its
-very end.
+On a chain of T steps all times are i/T. If x_t is nearly pure noise, x0 can hardly be estimated from it, so an even
+grid on a chain starts at the last step with alpha_t >= 0.005. If the schedule ends without any signal, the grid starts
+at its end.
 """
 
 import math
@@ -20,10 +20,10 @@ _MIN_ALPHA = 0.005
 
 
 def _checked(num_steps: int | None, most: int | None, schedule: Schedule) -> int:
-    """The number of steps; None is all of them.
+    """Returns the checked number of steps; None means all steps.
 
     Raises:
-        ValueError: if there are not so many, or all of a schedule without steps are asked for.
+        ValueError: if the schedule has fewer steps, or ``num_steps`` is None for a schedule of continuous time.
     """
     if most is None:
         if num_steps is None or num_steps < 1:
@@ -42,11 +42,11 @@ def _checked(num_steps: int | None, most: int | None, schedule: Schedule) -> int
 
 
 def _first_step(schedule: Steps) -> int:
-    """Index of the step to start at.
+    """Returns the index of the step to start at.
 
-    The last with alpha_t of at least 0.005: where the signal is fainter, x_t is noise all the same, but
-    x0 = (x_t - sigma_t·noise)/alpha_t makes any error of the network more than 200 times larger. Where that one is not
-    noise yet (alpha_t above 0.1, which takes few and coarse steps), and where the end is pure noise, it is T.
+    It is the last step with alpha_t of at least 0.005: with a weaker signal x_t is noise all the same, but
+    x0 = (x_t - sigma_t·noise)/alpha_t amplifies errors of the network more than 200 times. It is T if that step is not
+    noise yet (alpha_t above 0.1, on a chain of few, coarse steps), or if the schedule ends in pure noise.
     """
     alpha = schedule.alphas
     first = int((alpha >= _MIN_ALPHA).sum()) - 1
@@ -56,8 +56,8 @@ def _first_step(schedule: Steps) -> int:
 def trailing(schedule: Schedule, num_steps: int | None) -> list[float]:
     """Even in t down to 0, which is x0: the last time is 1/num_steps (Lin et al. 2023, arXiv:2305.08891, table 2).
 
-    Its last steps jump far in log-SNR: solvers of higher order do not like that, and those of first order lose quiet
-    sounds (DDIM in 50 steps makes what is at -40 dB 8 dB too quiet; with ``balanced`` it is within 1 dB).
+    Its last steps are long in log-SNR, where solvers of higher order are inaccurate and those of first order lose quiet
+    sounds (DDIM in 50 steps makes sounds at -40 dB 8 dB too quiet; with ``balanced`` they are within 1 dB).
 
     Raises:
         ValueError: if ``num_steps`` is not between 1 and the number of steps there are.
@@ -86,7 +86,7 @@ def uniform(schedule: Schedule, num_steps: int | None) -> list[float]:
 
 
 def _range(schedule: Schedule) -> tuple[float, float]:
-    """log(sigma/alpha) at the noisiest and the cleanest level to ask at."""
+    """Returns log(sigma/alpha) of the noisiest and the cleanest level of a grid."""
     last = _first_step(schedule) / schedule.num_steps if isinstance(schedule, Steps) else 1.0
     ends = schedule.log_snr(torch.tensor([last, schedule.first_time], dtype=torch.float64))
     top, floor = (-0.5 * ends).tolist()
@@ -94,9 +94,10 @@ def _range(schedule: Schedule) -> tuple[float, float]:
 
 
 def _levels(schedule: Schedule, num_steps: int | None, place: Callable[[int], Tensor]) -> list[float]:
-    """The times of noise levels: ``place(n)`` gives log(sigma/alpha) of n levels, falling.
+    """Returns the times of noise levels; ``place(n)`` returns log(sigma/alpha) of n levels, falling.
 
-    On a chain each is moved to the nearest step that is free. A schedule that ends without signal is first asked there.
+    On a chain each time is moved to the nearest free step. If the schedule ends without signal, the first time is its
+    end.
     """
     num_steps = _checked(num_steps, _first_step(schedule) if isinstance(schedule, Steps) else None, schedule)
     pure = [1.0] if schedule.final_alpha == 0 else []
@@ -155,12 +156,13 @@ def karras(
 def balanced(
     schedule: Schedule, num_steps: int | None, share: float = 0.34, centre_db: float = -11.2, width_db: float = 5.5
 ) -> list[float]:
-    """Even in log-SNR, and more steps around the noise level where data of unit variance takes shape.
+    """Even in log-SNR, with more steps around the noise level at which data of unit variance takes shape.
 
-    Loud and quiet components of audio appear at noise levels of their own, each alike in log-SNR, so long even steps
-    serve them; where the bulk of the data is decided the denoiser bends, and steps are short. The noise levels reach
-    from 60·log10(n) - 40 dB down to 45 - 86·log10(n) dB of the data for n steps, as far as the schedule has them: with
-    fewer, long steps lose more than a wider range wins. The numbers are measured: benchmarks/sampling.
+    Loud and quiet components of audio emerge at different noise levels, in the same way on the log-SNR scale, so long
+    even steps suffice for them. Where most of the data is decided, the denoiser is strongly nonlinear and steps are
+    short. For n steps the noise levels reach from 60·log10(n) - 40 dB down to 45 - 86·log10(n) dB of the data, within
+    the schedule's range: with few steps, a wider range costs more accuracy in longer steps than it gains. The numbers
+    are measured: benchmarks/sampling.
 
     Args:
         share: part of the steps in the middle region; 0 is even in log-SNR.

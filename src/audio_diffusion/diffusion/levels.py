@@ -1,9 +1,9 @@
-"""Does a sampler keep levels? Measured before any time is spent, on data whose exact denoiser is known.
+"""Level error of a sampler, measured without a network on Gaussian data, whose exact denoiser is known.
 
-The data is Gaussian, half of it at -6 dB and half at -40 dB of x0's unit variance: audio has quiet parts beside loud
-ones. The exact denoiser of Gaussian data is linear, so a sample is a weighted sum of every noise that was drawn, and
-its standard deviation follows from the weights without any chance: one run of the sampler on B samples, in each of
-which one noise is 1 and all others are 0.
+Half of the data is at -6 dB and half at -40 dB of x0's unit variance, as audio has loud and quiet parts. The exact
+denoiser of Gaussian data is linear, so a sample is a weighted sum of all drawn noises, and its standard deviation
+follows exactly from the weights. They are found by one run of the sampler on B samples, in each of which one noise is 1
+and all others are 0.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ TOLERATED_DB = 3.1  # half or twice the power
 
 
 class LevelError(NamedTuple):
-    """Level of what is sampled minus that of the data, in dB, of its loud and its quiet half."""
+    """Level of the samples minus that of the data, in dB, of the loud and of the quiet half."""
 
     loud_db: float
     quiet_db: float
@@ -36,7 +36,7 @@ class LevelError(NamedTuple):
 
 
 def _exact(schedule: Schedule, std: Tensor) -> Denoiser:
-    """E[x0 | x_t] and E[noise | x_t] of x0 ~ N(0, std²)."""
+    """Returns the exact denoiser, E[x0 | x_t] and E[noise | x_t], for x0 ~ N(0, std²)."""
 
     def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
         assert isinstance(t, float)
@@ -49,10 +49,10 @@ def _exact(schedule: Schedule, std: Tensor) -> Denoiser:
 
 @torch.no_grad()
 def level_error(schedule: Schedule, sampler: Sampler) -> LevelError:
-    """How far a sampler is off in level, on the CPU in float64.
+    """Computes the level error of a sampler, on the CPU in float64.
 
     Raises:
-        ValueError: if the schedule has not so many steps as the sampler is to take.
+        ValueError: if the schedule has fewer steps than the sampler takes.
     """
     std = 10 ** (torch.tensor([LOUD_DB, QUIET_DB], dtype=torch.float64) / 20)
     denoise, drawn = _exact(schedule, std), 0
@@ -112,7 +112,7 @@ def _is_ours(sampler: Sampler) -> bool:
 
 
 def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:
-    """What to choose instead, measured before it is said."""
+    """Returns a recommendation of another sampler, whose level error has been measured."""
     given = getattr(sampler, "keywords", {}).get("num_steps")
     most = schedule.num_steps
     count = given or 50
@@ -125,7 +125,7 @@ def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:
     for said, choice in choices:
         try:
             better = level_error(schedule, choice)
-        except ValueError:  # the chain has not so many steps, or the grid is no option of this solver
+        except ValueError:  # the chain has too few steps, or the solver does not take this grid
             continue
         if better.worst_db <= TOLERATED_DB:
             return f"Choose {said}, which is within {max(better.worst_db, 0.1):.1f} dB"

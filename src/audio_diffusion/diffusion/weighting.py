@@ -1,7 +1,6 @@
-"""Which noise levels training looks at: how t is drawn, and what the error of a sample counts.
+"""Weighting of noise levels in training: the density from which t is drawn, and the weight of a sample's error.
 
-Only the product of the two matters in expectation (Kingma & Gao 2023, arXiv:2303.00848, section 3): what is drawn often
-counts much.
+In expectation only the product of density and weight matters (Kingma & Gao 2023, arXiv:2303.00848, section 3).
 """
 
 import math
@@ -15,17 +14,17 @@ from audio_diffusion.diffusion.schedule import Schedule
 
 
 class Density(Protocol):
-    """How t is drawn."""
+    """Density from which t is drawn."""
 
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """u uniform in [0, 1) -> t, float32 of u's shape, never falling as u grows."""
+        """Maps u, uniform in [0, 1), to t, float32 of u's shape, non-decreasing in u."""
 
 
 class Weight(Protocol):
-    """What an error counts, given for errors of the noise estimate: that of x0 is SNR times smaller."""
+    """Weight of the error of the noise estimate; the squared error of x0 is smaller by the factor SNR."""
 
     def __call__(self, snr: Tensor) -> Tensor:
-        """Factor of the squared error of noise at alpha²/sigma² = snr, of its shape."""
+        """Returns the factor of the squared error of noise at alpha²/sigma² = snr, of snr's shape."""
 
 
 def _positive(name: str, value: float) -> None:
@@ -39,7 +38,7 @@ def _normal(u: Tensor) -> Tensor:
 
 
 def _known(t: Tensor, schedule: Schedule) -> Tensor:
-    """t moved to one that is trained: up to the next i/T of a chain of T steps, else into [first_time, 1]; float32."""
+    """Moves t to a trained time: up to the next i/T on a chain of T steps, else into [first_time, 1]; float32."""
     if schedule.num_steps is None:
         return t.clamp(schedule.first_time, 1).float()
     return (t * schedule.num_steps).ceil().clamp(1, schedule.num_steps).div(schedule.num_steps).float()
@@ -155,7 +154,7 @@ class P2:
 class EdmWeight:
     """(sigma² + sigma_data²)/(sigma·sigma_data)² on x0's error, sigma the noise per signal (EDM, table 1).
 
-    It is what parameterization=edm has without a weight; this is for the others.
+    parameterization=edm has this weight by default; the class is for other parameterizations.
 
     Args:
         sigma_data: standard deviation of x0.
@@ -170,17 +169,17 @@ class EdmWeight:
         _positive("sigma_data", self.sigma_data)
 
     def __call__(self, snr: Tensor) -> Tensor:
-        """1/SNR of it, as noise's error."""
+        """Returns the weight divided by SNR, so that it applies to the noise's error."""
         return (1 / snr + self.sigma_data**2) / self.sigma_data**2
 
 
 @dataclass(frozen=True)
 class Sigmoid:
     """sigmoid(bias - log SNR) on the noise's error (Kingma & Gao 2023, arXiv:2303.00848, appendix; Hoogeboom et al.
-    2024, arXiv:2410.19324, section 3): levels cleaner than the bias count ever less.
+    2024, arXiv:2410.19324, section 3): the weight falls towards cleaner levels.
 
     Args:
-        bias: the log-SNR at which the weight is a half; larger looks at finer detail.
+        bias: the log-SNR at which the weight is a half; a larger bias weights finer detail more.
     """
 
     bias: float = 2.0

@@ -1,4 +1,4 @@
-"""A run that is stuck says where, and ends, so that it can be started again."""
+"""Watchdog that ends a stuck run and prints its stacks, so that the run can be restarted."""
 
 import faulthandler
 import multiprocessing
@@ -14,17 +14,18 @@ import lightning as L
 from audio_diffusion.checkpoints import signals
 
 STUCK = 70  # the exit status
-_SECONDS_FOR_OTHERS = 5.0  # to print their stacks: where a rank ends, Slurm ends the others
+_SECONDS_FOR_OTHERS = 5.0  # time for other ranks to print their stacks: Slurm ends them when one rank exits
 
 
 class Heartbeat(L.Callback):
-    """Watches that the run moves: a step, a batch of validation, a network call of sampling, every few minutes.
+    """Ends the run if it makes no progress: no step, validation batch or network call of sampling for some minutes.
 
-    Where nothing moves, since one rank died silently, a read never returns, or a collective waits for ever, every rank
-    prints the stacks of all its threads and of its DataLoader workers, and exits with status 70.
+    Reasons for that are a rank that died silently, a read that never returns, or a collective that waits forever. Every
+    rank then prints the stacks of all its threads and of its DataLoader workers, and exits with status 70.
 
     Args:
-        minutes: without life; generous, as the start and writing a large checkpoint count too. Compiling does not.
+        minutes: time without progress; generous, as it includes start-up and the writing of large checkpoints, but not
+            compiling.
 
     Raises:
         ValueError: if ``minutes`` is not positive.
@@ -39,15 +40,15 @@ class Heartbeat(L.Callback):
         self._thread: threading.Thread | None = None
 
     def beat(self, doing: str) -> None:
-        """The run moves; ``doing`` is what it says it was at, should this be the last time."""
+        """Records progress; the report names ``doing`` as the current work if no further progress follows."""
         self._beat_at, self._doing = time.monotonic(), doing
 
     def pause(self, doing: str) -> None:
-        """The run is at something that may take any time; nothing counts as stuck until ``resume``."""
+        """Suspends the watch until ``resume``, during work that may take any time."""
         self._doing, self._paused = doing, True
 
     def resume(self, doing: str) -> None:
-        """The run goes on after a pause."""
+        """Restarts the watch after a pause."""
         self.beat(doing)
         self._paused = False
 

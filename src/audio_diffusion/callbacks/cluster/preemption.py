@@ -1,4 +1,4 @@
-"""Being asked to stop, by a cluster or at the keyboard: all ranks agree, save once, and leave alike."""
+"""Stops a run on request of the cluster or the user: all ranks stop at the same step and save once."""
 
 import contextlib
 import os
@@ -14,26 +14,27 @@ from lightning.pytorch.utilities import rank_zero_info
 from audio_diffusion.callbacks.cluster.heartbeat import beat
 from audio_diffusion.checkpoints import signals
 
-_BY_FILE = 1000  # what asked, beside the numbers of signals, of which this is none
-_SECONDS_BETWEEN_LOOKS = 1.0  # at the file, which may lie on a slow, shared file system
+_BY_FILE = 1000  # code for a stop request by the file; no signal has this number
+_SECONDS_BETWEEN_LOOKS = 1.0  # interval between checks for the file, which may be on a slow, shared file system
 
 
 class Interrupted(Exception):
-    """What goes on between two steps is left off, as the run was asked to stop."""
+    """Raised to abort work between two steps after a stop request."""
 
 
 class StopWhenAsked(L.Callback):
-    """Ends training cleanly when a signal came, to any rank, or once a file is there.
+    """Ends training cleanly when any rank has received a signal, or a stop file exists.
 
-    slurm/train.sh makes the file when Slurm warns of the end. Signals (SIGTERM, SIGUSR1, SIGHUP, the first Ctrl-C)
-    only set a flag. At ends of optimizer steps, and during validation, the ranks look and agree, so all stop at the
-    same step. What is left to save is saved as at any end of training; no validation and no sampling is begun. Then
-    ``<file>.done`` asks the batch script to queue the job again.
+    slurm/train.sh creates the file when Slurm announces the end of the job. Signals (SIGTERM, SIGUSR1, SIGHUP, the
+    first Ctrl-C) only set a flag. After optimizer steps and validation batches the ranks exchange their flags, so all
+    stop at the same step. The run is saved as at any end of training; no validation or sampling is started. The file
+    ``<file>.done`` then makes the batch script requeue the job.
 
     Args:
-        file: None: the environment variable AUDIO_DIFFUSION_STOP_FILE; without either only signals stop the run.
-        every_n_steps: optimizer steps between looks where there are several ranks, since it takes an all-reduce of one
-            number. A single rank looks after each. All look after each batch of validation.
+        file: path of the stop file; None for the environment variable AUDIO_DIFFUSION_STOP_FILE. Without either, only
+            signals stop the run.
+        every_n_steps: optimizer steps between checks with several ranks, as each check is an all-reduce of one number.
+            A single rank checks after every step. All check after each validation batch.
 
     Raises:
         ValueError: if ``every_n_steps`` is below 1.
@@ -44,19 +45,20 @@ class StopWhenAsked(L.Callback):
             raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         name = file or os.environ.get(signals.STOP_FILE)
         self.file, self.every_n_steps = Path(name) if name else None, every_n_steps
-        self._asked_by = 0  # agreed by the ranks: _BY_FILE, the signal's number, or 0
+        self._asked_by = 0  # the request that all ranks know of: _BY_FILE, the signal's number, or 0 for none
         self._seen_step, self._looked_at, self._file_is_there = -1, -_SECONDS_BETWEEN_LOOKS, False
         self._listening = contextlib.ExitStack()
 
     @property
     def status(self) -> int:
-        """What the program should exit with: 0 where somebody waits for ``<file>.done``, else 128 + the signal."""
+        """Exit status of the program: 128 + the signal's number, or 0 without a signal or if a batch script waits for
+        ``<file>.done``."""
         if self._asked_by in (0, _BY_FILE) or (self.file is not None and self._asked_by != signal.SIGINT):
             return 0
         return 128 + self._asked_by
 
     def asked(self, trainer: L.Trainer) -> int:
-        """By what this rank knows itself asked to stop; the file is looked for by rank 0 alone."""
+        """Returns the stop request that this rank knows of, or 0; only rank 0 checks for the file."""
         if self._asked_by or signals.received():
             return self._asked_by or signals.received() or 0
         if self.file is None or not trainer.is_global_zero:
@@ -66,7 +68,7 @@ class StopWhenAsked(L.Callback):
         return _BY_FILE if self._file_is_there else 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Lightning's handler of SIGTERM broadcasts, wherever it has interrupted this rank: others may not be there
+        # Lightning's SIGTERM handler broadcasts wherever it interrupts this rank, and the other ranks may not take part
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,7 +80,7 @@ class StopWhenAsked(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._seen_step:
-            return  # batches are accumulated
+            return  # gradients are being accumulated: no optimizer step was taken
         self._seen_step = trainer.global_step
         if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
             self._agree(trainer)
@@ -121,7 +123,7 @@ class StopWhenAsked(L.Callback):
 
 
 def stop_of(trainer: L.Trainer) -> StopWhenAsked | None:
-    """The callback that stops this run when it is asked to."""
+    """Returns the trainer's ``StopWhenAsked`` callback, or None."""
     return next((c for c in trainer.callbacks if isinstance(c, StopWhenAsked)), None)  # type: ignore[attr-defined]
 
 
@@ -132,16 +134,15 @@ def is_stopping(trainer: L.Trainer) -> bool:
 
 
 def beat_or_stop(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
-    """Sends a heartbeat and honours a request to stop: for long work between two steps, such as the network calls of
-    sampling.
+    """Sends a heartbeat and obeys a stop request; called during long work between two steps, such as sampling.
 
     Args:
-        trainer: of the run.
-        doing: the work, in words, for the heartbeat's report.
-        may_stop: False where this rank cannot leave alone, since its network is sharded over ranks.
+        trainer: the run's trainer.
+        doing: description of the work for the heartbeat's report.
+        may_stop: False if this rank cannot stop alone, since its network is sharded over ranks.
 
     Raises:
-        Interrupted: if this rank was asked to stop.
+        Interrupted: if this rank knows of a stop request.
     """
     beat(trainer, doing)
     stop = stop_of(trainer)

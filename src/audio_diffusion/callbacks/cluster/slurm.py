@@ -1,4 +1,4 @@
-"""How Slurm has started this process: what would hang, or train alone, ends here, with what to type."""
+"""Detects how Slurm has started this process, and rejects launches that would hang or train ranks separately."""
 
 import os
 from typing import Any
@@ -7,18 +7,19 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 
 
 def environment(devices: Any, num_nodes: int, program: str = "train.py") -> ClusterEnvironment | None:
-    """Who starts the ranks: Slurm, Lightning where a job runs on one task, or None outside of Slurm.
+    """Returns the environment that starts the ranks: Slurm's, Lightning's for a job of one task, None outside of Slurm.
 
-    Slurm's environment is taken whatever the job is called: Lightning alone would ignore it in a job named "bash" or
-    "interactive", and each rank would train on its own. Its requeueing is off: it saves inside a signal handler.
+    Slurm's environment is used whatever the job's name: Lightning would ignore it in a job named "bash" or
+    "interactive", and each rank would train on its own. Lightning's requeueing is off, as it saves inside a signal
+    handler.
 
     Args:
-        devices: the Trainer's, on each node.
-        num_nodes: the Trainer's.
-        program: what the user runs, for the messages.
+        devices: the Trainer's devices on each node.
+        num_nodes: the Trainer's number of nodes.
+        program: name of the program, for the messages.
 
     Raises:
-        ValueError: if the job has several tasks but srun was left out, or has not as many as there are devices.
+        ValueError: if the job has several tasks but was not started by srun, or if tasks and devices differ in number.
     """
     if "SLURM_JOB_ID" not in os.environ:
         return None
@@ -40,5 +41,5 @@ def environment(devices: Any, num_nodes: int, program: str = "train.py") -> Clus
             f"{devices} and {num_nodes}. Write trainer.devices={per_node} trainer.num_nodes={nodes}, or ask Slurm for "
             f"others: --nodes={num_nodes} --ntasks-per-node={devices}"
         )
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))  # Lightning insists on it
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))  # required by Lightning
     return SLURMEnvironment(auto_requeue=False)
