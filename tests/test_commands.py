@@ -42,18 +42,15 @@ NOT_RUN = {
     "python sample.py ckpt=runs/sc09": "needs the model of the command before",
     "python benchmarks/": "takes hours; benchmarks/ has the results",
     "python train.py trainer.devices=8": "needs eight GPUs",
-    "python train.py experiment=drums model._target_=my_package.MyNetwork": "the network of the page is tested below",
 }
 #: words that stand for something of the reader's
 STAND_INS = {"RUN": "runs/quickstart", "EARLIER": "runs/quickstart", "SHARDS": "data/drums"}
 
 
 def commands_of(page: str) -> list[str]:
-    """The commands of a page, in order: lines of ``bash`` and indented blocks, and whole commands in code spans."""
+    """The commands of a page, in order: lines of ``bash`` blocks, and whole commands in code spans."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    if page == "README.md":
-        blocks += re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
     lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     spans = re.findall(rf"`(python (?:{'|'.join(SCRIPTS)}) [^`\n]+)`".replace(".py", r"\.py"), text)
     lines += [span for span in spans if ".." not in span]
@@ -117,9 +114,20 @@ def reader(
     (tmp_path / "data" / "captioned").symlink_to(captioned)
     for name, hit in {"hit": "snare", "snare": "snare", "kick": "kick"}.items():
         shutil.copy(sorted((drum_folder / hit).glob("*.wav"))[0], tmp_path / f"{name}.wav")
+    write_own_parts(tmp_path)
     audio, sample_rate = sf.read(tmp_path / "kick.wav")
     sf.write(tmp_path / "loud.wav", (3 * audio).clip(-0.9, 0.9), sample_rate)
     return tmp_path
+
+
+def write_own_parts(folder: Path) -> None:
+    """The package and the YAMLs of docs/extending.md, each under the name in its first line."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for name, block in re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        if name.endswith((".py", ".yaml")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(folder / name, "a", encoding="utf-8") as file:
+                file.write(block)
 
 
 def small(script: str, arguments: list[str], tiny: list[str], encoder: Path) -> list[str]:
@@ -134,11 +142,12 @@ def small(script: str, arguments: list[str], tiny: list[str], encoder: Path) -> 
         return arguments
     arguments = [a.replace("NAME_OR_FOLDER", str(encoder)).replace("width=1024", "width=32") for a in arguments]
     is_diffwave = "experiment=vocoder" in words or "model=diffwave" in words
+    is_own = "my_package" in words or "config_dir=" in words
     for option in tiny:
         group = option.split("=")[0]
         if f"{group}=" in words and "." not in group and group in ("trainer", "logger"):
             continue
-        if not (is_diffwave and option.startswith("model.")):
+        if not ((is_diffwave or is_own) and option.startswith("model.")):
             arguments.append(option)
     if is_diffwave:
         arguments += ["model.num_layers=2", "model.width=8"]
@@ -189,6 +198,19 @@ def test_what_is_not_run_names_what_exists(page: str) -> None:
             assert any((ROOT / place / script).exists() for place in (".", "benchmarks/sc09")), command
 
 
+def test_the_chinese_readme_has_the_same_commands() -> None:
+    def typed(page: str) -> list[list[str]]:
+        return [shlex.split(command, comments=True) for command in commands_of(page)]
+
+    def code(page: str) -> list[str]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        return [re.sub(r" +#.*", "", block) for block in blocks]
+
+    assert typed("README.md") == typed("README.zh.md")
+    assert code("README.md") == code("README.zh.md") != []
+
+
 def test_each_reason_belongs_to_a_command() -> None:
     every = [command for page in PAGES for command in commands_of(page)]
     unused = {start for start in NOT_RUN if not any(command.startswith(start) for command in every)}
@@ -196,7 +218,7 @@ def test_each_reason_belongs_to_a_command() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/sampling.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
 def test_the_python_of_a_page_runs(page: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader)
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

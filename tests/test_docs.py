@@ -14,6 +14,8 @@ from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.diffusion.solvers.ddim import ddim
 from audio_diffusion.networks.conditions.condition import Label
+from audio_diffusion.networks.network import check_network
+from audio_diffusion.representations.representation import check_representation
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -42,6 +44,10 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target.split("#")[0]).exists(), f"{page}: {target}"
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
+
+
 def test_the_parts_of_the_page_on_extending_work() -> None:
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -50,10 +56,21 @@ def test_the_parts_of_the_page_on_extending_work() -> None:
         exec(compile(block, "extending.md", "exec"), page)
 
     network = page["MyNetwork"](1, {"label": Label(3)}, width=8)
+    check_network(network)
     x_t, t = torch.randn(2, 1, 32), torch.tensor([0.2, 0.9])
     given = network(x_t, t, {"label": torch.tensor([0, 2])})
     assert given.shape == x_t.shape
     assert not torch.equal(given, network(x_t, t, {"label": torch.tensor([1, -1])}))
+
+    representation, stereo = page["MidSide"](3.0), torch.randn(2, 2, 32, dtype=torch.float64)
+    check_representation(representation)
+    torch.testing.assert_close(representation.decode(representation.encode(stereo)), stereo)
+    torch.testing.assert_close(representation.encode(stereo).square().sum(), 9 * stereo.square().sum())
+
+    loudness = page["Loudness"]()
+    audio = torch.full((1, 1, 64), 0.1)  # -20 dBFS
+    of_crop, of_user = loudness.prepare(audio, "cpu"), loudness.prepare(torch.tensor([-20.0]), "cpu")
+    torch.testing.assert_close(of_crop, of_user)
 
     process = Diffusion(schedules.linear(), Epsilon())
     denoise = process.denoiser(network, {"label": torch.tensor([0, 1])})
