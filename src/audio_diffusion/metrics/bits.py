@@ -1,6 +1,6 @@
-"""Bits per dimension of a set of clips: the estimates of single clips put together, with their errors.
+"""Bits per dimension of a set of clips, estimated from the single clips, with errors.
 
-A dimension is one sample of one channel. 16 bits per dimension is what the audio takes as it is stored.
+A dimension is one sample of one channel. Uncompressed audio takes 16 bits per dimension.
 """
 
 import math
@@ -24,8 +24,8 @@ DB_PER_NAT = 10 / math.log(10)  # of log-SNR
 class Estimate:
     """Bits per dimension of a set of clips.
 
-    standard_error: by the spread of the clips; another set of as many clips of the same kind would lie this far off.
-    monte_carlo_error: by the spread of repeats on the same clips; other noise would. NaN without repeats.
+    standard_error: from the spread over the clips: the expected deviation with another set of clips of equal size.
+    monte_carlo_error: from the spread over repeats: the expected deviation with other noise. NaN without repeats.
     """
 
     bits_per_dim: float
@@ -47,7 +47,7 @@ def estimate(nats: Tensor, dims: Tensor) -> Estimate:
         raise ValueError("clips: expected at least one that can be used, got none")
     (count, repeats), total = nats.shape, dims.sum().double()
     ratio = nats.mean(1).sum() / total
-    # of a ratio of sums, by its linearisation: each clip's distance from what its length would make one expect
+    # error of a ratio of sums, by linearisation: each clip's deviation from the value expected from its length
     distance = nats.mean(1) - ratio * dims
     spread = (distance.square().sum() * count / (count - 1)).sqrt() / total if count > 1 else torch.tensor(math.nan)
     noise = (nats.var(1).sum() / repeats).sqrt() / total if repeats > 1 else torch.tensor(math.nan)
@@ -57,10 +57,11 @@ def estimate(nats: Tensor, dims: Tensor) -> Estimate:
 
 @dataclass(frozen=True)
 class Curve:
-    """What each noise level costs, by signal-to-noise ratio; lists of equal length, from clean to noise.
+    """Loss and bits by signal-to-noise ratio of the noise level; lists of equal length, from clean to noise.
 
-    snr_db: of the level, in dB.   loss: mean squared error of the noise estimate.   bits_per_db: bits per dimension,
-    per dB of the ratio: the area below it is L_t. White noise costs 1 bit per 6.02 dB as long as it is much the louder.
+    snr_db: signal-to-noise ratio, dB.   loss: mean squared error of the noise estimate.   bits_per_db: bits per
+    dimension and dB of the ratio; the area below it is L_t. A white noise signal costs 1 bit per 6.02 dB as long as it
+    is much louder than the noise of the level.
     """
 
     snr_db: list[float]
@@ -70,18 +71,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class ClipBounds:
-    """The bounds of N clips, R times each with other noise; float64 on the CPU."""
+    """The bounds of N clips with R repeats, each with different noise; float64 on the CPU."""
 
-    dims: Tensor  # [N], 0 for slots without a clip
-    nats: Tensor  # [N, R, 3], in the three parts
-    log_snr: Tensor  # [N, R, K], the noise levels drawn,
-    width: Tensor  # [N, R, K], the width in log-SNR that each stands for,
-    level_nats: Tensor  # [N, R, K], what each of them adds to the second part,
-    noise_error: Tensor  # [N, R, K], and the mean squared error of the noise estimate there
+    dims: Tensor  # [N], number of dimensions; 0 for slots without a clip
+    nats: Tensor  # [N, R, 3], the three parts of the bound
+    log_snr: Tensor  # [N, R, K], the noise levels drawn
+    width: Tensor  # [N, R, K], the width in log-SNR that each level represents
+    level_nats: Tensor  # [N, R, K], the contribution of each level to the second part
+    noise_error: Tensor  # [N, R, K], the mean squared error of the noise estimate at each level
 
     @classmethod
     def join(cls, several: Sequence["ClipBounds"]) -> "ClipBounds":
-        """One after the other."""
+        """Concatenates the bounds of several sets of clips."""
         return cls(*(torch.cat([getattr(part, f.name) for part in several]) for f in fields(cls)))
 
     def __getitem__(self, which: Tensor) -> "ClipBounds":
@@ -92,7 +93,7 @@ class ClipBounds:
         return estimate(self.nats.sum(-1), self.dims)
 
     def parts(self) -> dict[str, Estimate]:
-        """L_T (x_1 is not quite noise), L_t (the network's steps, summed) and L_0 (the last, to 16 bits)."""
+        """Returns L_T (x_1 is not quite noise), L_t (sum over the network's steps) and L_0 (last step, to 16 bits)."""
         return {name: estimate(self.nats[..., i], self.dims) for i, name in enumerate(PARTS)}
 
     def describe(self) -> str:
@@ -122,9 +123,9 @@ class BoundMeter:
 
     Args:
         num_levels: noise levels (network evaluations) for each clip and repeat.
-        repeats: estimates of each clip, each with its own noise; 2 or more tell how exact they are.
-        continuous: bound the limit of infinitely many steps, instead of the schedule's T.
-        t_min: time of the least noise, with ``continuous``; None: the least the network is trained with.
+        repeats: number of estimates of each clip, each with its own noise; at least 2 for a Monte Carlo error.
+        continuous: whether to compute the limit of infinitely many steps, instead of the schedule's T steps.
+        t_min: time of the least noise, with ``continuous``; None for the least noise in training.
 
     Raises:
         ValueError: for numbers out of range, or ``t_min`` without ``continuous``.
@@ -147,15 +148,15 @@ class BoundMeter:
         representation: Representation,
         keys: Sequence[tuple[int | str, ...]],
     ) -> ClipBounds:
-        """Of audio ``[B, C, T]``, full scale ±1, taken as 16-bit.
+        """Computes the bounds of clips.
 
         Args:
             denoise: network, parameterization and conditions of these clips.
-            schedule: of the process.
-            audio: the clips.
+            schedule: noise schedule of the process.
+            audio: the clips ``[B, C, T]``, full scale ±1, rounded to 16 bits.
             mask: bool ``[B, 1, T]``, False on padding; a slot that is all padding gets dims 0.
-            representation: between audio and x0, an exact one.
-            keys: what the noise of each clip is keyed by.
+            representation: exact representation between audio and x0.
+            keys: key of each clip's noise.
         """
         codes = [
             code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
@@ -194,12 +195,12 @@ class FlowMeter:
     """Measures the likelihood of clips under the probability-flow ODE, see ``flow.flow_likelihood``.
 
     Args:
-        repeats: estimates of each clip, each with its own dequantisation and trace probe.
+        repeats: number of estimates of each clip, each with its own dequantisation and trace probe.
         tolerance: error of a step of the solver.
-        t_min: time of the least noise; None: the least the network is trained with.
+        t_min: time of the least noise; None for the least noise in training.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: if a number is out of range.
     """
 
     def __init__(self, repeats: int = 2, tolerance: float = 1e-3, t_min: float | None = None):
@@ -220,7 +221,8 @@ class FlowMeter:
         representation: Representation,
         keys: Sequence[tuple[int | str, ...]],
     ) -> Flow:
-        """-log p in nats and network evaluations of each clip and repeat, ``[B, R]``; see ``BoundMeter``."""
+        """Computes -log p in nats and the network evaluations of each clip and repeat, ``[B, R]``; see ``BoundMeter``
+        for the arguments."""
         codes = [
             code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
             for repeat in range(self.repeats)
@@ -243,15 +245,15 @@ class FlowMeter:
 
 
 def count_dims(audio: Tensor, mask: Tensor) -> Tensor:
-    """Dimensions of each clip that are not padding, float64 ``[B]`` on the CPU."""
+    """Counts the dimensions of each clip that are not padding, float64 ``[B]`` on the CPU."""
     return mask.expand_as(audio).flatten(1).sum(1).cpu().double()
 
 
 def value_counts(audio: Tensor, mask: Tensor) -> Tensor:
-    """How often each 16-bit value -32768 .. 32767 occurs, int64 ``[65536]``; to be summed over batches.
+    """Counts the occurrences of each 16-bit value -32768 .. 32767, int64 ``[65536]``; to be summed over batches.
 
     Args:
-        audio: ``[B, C, T]``, full scale ±1, taken as 16-bit.
+        audio: ``[B, C, T]``, full scale ±1, rounded to 16 bits.
         mask: bool ``[B, 1, T]``, False on padding.
     """
     values = quantise(audio)[mask.expand_as(audio)] * LEVELS + LEVELS  # whole numbers below 2^16: exact in float32
@@ -259,10 +261,11 @@ def value_counts(audio: Tensor, mask: Tensor) -> Tensor:
 
 
 def white_gaussian(counts: Tensor) -> float:
-    """Bits per dimension under white Gaussian noise of the samples' variance: what knowing the level alone gives.
+    """Computes bits per dimension under white Gaussian noise of the samples' variance: a baseline that knows only the
+    level.
 
     Args:
-        counts: of each 16-bit value, from ``value_counts``.
+        counts: count of each 16-bit value, from ``value_counts``.
     """
     values, share = torch.arange(-LEVELS, LEVELS, dtype=torch.float64) / LEVELS, counts.double() / counts.sum()
     std = (share * values.square()).sum().sqrt().clamp(min=1e-9)

@@ -1,4 +1,4 @@
-"""16-bit audio as x0 with a probability: what of it is coded, and how a density of x0 becomes one of the audio."""
+"""Conversion of 16-bit audio to x0 for likelihoods: which samples count, and how densities of x0 and audio relate."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,13 @@ from audio_diffusion.representations.representation import Representation
 
 
 class Coded(NamedTuple):
-    """Clips as x0.
+    """Clips as x0, with the data needed to compute likelihoods.
 
     x0: ``[B, D, L]``.
-    own: bool, broadcastable to x0: what is coded; padding is known from the clip's length.
-    scale: x0 = scale · k/32768 for an x0 that has a value for each 16-bit sample, whose bin can be coded as it is. None
-        for any other x0: it is that of dequantised audio, and has a density.
-    nats: float64 ``[B]``, what a density's -log p(x0) differs by from a bound of -log P(audio); 0 where ``scale`` is
-        given.
+    own: bool, broadcastable to x0: True where x0 is coded; padding is known from the clip's length.
+    scale: x0 = scale · k/32768 if each value of x0 is one 16-bit sample, whose bin has a probability. None for any
+        other x0, which is encoded from dequantised audio and has a density.
+    nats: float64 ``[B]``, to be added to -log p(x0) to get a bound on -log P(audio); 0 if ``scale`` is given.
     """
 
     x0: Tensor
@@ -29,17 +28,17 @@ class Coded(NamedTuple):
 
 
 def code(representation: Representation, audio: Tensor, mask: Tensor, generators: Sequence[torch.Generator]) -> Coded:
-    """Clips of 16-bit audio as x0.
+    """Encodes clips of 16-bit audio as x0.
 
-    Of a representation with positions of several samples only whole positions are coded: the clip is cut to them. Its
-    audio is dequantised, x + u with u uniform in its bin: E[-log p(x + u)] - ln(bin width) is at least -log P(x) (Theis
-    et al. 2016, arXiv:1511.01844, eq. 8), and p(x + u) is p(x0) · |det ∂x0/∂audio|.
+    If a position of the representation covers several samples, the clip is cut to whole positions and dequantised,
+    x + u with u uniform in the sample's bin: E[-log p(x + u)] - ln(bin width) is at least -log P(x) (Theis et al. 2016,
+    arXiv:1511.01844, eq. 8), and p(x + u) is p(x0) · |det ∂x0/∂audio|.
 
     Args:
-        representation: an exact one.
-        audio: ``[B, C, T]``, full scale ±1, taken as 16-bit.
+        representation: an exact representation.
+        audio: ``[B, C, T]``, full scale ±1, rounded to 16 bits.
         mask: bool ``[B, 1, T]``, False on padding.
-        generators: one a clip, of the dequantisation.
+        generators: one per clip, for the dequantisation.
 
     Raises:
         ValueError: if the representation is not exact.
@@ -67,6 +66,6 @@ def code(representation: Representation, audio: Tensor, mask: Tensor, generators
 
 
 def coded_samples(representation: Representation, mask: Tensor) -> Tensor:
-    """Which samples are coded, bool of the mask's shape: all that are not padding, in whole positions."""
+    """Returns which samples are coded, bool of the mask's shape: those of whole positions without padding."""
     whole = mask.sum(-1, keepdim=True) // representation.hop * representation.hop
     return mask & (torch.arange(mask.shape[-1], device=mask.device) < whole)

@@ -1,6 +1,6 @@
-"""How many bits a diffusion model needs for 16-bit audio: the density of its probability-flow ODE.
+"""Likelihood of 16-bit audio under the probability-flow ODE of a diffusion model.
 
-In the form of ``metrics.likelihood``, z = cos·x0 + sin·noise, the ODE of every Gaussian process is
+In the notation of ``metrics.likelihood``, z = cos·x0 + sin·noise, the ODE of every Gaussian process is
 
     dz/d log_snr = -½·cos·sin·v(z)          (Song et al. 2021, arXiv:2011.13456, eq. 13)
 
@@ -27,7 +27,7 @@ from audio_diffusion.metrics.likelihood import (
     uniform,
 )
 
-MAX_STEPS = 2000  # of the solver; some dozens are usual
+MAX_STEPS = 2000  # limit on the steps of the solver; it usually needs some dozens
 
 # Dormand & Prince 5(4): where in the step each slope is taken and the weights of those before it; the error's weights
 _STAGES = (
@@ -51,14 +51,17 @@ class Flow(NamedTuple):
 def integrate(
     slope: Callable[[Tensor, Tensor], Tensor], state: Tensor, start: float, stop: float, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Solves d state/d s = slope(s ``[B]``, state ``[B, N]``) from s = start to stop; also evaluations ``[B]``.
+    """Solves d state/d s = slope(s ``[B]``, state ``[B, N]``) from s = start to stop.
 
-    The pair of orders 5 and 4 of Dormand & Prince (1980), each row with steps of its own, so that it does not depend
-    on the others. A step's error, relative to each element's magnitude (at least 0.001), is kept below ``tolerance`` in
-    the root mean square of all but the last element, and in the last by itself.
+    Uses the pair of orders 5 and 4 of Dormand & Prince (1980) with separate steps for each row, so that rows do not
+    depend on each other. The error of a step, relative to each element's magnitude (at least 0.001), is kept below
+    ``tolerance``, as the root mean square of all elements but the last, and separately for the last.
+
+    Returns:
+        The final state ``[B, N]`` and the number of evaluations ``[B]``.
 
     Raises:
-        ValueError: if that takes more than 2000 steps.
+        ValueError: if it takes more than 2000 steps.
     """
     at = torch.full((len(state),), start, dtype=torch.float64)
     step = torch.full_like(at, (stop - start) / 25)
@@ -72,7 +75,7 @@ def integrate(
         hs, new, slopes = h.to(state)[:, None], state, [first]
         for place, weights in _STAGES:
             new = state + hs * sum(weight * k for weight, k in zip(weights, slopes, strict=True))
-            slopes.append(slope(at + place * h, new))  # the last is the first of the next step
+            slopes.append(slope(at + place * h, new))  # the last slope is the first one of the next step
         error = hs * sum(weight * k for weight, k in zip(_ERROR, slopes, strict=True))
         error = error / torch.maximum(state.abs(), new.abs()).clamp(min=1e-3)
         error = in_double(error)
@@ -97,14 +100,14 @@ def flow_likelihood(
     t_min: float,
     tolerance: float = 1e-3,
 ) -> Flow:
-    """-log P of each 16-bit clip, bounded by uniform dequantisation, under the ODE from ``t_min`` to t = 1.
+    """Bounds -log P of each 16-bit clip by uniform dequantisation, under the ODE from ``t_min`` to t = 1.
 
-    The clip is put at a random place of its bin: E[-log p(x + u)] - log(bin width) is at least -log P (Theis et al.
-    2016, arXiv:1511.01844, eq. 8). Its density is the model's at the log-SNR of ``t_min``: of a chain that stops there.
-    The trace has one Rademacher probe a clip, the same all along. Padding follows its own exact path, sin·noise, and is
-    not counted.
+    Each sample is moved to a random point of its bin: E[-log p(x + u)] - log(bin width) is at least -log P (Theis et
+    al. 2016, arXiv:1511.01844, eq. 8). The density is that of the model at the log-SNR of ``t_min``, where the chain
+    stops. The trace is estimated with one Rademacher probe per clip, fixed along the path. Padding follows its exact
+    path, sin·noise, and is not counted.
 
-    Args: as of ``variational_bound``; an x0 without a ``scale`` is taken as it is.
+    Args: as for ``variational_bound``; an x0 without a ``scale`` is not dequantised.
         tolerance: error of a step of the solver, relative to the signal, and in nats per dimension.
     """
     own = mask.expand_as(x0)
@@ -116,7 +119,7 @@ def flow_likelihood(
     padding = normal(generators, x0)
 
     def slope(log_snr: Tensor, state: Tensor) -> Tensor:
-        """Of z, flattened, and of log p per dimension."""
+        """Returns the derivatives of z, flattened, and of log p per dimension."""
         t = time_at(schedule, log_snr, t_min).to(x0.dtype)
         alpha, sigma = (per_clip(value, x0) for value in schedule.alpha_sigma(t.double()))
         norm = (alpha.square() + sigma.square()).sqrt()

@@ -1,4 +1,4 @@
-"""How good is a set of samples, by the eyes of a classifier? Fréchet distance of its features, inception score."""
+"""Metrics of a set of samples by a classifier: Fréchet distance of its features, and inception score."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from audio_diffusion.diffusion.float64 import in_double
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (FID, Heusel et al. 2017, arXiv:1706.08500).
 
-    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½), in float64. It is biased upwards by few samples: compare equal numbers.
+    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½), in float64. It is biased upwards for few samples, so compare sets of equal
+    size.
 
     Args:
         features: ``[N, D]``.
@@ -38,7 +39,8 @@ def _root(covariance: Tensor) -> Tensor:
 def inception_score(logits: Tensor) -> float:
     """exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016, arXiv:1606.03498, section 4).
 
-    1 where all samples are named alike or none with certainty, up to the number of classes.
+    It is 1 if all samples get the same class or none is classified with any certainty, and at most the number of
+    classes.
 
     Args:
         logits: of N samples, ``[N, classes]``.

@@ -1,6 +1,6 @@
-"""Has a class-conditional model learnt, or has it memorised or collapsed? Three answers, against real audio:
+"""Metrics of a class-conditional model, computed against real audio: accuracy, novelty and diversity.
 
-    LabelProbe      does a generated clip sound like the class that was asked for?
+    LabelProbe      does a generated clip sound like its class?
     nearest_ratio   is it new, or a copy of a training clip?
     spread_ratio    do clips of one class differ as much as real ones do?
 
@@ -26,15 +26,15 @@ FLOOR_DB = -40.0
 
 @dataclass(frozen=True)
 class Novelty:
-    """How new generated clips are, beside held-out real ones, which are new by definition.
+    """Novelty of generated clips, compared with held-out real clips, which are new by definition.
 
     distance_ratio: median distance to the nearest training clip, generated / held-out. About 1: as new as
         real clips. Near 0: copies. Well above 1: unlike any real clip.
     correlation: largest |normalised cross-correlation| of each generated clip with any training clip, [N]
         in 0..1; 1 is a copy, whatever its gain and polarity.
-    nearest: the number of the training clip which that correlation belongs to, int64 [N].
-    held_out_correlation: the same of each held-out clip, [M]: what a new clip reaches by chance, which is
-        much for simple sounds (0.98 for two kick drums), so judge `correlation` beside it.
+    nearest: index of the training clip with that correlation, int64 [N].
+    held_out_correlation: the same correlation of each held-out clip, [M]. New clips reach it by chance, and it is
+        high for simple sounds (0.98 for two kick drums), so compare `correlation` with it.
     """
 
     distance_ratio: float
@@ -45,7 +45,7 @@ class Novelty:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean distance between clips of one class, generated / real: 0 if all are alike, about 1 if as varied.
+    """Diversity: mean distance between clips of one class, generated / real; 0 if all are equal, about 1 if as varied.
 
     ratio: mean over the classes.   per_class: the ratio of each class.
     """
@@ -55,13 +55,13 @@ class Spread:
 
 
 def log_mel_features(audio: Tensor, sample_rate: int) -> Tensor:
-    """Log-mel power in dB below the clip's own maximum, of audio [N, C, T] -> float32 [N, 40 * time blocks].
+    """Computes log-mel power in dB relative to each clip's maximum: audio [N, C, T] -> float32 [N, 40 * time blocks].
 
-    A block is about 32 ms: power is averaged over it (and over channels) before the logarithm, so that a
-    few milliseconds of delay, or which noise was drawn, move the features little. Everything more than 40 dB
-    below the loudest point of the clip counts as -40: features compare the sound, not its level, nor the
-    hiss under it. (On drum hits, hiss of -50 dB re full scale takes the probe from 1.00 to 0.59 with a
-    floor of -60 dB and leaves it at 1.00 with -40.) Silence is -40 everywhere.
+    A block is about 32 ms. Power is averaged over it (and over channels) before the logarithm, so that a
+    delay of a few milliseconds, or another draw of noise, changes the features little. Power more than 40 dB
+    below the maximum of the clip counts as -40 dB, so that features depend neither on the clip's level nor on
+    background hiss. (On drum hits, hiss at -50 dB re full scale reduces the probe's accuracy from 1.00 to 0.59
+    with a floor of -60 dB, and leaves it at 1.00 with -40 dB.) Silence is -40 everywhere.
 
     Raises ValueError unless audio is finite floating point [N, C, T] with no empty dimension.
     """
@@ -77,11 +77,10 @@ def log_mel_features(audio: Tensor, sample_rate: int) -> Tensor:
 
 
 class LabelProbe:
-    """A linear classifier of log-mel features, trained on real clips, that names the class of generated ones.
+    """A linear classifier of log-mel features, trained on real clips, that predicts the class of generated ones.
 
-    Its accuracy on held-out real clips is the ceiling to compare with; 1 / number of classes is chance.
-    It is given audio of one `sample_rate` in Hz and of one shape but for N. Raises ImportError without
-    scikit-learn.
+    Its accuracy on held-out real clips is the upper limit to compare with; 1 / number of classes is chance.
+    All audio must have the same `sample_rate` in Hz, C and T. Raises ImportError without scikit-learn.
     """
 
     def __init__(self, sample_rate: int):
@@ -90,19 +89,19 @@ class LabelProbe:
         self._mean = self._scale = torch.empty(0)
 
     def fit(self, audio: Tensor, labels: Sequence[Label]) -> "LabelProbe":
-        """Learns from audio [N, C, T] and its N labels, of at least two classes; returns itself."""
+        """Fits the classifier to audio [N, C, T] and its N labels of at least two classes; returns itself."""
         features = log_mel_features(audio, self.sample_rate)
         _check_labels("labels", labels, len(audio))
         if len(set(labels)) < 2:
             raise ValueError(f"labels must name at least 2 classes; got only {labels[0]!r}")
         self._mean = features.mean(dim=0)
-        # A band that is nearly silent in every training clip must not weigh more than one that sounds.
+        # A band that is nearly silent in every training clip must not get more weight than the others.
         self._scale = features.std(dim=0).clamp(min=1.0)
         self._classifier.fit(self._standardise(features), np.asarray(labels))
         return self
 
     def predict(self, audio: Tensor) -> list[Label]:
-        """The N most likely labels of audio [N, C, T]."""
+        """Returns the most likely label of each clip of audio [N, C, T]."""
         if not len(self._mean):
             raise ValueError("LabelProbe must be fitted before it can predict: call fit(audio, labels)")
         features = log_mel_features(audio, self.sample_rate)
@@ -110,7 +109,7 @@ class LabelProbe:
         return labels
 
     def accuracy(self, audio: Tensor, labels: Sequence[Label]) -> float:
-        """The share, 0..1, of audio [N, C, T] that is predicted to be its label."""
+        """Returns the fraction, 0..1, of the clips [N, C, T] whose predicted label is correct."""
         _check_labels("labels", labels, len(audio))
         return float(np.mean(np.asarray(self.predict(audio)) == np.asarray(labels)))
 
@@ -185,10 +184,11 @@ def _nearest_distance(features: Tensor, known: Tensor) -> float:
 
 
 def _best_match(audio: Tensor, train: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
-    """Largest |correlation| over lags up to `max_lag` samples with any training clip, and which: both [N].
+    """Returns the largest |correlation| with any training clip over lags up to `max_lag` samples, and that clip's
+    index: both [N].
 
-    Few lags are wanted of long clips, so both are cut in blocks, the training clips' with `max_lag` more
-    samples at either end; a short FFT of each, summed over blocks, then gives those lags alone.
+    As only few lags of long clips are needed, clips are cut into blocks, those of training clips with `max_lag`
+    more samples at either end; short FFTs of the blocks, summed, give exactly these lags.
     """
     size = max(1024, 2 ** (4 * max_lag).bit_length())
     block = size - 2 * max_lag

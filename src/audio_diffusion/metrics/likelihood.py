@@ -1,6 +1,6 @@
-"""How many bits a diffusion model needs for 16-bit audio: the variational bound on -log p.
+"""Variational bound on -log p of 16-bit audio under a diffusion model.
 
-Any Gaussian process is brought into one form, z = cos·x0 + sin·noise = x_t / √(alpha_t² + sigma_t²), with
+Every Gaussian process is normalised to z = cos·x0 + sin·noise = x_t / √(alpha_t² + sigma_t²), with
 cos² = SNR/(1 + SNR); its velocity is v = cos·noise - sin·x0 (Salimans & Ho 2022, arXiv:2202.00512). The bound and the
 flow (``metrics.flow``) are written in v and the log-SNR alone, so they hold for every schedule and parameterization,
 and are well conditioned from nearly clean to nearly noise.
@@ -20,11 +20,11 @@ from torch import Tensor
 from audio_diffusion.diffusion.float64 import in_double
 
 LEVELS = 2**15  # quantisation steps from 0 to full scale
-_LEAST_LOG_SNR = -20.0  # taken for noise, where a schedule ends at no signal at all
+_LEAST_LOG_SNR = -20.0  # counts as pure noise; used if a schedule ends without any signal
 
 
 class Schedule(Protocol):
-    """What is needed of a noise schedule; t in [0, 1], log_snr falls with t."""
+    """The members of a noise schedule that the bound needs; t is in [0, 1], log_snr falls with t."""
 
     @property
     def num_steps(self) -> int | None: ...  # T of a chain of steps; None: every t is trained
@@ -42,10 +42,10 @@ Denoise = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
 class Bound(NamedTuple):
-    """The bound on -log p of each clip in its three parts, in nats, float64 ``[B]``; and where the second comes from.
+    """The three parts of the bound on -log p of each clip, in nats, float64 ``[B]``, and details of the second.
 
-    The last four are float64 ``[B, K]``: the noise levels drawn, the width in log-SNR that each stands for, what it
-    adds to ``diffusion``, and the mean squared error of the noise estimate there.
+    The last four are float64 ``[B, K]``: the noise levels drawn, the width in log-SNR that each represents, its
+    contribution to ``diffusion``, and the mean squared error of the noise estimate at it.
     """
 
     prior: Tensor  # L_T: x_1 is not quite noise
@@ -58,7 +58,7 @@ class Bound(NamedTuple):
 
 
 def quantise(audio: Tensor) -> Tensor:
-    """Audio (full scale ±1) as 16-bit audio has it: rounded to k/32768 and clipped to -32768 .. 32767."""
+    """Quantises audio (full scale ±1) to 16 bits: rounds it to k/32768 and clips k to -32768 .. 32767."""
     return (audio * LEVELS).round().clamp(-LEVELS, LEVELS - 1) / LEVELS
 
 
@@ -119,11 +119,11 @@ def uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
 def _draw_levels(
     schedule: Schedule, t_min: float, num_steps: int | None, num_levels: int, u: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """K noise levels of each clip: t, log-SNR, the factor c of c/2·|v - v̂|², and the width in log-SNR that each stands
-    for; float64 ``[K, B]``.
+    """Draws K noise levels of each clip, float64 ``[K, B]``: t, log-SNR, the factor c of c/2·|v - v̂|², and the width in
+    log-SNR that each level represents.
 
-    The sum (over t) or integral (over log-SNR) is estimated without bias from K points that lie evenly, from a random
-    start, on the scale of log(1 + SNR): for white noise of unit variance all of them would add the same.
+    The sum (over t) or integral (over log-SNR) is estimated without bias from K evenly spaced points with a random
+    start on the scale of log(1 + SNR), on which all points contribute equally for white noise of unit variance.
     """
     points = (torch.arange(num_levels)[:, None] + u) / num_levels
     if num_steps is None:
@@ -160,24 +160,24 @@ def variational_bound(
     num_steps: int | None,
     num_levels: int = 32,
 ) -> Bound:
-    """The bound of each clip (DDPM eq. 5) for the chain of T = ``num_steps`` even steps from t = 1 to ``t_min``.
+    """Computes the bound of each clip (DDPM eq. 5) for a chain of T = ``num_steps`` even steps from t = 1 to ``t_min``.
 
-    Each step of it has the posterior's own variance (β̃, DDPM eq. 7), so its KL is ½(SNR_s - SNR_t)·|x0 - x̂0|² (Kingma
-    et al. 2021, arXiv:2107.00630, eq. 13 and after). Without steps it is the limit of infinitely many, ½∫|noise -
-    estimate|² d log-SNR (eqs. 17 and 18). L_0 is the probability of the sample's 16-bit bin under N(x̂0, sigma²/alpha²)
-    at ``t_min``, or the density of x0 there without a ``scale``. The model's x_1 is N(0, alpha² + sigma²), for
-    variance-preserving schedules N(0, I).
+    Each step has the variance of the posterior (β̃, DDPM eq. 7), so its KL is ½(SNR_s - SNR_t)·|x0 - x̂0|² (Kingma et
+    al. 2021, arXiv:2107.00630, eq. 13 and after). If ``num_steps`` is None, the bound is the limit of infinitely many
+    steps, ½∫|noise - estimate|² d log-SNR (eqs. 17 and 18). L_0 is the probability of the sample's 16-bit bin under
+    N(x̂0, sigma²/alpha²) at ``t_min``, or without a ``scale`` the density of x0. The model's x_1 is
+    N(0, alpha² + sigma²), for variance-preserving schedules N(0, I).
 
     Args:
         denoise: estimates x0 and noise from x_t and t.
-        schedule: of the process.
-        x0: clean clips ``[B, D, L]``, made of ``quantise``d audio.
+        schedule: noise schedule of the process.
+        x0: clean clips ``[B, D, L]``, encoded from audio rounded by ``quantise``.
         mask: bool, broadcastable to x0, False on padding.
-        scale: x0 = scale · audio; None for an x0 that is not made of single samples: the bound is one of its density.
-        generators: one a clip, on the CPU; all noise of a clip comes from its own.
-        t_min: time of the least noise the network is asked about; 1/T is the least it is trained with.
-        num_steps: None for continuous time.
-        num_levels: network evaluations for the diffusion part; where the chain has no more steps, each is taken once.
+        scale: x0 = scale · audio; None if the values of x0 are not single samples: the bound is then on its density.
+        generators: one per clip, on the CPU, from which all noise of the clip is drawn.
+        t_min: time of the least noise; on a chain, 1/T is the least in training.
+        num_steps: number of steps T; None for continuous time.
+        num_levels: network evaluations for the diffusion part; if the chain has no more steps, each is evaluated once.
     """
     own = mask.expand_as(x0)
     dims = own.flatten(1).sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Pictures: of sound, of the reverse process, of what a data set holds, and of what each noise level costs."""
+"""Figures of clips, the reverse process, the content of a data set, and the loss by noise level."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -243,10 +243,10 @@ def _show_classes(axes: Axes, labels: Mapping[str, int], unlabelled: int, most: 
 
 
 def data_set(manifest: Mapping[str, Any]) -> Figure:
-    """What a data set holds: how long its clips are, how loud, of which classes.
+    """Draws the content of a data set: the distribution of durations, levels and classes of its clips.
 
     Args:
-        manifest: as make_shards.py writes it.
+        manifest: the manifest that make_shards.py writes.
     """
     num_bars = min(len(manifest["labels"]), 31) + (manifest["unlabelled"] > 0)
     figure = plt.figure(figsize=(11, max(5.0, 1.2 + 0.21 * num_bars)), layout="constrained")

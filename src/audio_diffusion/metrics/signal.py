@@ -1,6 +1,6 @@
-"""How far is a signal from the one it should be? Distances of a clip from its reference, for vocoders and restoration.
+"""Distances of a clip from its reference, for vocoders and restoration.
 
-All take estimate and reference ``[B, C, T]`` and give one number a clip, ``[B]``. Only ``si_sdr`` looks at phase.
+All take estimate and reference ``[B, C, T]`` and return one number per clip, ``[B]``. Only ``si_sdr`` depends on phase.
 """
 
 import torch
@@ -11,7 +11,7 @@ from audio_diffusion.diffusion.float64 import in_double
 
 #: (n_fft, hop, window) of Parallel WaveGAN's three resolutions (Yamamoto et al. 2020, arXiv:1910.11480, table 1)
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
-FLOOR = 1e-5  # of magnitudes: -100 dB, as in the mels that networks are told
+FLOOR = 1e-5  # lowest magnitude: -100 dB, as in ``networks.conditions.mel``
 
 
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
@@ -36,8 +36,9 @@ def log_mel_distance(
     hop: int = 256,
     floor: float = FLOOR,
 ) -> Tensor:
-    """Mean absolute difference in dB of mel magnitudes, of 80 Slaney bands up to half the rate; below ``floor``, -100
-    dB, all are alike.
+    """Mean absolute difference in dB of the magnitudes in 80 Slaney mel bands up to half the rate.
+
+    Magnitudes below ``floor`` (-100 dB) are raised to it.
 
     Raises:
         ValueError: unless both have one shape ``[B, C, T]``.
