@@ -207,7 +207,7 @@ def _check_option(override: str, config_name: str) -> None:
         raise ConfigError(command_line.explain_sweep(override, config_name))
 
 
-def _check_command_line(config_name: str, overrides: list[str]) -> None:
+def _check_command_line(config_name: str, overrides: list[str]) -> DictConfig:
     """Door 1: composes the overrides as Hydra will, to explain what it would refuse."""
     overrides = [_none_as_list(override, config_name) for override in overrides]
     for override in overrides:
@@ -215,7 +215,7 @@ def _check_command_line(config_name: str, overrides: list[str]) -> None:
     overrides = own_parts.open_for_arguments(overrides)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            compose(config_name, overrides=[*overrides, *own_parts.search_path(_own_dir)])
+            return compose(config_name, overrides=[*overrides, *own_parts.search_path(_own_dir)])
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, config_name, overrides)) from error
 
@@ -249,8 +249,15 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
     return lambda main: partial(run, config_name, main)
 
 
-def run(config_name: str, main: Callable[[DictConfig], None]) -> None:
-    """Calls ``main`` with the configuration that the command line asks for; mistakes end in a message and status 2."""
+def run(
+    config_name: str, main: Callable[[DictConfig], None], check: Callable[[DictConfig], None] | None = None
+) -> None:
+    """Calls ``main`` with the configuration that the command line asks for; mistakes end in a message and status 2.
+
+    Args:
+        config_name: the program's file in configs/.
+        check: refuses root options that cannot be, before anything else is done.
+    """
 
     def guarded(cfg: DictConfig) -> None:
         sys.argv[:] = typed  # a process that Lightning starts for another device has the same command
@@ -273,7 +280,9 @@ def run(config_name: str, main: Callable[[DictConfig], None]) -> None:
         arguments = [_none_as_list(a, config_name) for a in command_line.prepare(given, config_name)]
         options = command_line.without_flags(arguments)
         if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in arguments):
-            _check_command_line(config_name, options)
+            cfg = _check_command_line(config_name, options)
+            if check is not None and len(options) == len(arguments):  # without flags, as --cfg, which only print
+                check(cfg)
         sys.argv[1:] = [*own_parts.open_for_arguments(arguments), *own_parts.search_path(_own_dir)]
     except ConfigError as error:
         refuse(error)

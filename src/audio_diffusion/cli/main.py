@@ -1,6 +1,7 @@
 """The console command ``audio-diffusion`` and what ``python train.py`` and the others of a checkout call."""
 
 import sys
+from functools import partial
 from importlib import import_module
 
 from omegaconf import DictConfig
@@ -31,11 +32,11 @@ def run(program: str) -> None:
         return
 
     def main(cfg: DictConfig) -> None:
-        options.check(program, cfg)
+        options.check(program, cfg)  # once more, for what it fills in
         startup.say_loading()
         import_module(f"audio_diffusion.cli.{program}").main(cfg)
 
-    config.run(program, main)
+    config.run(program, main, partial(options.check, program))
 
 
 def console() -> None:
