@@ -1,10 +1,11 @@
-# make train: everything from nothing to sounds.   make test: all checks.   Both set themselves up first.
+# make train: everything from nothing to sounds.   make test: all checks.
+# make test-docs: the commands of the documentation.   Each sets itself up first.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install data train learnt test clean
+.PHONY: install data train learnt test test-docs clean
 
 install: $(VENV)/.installed
 
@@ -36,7 +37,11 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not documentation"
+
+# runs the tutorial's code and every command of the documentation
+test-docs: install
+	$(BIN)/python -m pytest -m documentation
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

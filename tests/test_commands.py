@@ -156,7 +156,7 @@ def small(script: str, arguments: list[str], tiny: list[str], encoder: Path) -> 
     return [*arguments, "max_steps=2", "callbacks.sampling.num_samples=1", "trainer.limit_val_batches=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.documentation
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN[page] and not page.endswith(".zh.md")])
 def test_the_commands_of_a_page_run_in_their_order(
     page: str, reader: Path, launch: Callable, tiny: list[str], text_encoders: dict[str, Path]
@@ -217,7 +217,7 @@ def test_each_reason_belongs_to_a_command() -> None:
     assert unused <= {"mkdocs ", "git clone", "python train.py trainer.devices=8"}
 
 
-@pytest.mark.slow
+@pytest.mark.documentation
 @pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
 def test_the_python_of_a_page_runs(page: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader)

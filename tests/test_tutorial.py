@@ -33,7 +33,7 @@ def assert_prints(block: str, printed: str) -> None:
         assert numbers == pytest.approx(about_numbers, rel=TOLERANCE, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.documentation
 def test_the_code_runs_and_prints_what_the_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}

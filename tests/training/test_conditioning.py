@@ -23,6 +23,8 @@ NUM = 4000
 class Recorder(nn.Module):
     """A network that keeps the conditions it is given."""
 
+    multiple = 1
+
     def __init__(self, **conditions: Any) -> None:
         super().__init__()
         self.conditions, self.scale = Conditions(conditions, 8), nn.Parameter(torch.ones(()))
