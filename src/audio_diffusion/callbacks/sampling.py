@@ -158,12 +158,12 @@ class SampleAudio(L.Callback):
         return audio
 
     def _generate_or_one_by_one(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
-        """The slots at once; out of memory, once more, one after the other."""
+        """Generates all slots in one batch or, if memory runs out, one by one."""
         try:
             return self._generate(trainer, module, slots)
         except (torch.OutOfMemoryError, MemoryError) as error:
             warnings.warn(f"sampling: out of memory, trying again one by one: {error}", stacklevel=2)
-        gc.collect()  # what the failed round held
+        gc.collect()  # frees the tensors of the failed attempt
         torch.cuda.empty_cache()
         first, *rest = [self._generate(trainer, module, [slot]) for slot in slots]
         return replace(first, audio=torch.cat([first.audio, *(made.audio for made in rest)]))
@@ -194,7 +194,7 @@ class SampleAudio(L.Callback):
         return _Made(module.representation.decode(x0), words, points, scale)
 
     def _tell(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
-        """The conditions of all slots, and what to call each."""
+        """Returns the conditions of all slots, and the name of each."""
         count, names = len(self.seeds), set(module.conditions.by_name)
         if not names:
             return {}, ["sample"] * count
@@ -208,7 +208,7 @@ class SampleAudio(L.Callback):
         return module.cond_of(self.told.to(module.device)), self._words(module, self.told)
 
     def _words(self, module: DiffusionModule, told: AudioBatch) -> list[str]:
-        """What to call each slot: by the words it is told, else by its class."""
+        """Returns the name of each slot: its text condition, else its class."""
         for name, condition in module.conditions.by_name.items():
             words = told.cond.get(condition.field or name)
             if isinstance(words, tuple):

@@ -1,4 +1,4 @@
-"""One thread that writes while training goes on."""
+"""Background thread that writes checkpoints while training continues."""
 
 import threading
 import time
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one write.
+    """Result of one write.
 
     Args:
-        seconds: it took.
-        error: why it failed; None where it did not.
+        seconds: duration of the write.
+        error: the error of a failed write, else None.
     """
 
     seconds: float
@@ -32,7 +32,7 @@ class BackgroundWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, job: Callable[[], object]) -> None:
-        """Runs ``job`` in the background; the one before it must have been waited for, and its outcome taken."""
+        """Runs ``job`` in the background; the previous job must be done and its outcome taken."""
         assert not self.busy
         assert self._outcome is None
         self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint-writer")
@@ -47,12 +47,12 @@ class BackgroundWriter:
         self._outcome = Outcome(time.perf_counter() - start, error)
 
     def wait(self) -> None:
-        """Until no job runs."""
+        """Waits until no job runs."""
         if self._thread is not None:
             self._thread.join()
 
     def take_outcome(self) -> Outcome | None:
-        """Of the last job, once; None while it runs, or where there is none that was not taken."""
+        """Returns the outcome of the last job, once; None while a job runs or if the outcome was taken already."""
         if self.busy:
             return None
         outcome, self._outcome = self._outcome, None

@@ -1,7 +1,7 @@
 """The checkpoints of a run: ``checkpoints/step_<step>.ckpt`` with a manifest ``step_<step>.json`` beside each.
 
-They are ordered by step, never by time. All functions take the folder ``checkpoints``; those that change anything are
-for the run that owns it.
+They are ordered by step, never by time. All functions take the folder ``checkpoints``; only the run that owns it may
+call those that change it.
 """
 
 import re
@@ -15,29 +15,29 @@ from audio_diffusion.checkpoints.manifest import Manifest
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint or its manifest; -1 where there is none."""
+    """Returns the step in the name of a checkpoint or manifest; -1 if the name has none."""
     match = re.fullmatch(r"step_(\d+)\.(ckpt|json)", path.name)
     return int(match[1]) if match else -1
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """The checkpoint of a step: a file, or a folder of shards."""
+    """Returns the path of a step's checkpoint: a file, or a folder of shards."""
     return folder / f"step_{step:08d}.ckpt"
 
 
 def manifest_of(checkpoint: Path) -> Path:
-    """Where a checkpoint's manifest is."""
+    """Returns the path of a checkpoint's manifest."""
     return checkpoint.with_suffix(".json")
 
 
 def all_in(folder: Path) -> list[Path]:
-    """The checkpoints there are, good or not, by step; also those of which only the manifest is left."""
+    """Returns all checkpoints by step, verified or not, including those of which only the manifest is left."""
     steps = {step_of(path) for path in folder.glob("step_*")}
     return [path_of(folder, step) for step in sorted(steps - {-1})]
 
 
 def problem_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not verified; None where its manifest is there and its files hold what that says."""
+    """Verifies a checkpoint; returns None if its files match its manifest, else what is wrong."""
     try:
         manifest = Manifest.read(manifest_of(checkpoint))
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 def _name_problem(checkpoint: Path, manifest: Manifest) -> str | None:
-    """What is wrong where a checkpoint and its manifest were given another name: a run resumes by the names."""
+    """Returns what is wrong if a checkpoint and its manifest were renamed, as a run resumes by the names."""
     of_another = [name for name in manifest.files if PurePosixPath(name).parts[0] != checkpoint.name]
     if of_another:
         original = PurePosixPath(of_another[0]).parts[0]
@@ -66,14 +66,14 @@ class Choice:
     problems: list[str]
 
     def lines(self) -> list[str]:
-        """One for each that was passed over, for the log."""
+        """Returns a log line for each checkpoint that was passed over."""
         if self.path is None:
             return self.problems
         return [f"{problem}; falling back to {self.path.name}" for problem in self.problems]
 
 
 def newest_verified(folder: Path) -> Choice:
-    """Walks from the newest step backwards to the first checkpoint that is verified."""
+    """Finds the newest verified checkpoint, searching from the newest step backwards."""
     problems: list[str] = []
     for checkpoint in reversed(all_in(folder)):
         problem = problem_of(checkpoint)
@@ -88,16 +88,16 @@ def write(
 ) -> Manifest:
     """Writes a checkpoint of one file and its manifest, and reads it back.
 
-    Both are on the disk before the first of them gets its name: a kill at any moment leaves what was there before, or
-    what ``recover`` completes.
+    Both are synced to disk before the first of them is renamed. If the process is killed at any moment, the folder is
+    unchanged or can be completed by ``recover``.
 
     Args:
         checkpoint: the path to write.
         fill: ``fill(file)`` writes the content.
-        describe: the manifest, for the records of the files.
+        describe: creates the manifest from the records of the files.
 
     Raises:
-        OSError: if it cannot be written, or reads back as something else.
+        OSError: if it cannot be written, or its content differs when read back.
     """
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     record = stage(checkpoint, fill)
@@ -114,12 +114,12 @@ def write(
 
 
 def recover(folder: Path) -> list[str]:
-    """Completes or removes what a writer that was killed has left; returns what was done, for the log."""
+    """Completes or removes the files left by a killed writer; returns log lines."""
     done = []
     for part in sorted(folder.glob(".step_*.json.part")):
         manifest = folder / part.name.removeprefix(".").removesuffix(".part")
         checkpoint = manifest.with_suffix(".ckpt")
-        # the checkpoint has its name already, so only the manifest's was left to give
+        # the checkpoint is renamed already, so only the manifest remains to be renamed
         if not part_of(checkpoint).exists() and _is_manifest_of(part, checkpoint):
             publish(manifest)
             done.append(f"{checkpoint.name}: completed, as its writer was killed at the last moment")
@@ -138,21 +138,21 @@ def _is_manifest_of(part: Path, checkpoint: Path) -> bool:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay.
+    """Rule for the checkpoints that are kept.
 
     Args:
-        newest: so many of the newest.
-        every_n_steps: and all of steps that are a multiple of this; None for no more.
+        newest: number of newest checkpoints to keep.
+        every_n_steps: also keep all checkpoints whose step is a multiple of this; None for no others.
     """
 
     newest: int = 2
     every_n_steps: int | None = None
 
     def prune(self, folder: Path, step: int) -> None:
-        """Removes what need not stay once the checkpoint of ``step`` is written and verified.
+        """Removes checkpoints that need not be kept, once the checkpoint of ``step`` is written and verified.
 
-        Newer ones (of a life that went further and was found broken) are left alone. The manifest goes first: what a
-        kill leaves then is not taken for a checkpoint.
+        Newer ones (damaged ones of a start that got further) are not removed. Manifests are removed first, so that the
+        remains after a kill do not count as a verified checkpoint.
         """
         older = [checkpoint for checkpoint in all_in(folder) if step_of(checkpoint) <= step]
         good = [checkpoint for checkpoint in older if manifest_of(checkpoint).exists()]
@@ -160,7 +160,7 @@ class Keep:
         if self.every_n_steps is not None:
             stay |= {checkpoint for checkpoint in good if step_of(checkpoint) % self.every_n_steps == 0}
         if len(stay) < self.newest:
-            return  # one without a manifest may be all there is besides
+            return  # a checkpoint without a manifest may be the only other one
         for checkpoint in older:
             if checkpoint not in stay:
                 manifest_of(checkpoint).unlink(missing_ok=True)

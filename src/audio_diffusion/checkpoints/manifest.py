@@ -38,17 +38,17 @@ def differences(
 
 @dataclass(frozen=True)
 class Manifest:
-    """Of the checkpoint of one step.
+    """Manifest of the checkpoint of one step.
 
     Args:
-        step: optimizer steps done.
-        files: what the checkpoint consists of: names relative to the manifest's folder.
-        world_size: ranks that trained it.
-        batch_size: clips per optimizer step over all ranks; None where that is not known.
+        step: number of optimizer steps done.
+        files: the checkpoint's files, by name relative to the manifest's folder.
+        world_size: number of ranks of the run.
+        batch_size: clips per optimizer step over all ranks; None if unknown.
         config: the run's resolved configuration.
-        config_sha256: its hash.
-        versions: of what wrote it.
-        finite: all weights are; others are never saved.
+        config_sha256: hash of the configuration.
+        versions: versions of the software that wrote the checkpoint.
+        finite: whether all weights are finite; others are never saved.
     """
 
     step: int
@@ -61,12 +61,12 @@ class Manifest:
     finite: bool = True
 
     def to_json(self) -> bytes:
-        """As it is written."""
+        """Returns the manifest as json."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """From a file.
+        """Reads a manifest from a file.
 
         Raises:
             OSError: if it cannot be read.
@@ -85,7 +85,7 @@ class Manifest:
         return manifest
 
     def sizes_problem(self, folder: Path) -> str | None:
-        """What is wrong with the files at first sight: whether they are there, and their sizes."""
+        """Checks that the files exist and have the right sizes; returns what is wrong, or None."""
         for name, record in self.files.items():
             try:
                 size = (folder / name).stat().st_size
@@ -96,7 +96,7 @@ class Manifest:
         return None if self.files else "its manifest names no files"
 
     def problem(self, folder: Path) -> str | None:
-        """What is wrong with the files, which are read from start to end; None where nothing is."""
+        """Reads the files completely and checks them; returns what is wrong, or None."""
         if problem := self.sizes_problem(folder):
             return problem
         for name, record in self.files.items():

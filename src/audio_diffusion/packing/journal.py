@@ -1,4 +1,4 @@
-"""What is finished of a run, on the disk, so that a run that was killed goes on where it was."""
+"""Journal of a packing run on disk, from which a killed run resumes."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class Journal:
             self._check_empty()
 
     def _resume(self) -> None:
-        """Reads what an earlier run has left."""
+        """Reads the journal of an unfinished run, and checks that its options and input are the same."""
         self._take_lock()
         run = json.loads((self._folder / _RUN).read_text(encoding="utf-8"))
         begun = f"output: {str(self._output)!r} holds a run that was begun"
@@ -91,7 +91,7 @@ class Journal:
             part.unlink()
 
     def begin(self, plan: Plan, copies: list[list[int]] | None = None) -> None:
-        """Writes down what is going to be done."""
+        """Writes the plan of the run."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._check_empty()

@@ -1,4 +1,4 @@
-"""Shards read again, all of them: is everything what the manifest, the index and the json say it is?"""
+"""Verification of shards: reads all of them and compares them with the manifest, the indexes and the json files."""
 
 import hashlib
 import mmap
@@ -27,7 +27,7 @@ _BLOCK = 1 << 20
 
 @dataclass
 class Verified:
-    """What was found: each problem as ``shard: clip: what was expected, what was found``."""
+    """Result of ``verify``; each problem has the form ``shard: clip: what was expected, what was found``."""
 
     num_shards: int = 0
     num_clips: int = 0
@@ -37,7 +37,7 @@ class Verified:
 
 @dataclass
 class _Found:
-    """One shard: its split, problems, (key, source) of its clips, their seconds and labels."""
+    """Result for one shard: its split, problems, (key, source) of its clips, their seconds and labels."""
 
     name: str
     split: str
@@ -65,9 +65,9 @@ def verify(
 
     Args:
         place: the folder.
-        num_workers: processes that read.
-        store: for a URL.
-        progress: told (shards done, shards, seconds done, seconds).
+        num_workers: number of processes that read shards.
+        store: access to URLs.
+        progress: called with (shards done, all shards, seconds done, all seconds).
 
     Raises:
         ValueError: if there are no shards.
@@ -104,7 +104,7 @@ def verify(
 
 
 def _present(folder: str, store: RemoteStore) -> set[str] | None:
-    """The shards in a folder; None where it cannot be listed, as on many web servers."""
+    """Returns the names of the shards in a folder; None if it cannot be listed, as on many web servers."""
     if not is_remote(folder):
         return {path.name for path in Path(folder).glob("*.tar")}
     try:
@@ -116,7 +116,7 @@ def _present(folder: str, store: RemoteStore) -> set[str] | None:
 
 
 def _verify_shard(folder: str, store: RemoteStore, job: tuple[str, dict | None, bool, bool]) -> _Found:
-    """One shard against what the manifest lists of it, its index, and itself."""
+    """Verifies one shard against its entry in the manifest, its index, and its own json files."""
     name, listed, has_manifest, is_present = job
     found = _Found(name, listed["split"] if listed else name.partition("-")[0])
     if not is_present:
@@ -139,7 +139,7 @@ def _verify_shard(folder: str, store: RemoteStore, job: tuple[str, dict | None, 
 
 @contextmanager
 def _local(path: str, store: RemoteStore) -> Iterator[str]:
-    """A shard as a local file; a remote one is fetched, and removed afterwards."""
+    """Yields a shard as a local file; a remote one is downloaded, and the copy removed afterwards."""
     if not is_remote(path):
         yield path
         return
@@ -152,7 +152,7 @@ def _local(path: str, store: RemoteStore) -> Iterator[str]:
 
 
 def _read_shard(found: _Found, path: str, listed: dict | None) -> None:
-    """Size and hash of the whole file."""
+    """Compares size and hash of the shard with the manifest."""
     if listed is None:
         return
     found.expect("size in bytes", listed["bytes"], os.path.getsize(path))
@@ -169,7 +169,7 @@ def _scan(path: str) -> ShardIndex:
 
 
 def _index_text(path: str, store: RemoteStore) -> bytes | None:
-    """The index beside a shard; None where there is none."""
+    """Reads the index beside a shard; None if there is none."""
     place = index_path(path)
     try:
         return store.read(place, cache=False) if is_remote(place) else Path(place).read_bytes()
@@ -182,7 +182,7 @@ def _index_text(path: str, store: RemoteStore) -> bytes | None:
 
 
 def _compare_index(found: _Found, text: bytes | None, built: ShardIndex) -> None:
-    """The index beside the shard against one made of it now."""
+    """Compares the index beside the shard with one built from the shard."""
     if text is None:
         found.say("its index: expected beside it, found none")
         return
@@ -209,7 +209,7 @@ def _compare_index(found: _Found, text: bytes | None, built: ShardIndex) -> None
 
 
 def _check_clips(found: _Found, path: str, built: ShardIndex, needs_json: bool) -> None:
-    """Every clip: json, hash, audio to its end."""
+    """Checks the json and the hash of every clip, and decodes its audio to the end."""
     for name, kind, reason in built.refused:
         found.say(f"expected a member that can be used, found: {reason} ({kind})", name)
     if not built.num_bytes:
@@ -225,7 +225,7 @@ def _check_clips(found: _Found, path: str, built: ShardIndex, needs_json: bool) 
 
 
 def _check_fields(found: _Found, memory: memoryview, built: ShardIndex, i: int, needs_json: bool) -> dict[str, Any]:
-    """The members beside a clip's audio; what its json says."""
+    """Checks the members beside a clip's audio; returns the content of its json."""
     meta: dict[str, Any] = {}
     for ending, places in built.fields.items():
         offset, size = places[i]
@@ -260,7 +260,7 @@ def _check_audio(found: _Found, memory: memoryview, built: ShardIndex, i: int, i
 
 
 def _across(found: list[_Found], stretches: set[str]) -> Iterator[str]:
-    """Clips that come twice, and sources that are in two splits without being among ``stretches``."""
+    """Yields problems across shards: duplicate clips, and sources in two splits that are not in ``stretches``."""
     shard_of: dict[str, str] = {}
     split_of: dict[str, tuple[str, str]] = {}
     for one in found:
@@ -276,7 +276,7 @@ def _across(found: list[_Found], stretches: set[str]) -> Iterator[str]:
 
 
 def _against(manifest: dict[str, Any], found: list[_Found]) -> Iterator[str]:
-    """The manifest's sums."""
+    """Yields differences between the totals of the manifest and those of the shards."""
     for split in ("train", "val", "test"):
         clips = sum(len(one.clips) for one in found if one.split == split)
         seconds = sum(one.seconds for one in found if one.split == split)

@@ -1,4 +1,4 @@
-"""WAV, RF64, AIFF, W64, CAF and AU files: whether the sizes in their headers are true."""
+"""WAV, RF64, AIFF, W64, CAF and AU files: checks and corrects the sizes in their headers."""
 
 from struct import pack, unpack, unpack_from
 from typing import NamedTuple
@@ -7,16 +7,16 @@ from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Pa
 
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _UNKNOWN_64 = (0, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
-_CHUNKS = 10_000  # that are looked at
+_CHUNKS = 10_000  # limit on the number of chunks that are read
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a 32-bit size was written by a program that did not know it, such as ffmpeg and sox into a pipe."""
+    """Whether a 32-bit size is a placeholder of a program that did not know it, such as ffmpeg or sox on a pipe."""
     return size == 0 or size >= 0x7FFF0000
 
 
 class _Wav(NamedTuple):
-    """Where a WAV's bytes of audio begin, how many are told, and where the sizes stand that tell it."""
+    """Header of a WAV: offset of the audio, its size in bytes by the header, and the offsets of the size fields."""
 
     begin: int
     told: int
@@ -25,7 +25,7 @@ class _Wav(NamedTuple):
 
 
 def _wav(data: Data, at: int) -> _Wav | None:
-    """What the headers say of a WAV that begins at ``at``."""
+    """Reads the header of a WAV that begins at ``at``; None if there is no data chunk."""
     at += 12
     place_64, long_size = 0, 0
     for _ in range(_CHUNKS):
@@ -42,7 +42,7 @@ def _wav(data: Data, at: int) -> _Wav | None:
 
 
 def _ends_with_chunks(data: Data, at: int) -> bool:
-    """Whether nothing but whole chunks lies between here and the end."""
+    """Whether the file contains only whole chunks from ``at`` to its end."""
     for _ in range(_CHUNKS):
         if at >= data.size:
             return at == data.size
@@ -55,7 +55,7 @@ def _ends_with_chunks(data: Data, at: int) -> bool:
 
 
 def _lost(told: int, there: int, sample_bytes: float) -> list[Loss]:
-    """What is missing of the bytes that a header tells of."""
+    """Returns the loss if a file has fewer bytes of audio than its header declares."""
     if told <= there or sample_bytes <= 0:
         return []
     reason = f"ends after {there} bytes of audio, though its header says {told}"
@@ -63,7 +63,7 @@ def _lost(told: int, there: int, sample_bytes: float) -> list[Loss]:
 
 
 def _riff(data: Data, frames: int, sample_rate: int) -> Layout:
-    """WAV and RF64: also those whose size was never written, and those that lie one behind the other."""
+    """Returns the layout of WAV and RF64 files, including those whose size was never written, and concatenated ones."""
     parts: list[Part] = []
     losses: list[Loss] = []
     start = 0
@@ -83,7 +83,7 @@ def _riff(data: Data, frames: int, sample_rate: int) -> Layout:
 
 
 def _with_size(start: int, wav: _Wav, there: int) -> list[tuple[int, int] | bytes]:
-    """A WAV to the end of the file, with the size of its audio in its header."""
+    """Returns the pieces of a WAV that reaches to the end of the file, with the actual size in its header."""
     stop = wav.begin + there
     if wav.place_64:
         return [(start, wav.place_64), pack("<Q", there), (wav.place_64 + 8, stop)]
@@ -91,7 +91,7 @@ def _with_size(start: int, wav: _Wav, there: int) -> list[tuple[int, int] | byte
 
 
 def _following(data: Data, at: int) -> int:
-    """Where another WAV begins behind one, and behind what chunks follow it; -1: there is none."""
+    """Returns the offset of the next WAV after ``at``, skipping other chunks; -1 if there is none."""
     for _ in range(_CHUNKS):
         head = data.read(at, 12)
         if len(head) < 12:
@@ -104,7 +104,7 @@ def _following(data: Data, at: int) -> int:
 
 
 def _told(data: Data) -> tuple[int, int] | None:
-    """(where the audio's bytes begin, how many the header tells of) of AIFF, W64, CAF and AU; None: not known."""
+    """Returns (offset, size by the header) of the audio's bytes in AIFF, W64, CAF and AU; None if unknown."""
     head = data.read(0, 16)
     if head[:4] == b".snd":
         begin, size = unpack_from(">II", head, 4)
@@ -130,7 +130,7 @@ def _told(data: Data) -> tuple[int, int] | None:
 
 
 def _bytes_per_second(data: Data, head: bytes) -> float:
-    """Of a CAF file, by its description; 0 where it does not say."""
+    """Returns the bytes per second of a CAF file by its description; 0 if it is not given."""
     text = data.read(20, 28)
     if head[:4] != b"caff" or len(text) < 28:
         return 0.0

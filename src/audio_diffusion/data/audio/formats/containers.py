@@ -1,7 +1,7 @@
-"""What lies in an audio file: the stretches of it that libsndfile decodes right, and what is missing between them.
+"""Layout of audio files: the parts that libsndfile can decode correctly, and the audio missing between them.
 
-libsndfile reads a file by what its header promises. Where that is wrong (a length that was never written, two files in
-one, a page that is gone), a file is described here as parts, each of which reads as a whole file of its own.
+libsndfile trusts the header of a file. If the header is wrong (a length that was never written, two files in one, a
+lost page), the file is described as several parts, each of which can be read as a separate file.
 """
 
 import struct
@@ -17,8 +17,10 @@ _BLOCK = 1 << 18  # bytes that are read at once
 
 
 class Loss(NamedTuple):
-    """What is missing: from where in the audio (-1.0: its end), how much (0.0: it cannot be known), both in seconds;
-    why; and ``is_certain``, False where perhaps nothing is."""
+    """Missing audio: its start (-1.0 for the end of the audio) and duration (0.0 if unknown) in seconds, and why.
+
+    ``is_certain`` is False if possibly nothing is missing.
+    """
 
     start_s: float
     seconds: float
@@ -45,7 +47,7 @@ class Data:
             self.size = self._file.seek(0, SEEK_END)
 
     def read(self, at: int, count: int) -> bytes:
-        """At most ``count`` bytes from ``at`` on; fewer at the end, none before the beginning."""
+        """Reads at most ``count`` bytes at ``at``; fewer at the end of the file, none for a negative ``at``."""
         count = min(count, self.size - at)
         if at < 0 or count <= 0:
             return b""
@@ -63,7 +65,7 @@ class Data:
         return self._cached[offset : offset + count]
 
     def find(self, needle: bytes, start: int, stop: int | None = None) -> int:
-        """Where some bytes are found first from ``start`` on, before ``stop``; -1: nowhere."""
+        """Returns the offset of the first ``needle`` between ``start`` and ``stop``; -1 if there is none."""
         stop = self.size if stop is None else min(stop, self.size)
         while start < stop:
             block = self.read(start, min(_BLOCK, stop - start))
@@ -81,11 +83,11 @@ class Data:
 
 
 class Stitched(RawIOBase):
-    """A read-only file that consists of stretches of another one and of bytes that are given.
+    """A read-only file composed of ranges of another file and of given bytes.
 
     Args:
         data: the other file.
-        pieces: in order, ``(start, stop)`` of it, or bytes.
+        pieces: in order, ranges ``(start, stop)`` of the other file, or bytes.
     """
 
     def __init__(self, data: Data, pieces: Iterable[tuple[int, int] | bytes]):
@@ -129,14 +131,14 @@ class Stitched(RawIOBase):
 
 @dataclass
 class Part:
-    """A stretch that reads as a file of its own.
+    """A part of a file that can be read as a separate file.
 
     Attributes:
-        pieces: what it is made of, see ``Stitched``.
-        end: Ogg: its last granule position.
-        continues: Ogg: it goes on with the stream of the part before it, behind a hole.
-        has_end: False: it is not known whether the file once went on here.
-        data: what the pieces are stretches of; None: the file itself.
+        pieces: ranges and bytes that form the part, see ``Stitched``.
+        end: last granule position (Ogg).
+        continues: whether the part continues the stream of the part before it after a gap (Ogg).
+        has_end: False if the original file may have continued after the part.
+        data: the file of which the pieces are ranges; None for the file itself.
     """
 
     pieces: list[tuple[int, int] | bytes]
@@ -148,11 +150,11 @@ class Part:
 
 @dataclass
 class Layout:
-    """How a file is read right, and what is known to be missing.
+    """The parts of a file, and the audio known to be missing.
 
     Attributes:
-        parts: in order; none: the file reads right as it is.
-        losses: what is known to be missing.
+        parts: parts in order; empty if the file can be read as it is.
+        losses: audio known to be missing.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -160,7 +162,7 @@ class Layout:
 
 
 def skip_tags(data: Data, at: int = 0) -> int:
-    """Where the audio begins behind ID3v2 tags."""
+    """Returns the offset of the audio after ID3v2 tags."""
     while (head := data.read(at, 10))[:3] == b"ID3" and len(head) == 10 and max(head[6:]) < 128:
         footer = 10 if head[5] & 0x10 else 0
         at += 10 + footer + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
@@ -168,7 +170,7 @@ def skip_tags(data: Data, at: int = 0) -> int:
 
 
 def trim_tags(data: Data, stop: int) -> int:
-    """Where the audio ends before ID3v1 and APEv2 tags."""
+    """Returns the end of the audio before ID3v1 and APEv2 tags."""
     while True:
         if data.read(stop - 128, 3) == b"TAG":
             stop -= 128
