@@ -17,24 +17,26 @@ from audio_diffusion.callbacks.loggers import log_metrics, send_alert
 from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.training.module import DiffusionModule
 
-_ALERT_ROWS = 20  # that the usual loss is the median of
-_NAMED = 5  # clips that a warning names
+_ALERT_ROWS = 20  # number of logged losses whose median is the usual loss
+_NAMED = 5  # number of clips that a warning names
 
 
 class Diagnostics(L.Callback):
-    """Logs every ``every_n_steps`` optimizer steps, and after each validation.
+    """Logs losses and diagnostics every ``every_n_steps`` optimizer steps, and after each validation.
 
-    Losses are summed on the device and fetched only when they are logged, over all ranks; those that are not finite are
-    left out. A step that was skipped (``training.guard``) is warned of at once, with the clips that caused it, and
-    counted in ``train/skipped_steps``. A loss that jumps is warned of, in W&B too.
+    Losses are summed on the device; they are gathered from all ranks only when they are logged. Values that are not
+    finite are left out. A skipped step (``training.guard``) causes a warning at once, with the clips that caused
+    it, and is counted in ``train/skipped_steps``. A sudden rise of the loss causes a warning, in W&B too.
 
     Args:
-        every_n_steps: optimizer steps between rows.
-        num_buckets: equal ranges of t that the training loss is also given for; a range without a sample is left out.
-        alert_growth: a logged loss of more than so many times the median of the last 20 is warned of; None: never.
+        every_n_steps: optimizer steps between log rows.
+        num_buckets: number of equal ranges of t for which the training loss is logged separately; ranges without a
+            sample are left out.
+        alert_growth: factor over the median of the last 20 logged losses above which a loss causes a warning; None for
+            no warnings.
 
     Raises:
-        ValueError: for numbers below 1, or an ``alert_growth`` of 1 or less.
+        ValueError: if ``every_n_steps`` or ``num_buckets`` is below 1, or ``alert_growth`` is 1 or less.
     """
 
     def __init__(self, every_n_steps: int = 20, num_buckets: int = 5, alert_growth: float | None = 3.0):
@@ -115,7 +117,7 @@ class Diagnostics(L.Callback):
         log_metrics(trainer, {"train/skipped_steps": module.guard.num_skipped})
 
     def _alert(self, trainer: L.Trainer, loss: float) -> None:
-        """Warns once of each time that the loss rises far above what is usual."""
+        """Warns, once per rise, if the loss rises far above its usual value."""
         usual = statistics.median(self._losses) if len(self._losses) == _ALERT_ROWS else math.inf
         high = self.alert_growth is not None and loss > self.alert_growth * usual
         if high and not self._alerted:

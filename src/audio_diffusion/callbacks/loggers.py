@@ -40,17 +40,18 @@ def has_wandb_credentials() -> bool:
 def wandb_logger(
     run_dir: str, name: str, project: str = "audio_diffusion", mode: str = "auto", timeout_s: float = 60.0
 ) -> "GuardedLogger":
-    """A W&B logger that never asks: online with credentials, else offline. A resumed run goes on as the same W&B run.
+    """Creates a W&B logger that never prompts: online with credentials, else offline.
 
-    A server that cannot be reached at the start makes it an offline run; while it is away later, W&B keeps what is
-    logged in the run's folder and tries again; at the end it is waited for as long as at the start.
+    A resumed run continues the same W&B run. If the server cannot be reached at the start, the run is offline. If it
+    cannot be reached later, W&B stores the data in the run's folder and retries; at the end of the run it waits up to
+    ``timeout_s`` again.
 
     Args:
         run_dir: the run's folder; its W&B id is kept there in ``wandb_id``.
         name: shown in W&B.
         project: W&B project.
         mode: "auto", "online", "offline" or "disabled"; WANDB_MODE in the environment goes before "auto".
-        timeout_s: how long the server is waited for, in seconds.
+        timeout_s: time to wait for the server, in seconds.
 
     Raises:
         ValueError: for another mode, or a ``timeout_s`` that is not positive.

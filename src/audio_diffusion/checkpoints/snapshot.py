@@ -1,4 +1,4 @@
-"""A checkpoint's content as it is at one moment, in host memory, while training goes on."""
+"""Copies a checkpoint's content to host memory, so that it can be written while training continues."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -10,17 +10,17 @@ from torch.distributed.tensor import DTensor
 
 
 class HostCopy:
-    """Copies nested dicts, lists and tuples so that nothing is shared with them, tensors to host memory.
+    """Makes deep copies of nested dicts, lists and tuples, with tensors in host memory.
 
-    Each copy reuses the memory of the one before, which must be done with: fresh memory is several times slower, as the
-    system clears it page by page. Tensors on a GPU go to pinned memory, all under way at once.
+    Each copy reuses the memory of the previous one, which must no longer be in use: new memory is several times slower,
+    as the system clears it page by page. Tensors on a GPU are copied asynchronously to pinned memory.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, content: Any) -> Any:
-        """The copy; valid until the next."""
+        """Returns a copy of the content, valid until the next call."""
         copied = self._copy(content, "")
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()

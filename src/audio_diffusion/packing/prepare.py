@@ -1,5 +1,7 @@
-"""One source -> its clips: checked, converted, cut, levelled, encoded. Runs in worker processes; keeps no state that
-decides anything."""
+"""Converts one source into clips: checks, converts, cuts, normalises and encodes it.
+
+Runs in worker processes; the result does not depend on any state between calls.
+"""
 
 import hashlib
 import math
@@ -27,12 +29,12 @@ _MAX_PIECE = 1 << 27  # samples of all channels that are converted in memory: 25
 
 @dataclass(frozen=True)
 class Form:
-    """What is made of the files.
+    """Options of the conversion of files into clips.
 
     Args:
         format: ``keep`` the bytes, or encode as ``flac`` or ``pcm16`` (WAV), both 16 bits.
-        sample_rate: Hz; None: each file's own.
-        channels: of each clip; None: each file's own.
+        sample_rate: sample rate of the clips, Hz; None for that of each file.
+        channels: number of channels of the clips; None for that of each file.
         segment_s: length of the pieces that files are cut into, seconds; None: files stay whole. The last piece of a
             file may be shorter; less than half a piece is left out. Files no longer than a piece are kept as they are.
         silence_db: pieces whose rms over all samples and channels is below this, in dBFS, are left out; None: none is.
@@ -75,7 +77,8 @@ class Form:
 
 
 class Cut(NamedTuple):
-    """How a source is cut: rate and channels of its clips, samples of a piece, pieces, and samples left at the end."""
+    """How a source is cut: sample rate and channels of its clips, samples per piece, number of pieces, and number of
+    samples left out at the end."""
 
     sample_rate: int
     channels: int
@@ -106,17 +109,17 @@ class Task:
 
     @property
     def is_last(self) -> bool:
-        """Whether the source ends with it."""
+        """Whether the task contains the end of the source."""
         return self.stop == self.cut.num_pieces
 
     @property
     def start_s(self) -> float:
-        """Where it begins in its source."""
+        """Start of the task in its source, in seconds."""
         return self.first * self.cut.piece / self.cut.sample_rate
 
     @property
     def seconds(self) -> float:
-        """How much of its source it is."""
+        """Duration of the task, in seconds of its source."""
         stop_s = self.info.duration_s if self.is_last else self.stop * self.cut.piece / self.cut.sample_rate
         return stop_s - self.start_s
 
@@ -144,7 +147,7 @@ class Drop(NamedTuple):
 
 
 def cut_of(info: AudioInfo, form: Form) -> Cut:
-    """How a file is cut; see ``Form`` for the rule."""
+    """Computes how a file is cut; see ``Form`` for the rule."""
     sample_rate, channels = form.sample_rate or info.sample_rate, form.channels or info.channels
     total = resampled_length(info, sample_rate)
     piece = max(round(form.segment_s * sample_rate), 1) if form.segment_s else total
@@ -156,7 +159,7 @@ def cut_of(info: AudioInfo, form: Form) -> Cut:
 
 
 def tasks(source: Source, info: AudioInfo, form: Form, part: Part | None = None) -> Iterator[Task]:
-    """The work that a source, or a part of it, is, in tasks that fit into memory."""
+    """Splits the work on a source, or on a part of it, into tasks that fit into memory."""
     whole = cut_of(info, form)
     cut, start, stop = part or Part(whole, 0, whole.num_pieces)
     step = max(_IN_MEMORY // (2 * cut.piece * cut.channels), 1)
@@ -165,7 +168,7 @@ def tasks(source: Source, info: AudioInfo, form: Form, part: Part | None = None)
 
 
 def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | str:
-    """What a source holds, by its header, or why it is refused."""
+    """Reads the header of a source; returns its properties, or why the source is refused."""
     if source.problem:
         return source.problem
     if source.ending not in EXTENSIONS:
@@ -183,7 +186,7 @@ def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | s
 
 
 def prepare(form: Form, store: RemoteStore | None, task: Task) -> list[Clip | Drop]:
-    """The clips of a task and what is left out of it, in order. A fault costs the pieces that hold it, and no more."""
+    """Returns the clips of a task and the parts left out, in order; a fault affects only the pieces that contain it."""
     if task.is_part and form.format == "keep":
         form = replace(form, format="flac")
     try:
@@ -193,7 +196,7 @@ def prepare(form: Form, store: RemoteStore | None, task: Task) -> list[Clip | Dr
 
 
 def _refused(task: Task, error: Exception) -> Drop:
-    """A task that is left out; what it is of its source is named where it is not all of it."""
+    """Returns the record of a refused task; its reason names the range of the source, unless it is all of it."""
     reason = _reason(error)
     if task.cut.num_pieces > task.stop - task.first:
         reason = f"left out from {task.start_s:g} to {task.start_s + task.seconds:g} s: {reason}"
@@ -201,10 +204,10 @@ def _refused(task: Task, error: Exception) -> Drop:
 
 
 def _reason(error: Exception) -> str:
-    """Why a source is refused.
+    """Returns why a source is refused.
 
     Raises:
-        ValueError: if it is not the source that is at fault, but the way to it: nothing may be left out for that.
+        ValueError: if the connection failed rather than the source, as no source may be left out for that reason.
     """
     if isinstance(error, RemoteError) and error.kind not in ("not_found", "forbidden", "refused"):
         raise ValueError(f"input: {error}. The same command goes on from here") from error
@@ -252,7 +255,7 @@ def read_blocks(source: Source, store: RemoteStore | None) -> Iterator[bytes]:
 
 
 def _missing(source: Source, info: AudioInfo) -> list[Clip | Drop]:
-    """What a source lacks that is used without it."""
+    """Returns the record of the missing audio of a source that is used nevertheless."""
     if not info.missing:
         return []
     reason = f"used without what it lacks: {info.missing}"
@@ -260,7 +263,7 @@ def _missing(source: Source, info: AudioInfo) -> list[Clip | Drop]:
 
 
 def _keep(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
-    """A whole file, decoded to its end, its bytes as they are. Those of a small one are read once and handed over."""
+    """Checks a whole file by decoding it, and keeps its bytes unchanged; those of a small file are read only once."""
     source, level, digest = task.source, _Level(), hashlib.sha256()
     blocks: list[bytes] = []
     size = 0
@@ -318,7 +321,7 @@ def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | D
 
 
 def _piece(task: Task, number: int, recording: Recording, form: Form) -> Clip | Drop:
-    """One piece of a source, read, levelled and encoded."""
+    """Reads, normalises and encodes one piece of a source."""
     source, cut, level = task.source, task.cut, _Level()
     start_s = number * cut.piece / cut.sample_rate
     audio = recording.read(number * cut.piece, cut.piece, cut.sample_rate, cut.channels)

@@ -1,4 +1,4 @@
-"""Clips -> shards."""
+"""Writes clips into shards."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ _BESIDE = 3000  # bytes of a clip's json and of tar headers, about
 
 
 def bytes_needed(sources: Iterable[Source], plan: Iterable[AudioInfo | str], form: Form) -> int:
-    """About how many bytes the shards of these sources take; of FLAC, and of URLs that are kept, the most they can."""
+    """Estimates the size of the shards of these sources in bytes; for FLAC and for kept URLs it is an upper bound."""
     total = 0
     for source, info in zip(sources, plan, strict=True):
         if not isinstance(info, AudioInfo):
@@ -39,10 +39,10 @@ def bytes_needed(sources: Iterable[Source], plan: Iterable[AudioInfo | str], for
 
 @contextmanager
 def told_when_full(output: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Turns the error of a full disk into one that says where that is, how much room is left and how much is needed.
+    """Replaces the error of a full disk with one that names the folder, the free space and the needed space.
 
     Raises:
-        ValueError: in its place.
+        ValueError: in place of the OSError.
     """
     try:
         yield
@@ -73,14 +73,14 @@ class _Hashed(io.RawIOBase):
 
 
 class ShardWriter:
-    """Writes the shards of one split, each under a temporary name until it is whole and on the disk.
+    """Writes the shards of one split, each under a temporary name until it is complete and synced to disk.
 
     Args:
         output: folder of the shards.
-        split: what their names begin with.
-        number: of the first one.
-        shard_bytes: a shard is full once it holds this much.
-        store: for sources that are URLs.
+        split: prefix of the shards' names.
+        number: number of the first shard.
+        shard_bytes: size in bytes at which a shard is full.
+        store: access to sources that are URLs.
     """
 
     def __init__(self, output: Path, split: str, number: int, shard_bytes: int, store: RemoteStore | None):
@@ -90,19 +90,19 @@ class ShardWriter:
 
     @property
     def is_open(self) -> bool:
-        """Whether a shard is begun."""
+        """Whether a shard is being written."""
         return self._tar is not None
 
     @property
     def is_full(self) -> bool:
-        """Whether the shard that is begun should be closed."""
+        """Whether the shard that is being written should be closed."""
         return self._tar is not None and self._tar.offset >= self._shard_bytes
 
     def add(self, clip: Clip) -> None:
-        """Writes a clip: its audio, behind it its json.
+        """Writes a clip: its audio, followed by its json.
 
         Raises:
-            ValueError: if the source's bytes are not those that were checked.
+            ValueError: if the source has changed since it was checked.
         """
         if self._tar is None:
             self._file = open(self._part, "wb")  # noqa: SIM115

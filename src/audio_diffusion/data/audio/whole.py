@@ -20,18 +20,20 @@ _TAIL = 1 << 18  # frames at the end that are decoded to know where it is
 
 
 class Whole(NamedTuple):
-    """What reads all of a file, and what is known to be missing of it."""
+    """A reader of all of a file, and the losses known to be in it."""
 
     reader: Reader
     losses: list[Loss]
 
 
 class Forward:
-    """Frames of what can only be decoded from its beginning. What is behind is forgotten: going back begins anew.
+    """Random access to audio that can only be decoded from its beginning.
+
+    Earlier frames are discarded; reading before the current position restarts decoding from the beginning.
 
     Args:
-        reopen: opens it.
-        start_s: where it begins in the file that it is a part of, in seconds, for messages.
+        reopen: opens a new reader.
+        start_s: start of the audio in the file that it is a part of, in seconds, for messages.
     """
 
     def __init__(self, reopen: Callable[[], Reader], start_s: float = 0.0):
@@ -45,11 +47,11 @@ class Forward:
         self._kept: list[NDArray[np.float32]] = []
 
     def limit(self, frames: int) -> None:
-        """Sets how many frames there are."""
+        """Sets the number of frames."""
         self.frames = frames
 
     def samples(self, first: int, count: int) -> NDArray[np.float32]:
-        """Frames from ``first`` on, float32 ``[n, C]``.
+        """Reads ``count`` frames starting at ``first``, float32 ``[n, C]``.
 
         Raises:
             UnusableAudio: if they cannot be decoded.
@@ -147,7 +149,7 @@ class Chain:
         return stop
 
     def limit(self, frames: int) -> None:
-        """Sets how many frames there are."""
+        """Sets the number of frames."""
         self.frames = frames
 
     def samples(self, first: int, count: int) -> NDArray[np.float32]:
