@@ -1,4 +1,4 @@
-"""One holder of an open file at a time, among all processes of a machine."""
+"""Exclusive lock on an open file, among all processes of a machine."""
 
 import sys
 from typing import IO, Any
@@ -10,11 +10,11 @@ else:
 
 
 def lock_file(file: IO[Any], wait: bool = True) -> None:
-    """Locks an open file until it is closed; a killed process holds none.
+    """Locks an open file until it is closed or the process ends.
 
     Args:
-        file: open.
-        wait: for whoever holds it.
+        file: the open file.
+        wait: whether to wait until another process releases the lock.
 
     Raises:
         BlockingIOError: if another process holds it and ``wait`` is off.

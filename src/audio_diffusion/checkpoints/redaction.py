@@ -1,4 +1,4 @@
-"""Secrets stay out of what a run leaves behind: its logs, its configuration, its checkpoints."""
+"""Removes secrets from the logs, the configuration and the checkpoints of a run."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 REDACTED = "REDACTED"
-#: environment variable: what stood where a checkpoint has REDACTED, for those of older versions, which took paths for
+#: environment variable with the text to put in place of REDACTED in checkpoints of older versions, which took paths for
 #: secrets
 INSTEAD = "AUDIO_DIFFUSION_REDACTED"
 
@@ -15,7 +15,7 @@ _SECRET = re.compile(
     r"(^|[_\W])(key|apikey|accesskey|secretkey|token|secret|password|passwd|passphrase|credentials?|auth|"
     r"authorization|signature|cookie)($|[_\W])|[_\W]pwd$"  # MYSQL_PWD, but neither PWD nor OLDPWD
 )
-#: last words of names that say where a secret lies, whose it is or of what kind, and not what it is
+#: last words of names that denote the place, the owner or the kind of a secret, and not the secret itself
 _ABOUT = re.compile(r"[_\W](files?|dirs?|directory|folders?|paths?|sock(et)?|pid|home|hosts?|urls?|names?|types?)$")
 _TOKENS = re.compile(  # of Hugging Face, AWS, GitHub, GitLab, Slack, Google, OpenAI and the like, and of OAuth (JWT)
     r"\bhf_[A-Za-z0-9]{20,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{22,}"
@@ -31,9 +31,9 @@ _CHOSEN_OF_DATA = ("train", "val", "classes", "fields", "weights")
 
 
 def redacted(node: Any) -> Any:
-    """Plain data without its secrets, of the same shape.
+    """Returns plain data of the same structure without secrets.
 
-    These are left out: values of keys that denote a secret (``api_key``, ``token``, ``password`` ..), user, password
+    These are redacted: values of keys that denote a secret (``api_key``, ``token``, ``password`` ..), user, password
     and query of addresses, words that have the form of well-known tokens, and the values of environment variables whose
     names denote a secret. Paths are no secrets, nor are words that could be anything else.
     """
@@ -47,10 +47,10 @@ def redacted(node: Any) -> Any:
 
 
 def redacted_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's resolved configuration without its secrets, from which the model can be built again.
+    """Returns a run's resolved configuration without secrets, from which the model can be rebuilt.
 
-    What the model is built from, what it is called and where its data lie keep their values, without the credentials of
-    addresses and without tokens that are known by their form.
+    The parameters and the name of the model and the locations of its data keep their values, except for credentials in
+    addresses and tokens recognised by their form.
     """
     kept = {name: _by_form(value) for name, value in config.items() if name in _CHOSEN}
     data = config.get("data")
@@ -70,7 +70,7 @@ def _by_form(node: Any) -> Any:
 
 
 def redacted_argument(argument: str) -> str:
-    """An argument of the command line, ``key=value`` or whatever it is, without its secrets."""
+    """Returns a command-line argument, ``key=value`` or any other, without secrets."""
     name, is_option, value = argument.partition("=")
     if is_option and value and any(map(is_secret, name.split("."))):
         return f"{name}={REDACTED}"
@@ -79,14 +79,14 @@ def redacted_argument(argument: str) -> str:
 
 
 def without_redacted(node: Any) -> Any:
-    """Plain data without the keys whose values were redacted: what is not known is left to its defaults."""
+    """Returns plain data without the keys whose values were redacted, so that they get their defaults."""
     if isinstance(node, dict):
         return {name: without_redacted(value) for name, value in node.items() if value != REDACTED}
     return node
 
 
 def find_redacted(node: Any, place: str) -> dict[str, str]:
-    """The values in which something was redacted, by their dotted places."""
+    """Returns the values in which something was redacted, by dotted key."""
     if isinstance(node, dict):
         return {
             k: v for key, value in node.items() for k, v in find_redacted(value, f"{place}.{key}".strip(".")).items()
@@ -97,7 +97,7 @@ def find_redacted(node: Any, place: str) -> dict[str, str]:
 
 
 def with_instead(node: Any) -> Any:
-    """Plain data with what the environment variable ``INSTEAD`` holds in place of what was redacted, if it is set."""
+    """Returns plain data with redacted parts replaced by the environment variable ``INSTEAD``, if it is set."""
     if isinstance(node, dict):
         return {name: with_instead(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -107,20 +107,20 @@ def with_instead(node: Any) -> Any:
 
 
 def may_be(before: Any, now: Any) -> bool:
-    """Whether a value that was stored, in which something may be redacted, can have been the one that is given now."""
+    """Whether a stored value, parts of which may be redacted, is compatible with the value given now."""
     if not isinstance(before, str) or not isinstance(now, str) or REDACTED not in before:
         return False
     return re.fullmatch(".*".join(map(re.escape, before.split(REDACTED))), now, re.DOTALL) is not None
 
 
 def is_secret(name: str) -> bool:
-    """Whether something of this name is not to be shown."""
+    """Whether a name denotes a secret."""
     words = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()  # camelCase
     return _SECRET.search(words) is not None and _ABOUT.search(words) is None
 
 
 def _is_secret_value(name: str, value: Any) -> bool:
-    """Whether a key's value is left out because of what the key is called."""
+    """Whether a key's value is redacted because of the key's name."""
     if not value or isinstance(value, bool | int | float):
         return False
     return is_secret(name) or (name.lower() == "pwd" and isinstance(value, str) and "/" not in value)
@@ -147,7 +147,7 @@ def _could_be_secret(value: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    """Without the environment's secrets, as whole words, and those known by their form."""
+    """Redacts secrets of the environment, as whole words, and those recognised by their form."""
     for name, value in os.environ.items():
         if value in text and is_secret(name) and _could_be_secret(value):
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", REDACTED, text)
@@ -155,7 +155,7 @@ def _clean(text: str) -> str:
 
 
 def _clean_form(text: str) -> str:
-    """Without credentials in addresses, and tokens that are known by their form; a path that exists is no token."""
+    """Redacts credentials in addresses, and tokens recognised by their form; an existing path is not a token."""
     without = _URL.sub(lambda match: _clean_url(match[0]), text)
     return without if _is_path(text) else _TOKENS.sub(REDACTED, without)
 

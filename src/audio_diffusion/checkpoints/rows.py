@@ -1,4 +1,4 @@
-"""The local log of a run that is resumed."""
+"""Rewinds the local log of a resumed run."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from audio_diffusion.checkpoints.files import publish, stage
 
 
 def rewind(log: Path, step: int) -> int:
-    """Cuts the rows of steps after ``step`` out of a log of json lines: they are trained, and logged, again.
+    """Removes the rows of steps after ``step`` from a log of json lines, as these steps are trained and logged again.
 
-    A line that a kill has cut off goes too. Returns how many rows were cut.
+    An incomplete line, left by a killed run, is removed too. Returns the number of removed rows.
     """
     if not log.exists():
         return 0
