@@ -1,8 +1,8 @@
-"""Configuration: every bad one ends here, in one clear error.
+"""Loads and checks configurations; an invalid one ends the program with one clear error.
 
-Four doors, and nothing behind them checks again: (1) option names, by Hydra, with the nearest name added;
-(2) root keys and types, by a strict merge into ``Config``; (3) each ``_target_``'s arguments against its signature, all
-problems at once; (4) values, by constructors, which raise ``ValueError``.
+There are four checks ("doors"), which are not repeated elsewhere: (1) option names, by Hydra, with the nearest name
+added; (2) root keys and types, by a strict merge into ``Config``; (3) each ``_target_``'s arguments against its
+signature, all problems at once; (4) values, by constructors, which raise ``ValueError``.
 """
 
 import math
@@ -32,34 +32,34 @@ from audio_diffusion.inference.targets import target_problems as target_problems
 from audio_diffusion.networks.conditions import IN_EVERY_BATCH
 
 _PACKAGE = Path(__file__).parents[1]
-CHECKOUT = _PACKAGE.parents[1]  # where the package lies in src/ of it
+CHECKOUT = _PACKAGE.parents[1]  # of the repository, if the package is in its src/
 INSTALLED = (_PACKAGE / "configs").is_dir()
 CONFIG_DIR = (_PACKAGE if INSTALLED else CHECKOUT) / "configs"
 
 
 def _fields_of(model: DictConfig) -> ListConfig:
-    """What a model's conditions are read from, beyond what every batch has."""
+    """Names of the fields that a model's conditions are read from, without those that every batch has."""
     conditions = model.get("conditions") or {}
     fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
     return ListConfig([field for field in fields if field not in IN_EVERY_BATCH])
 
 
 def _len_of(values: ListConfig | None) -> int | None:
-    """How many there are; None where that is not known yet, as classes before the data are read."""
+    """Length of a list; None if it is not known yet, as that of the classes before the data are read."""
     return None if values is None else len(values)
 
 
 def _x0_channels(representation: DictConfig, audio: DictConfig) -> int:
-    """D, the channels of x0: of the network."""
+    """D, the number of channels of x0, which is that of the network."""
     plain = OmegaConf.to_container(representation, resolve=True)
     try:
         return build(plain, "representation").shape(audio.channels, audio.num_samples)[0]  # type: ignore[arg-type]
     except (ConfigError, ValueError):
-        return audio.channels  # what is wrong is said where the representation itself is checked
+        return audio.channels  # the error is reported when the representation itself is checked
 
 
 def _positions(representation: DictConfig, num_samples: int, least: int) -> int:
-    """Positions of x0 that stand for a number of samples of audio, at least so many."""
+    """Number of positions of x0 for a number of samples of audio, at least ``least``."""
     plain = OmegaConf.to_container(representation, resolve=True)
     try:
         return max(least, num_samples // build(plain, "representation").hop)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ OmegaConf.register_new_resolver("fields_of", _fields_of, replace=True)
 
 @dataclass
 class AudioFormat:
-    """What is trained on: Hz, channels C, the crop's length T in samples, and 1/RMS of the sounds."""
+    """Form of the training audio: sample rate (Hz), channels C, length T of a crop in samples, and scale (1/RMS)."""
 
     sample_rate: int
     channels: int
@@ -115,7 +115,7 @@ _own_dir: Path | None = None  # the folder of ``config_dir``, of this process
 
 
 def _groups() -> dict[str, list[str]]:
-    """Config groups, also groups in groups, and the names in each."""
+    """Config groups, including nested ones, and the names of the configs in each."""
     found: dict[str, list[str]] = {}
     for root in filter(None, (CONFIG_DIR, _own_dir)):
         for folder in (folder for folder in root.rglob("*") if folder.is_dir()):
@@ -125,7 +125,7 @@ def _groups() -> dict[str, list[str]]:
 
 
 def _keys_at(path: str, config_name: str, chosen: list[str]) -> list[str]:
-    """The option names beside the one at the dotted ``path``, where the groups are as ``chosen``."""
+    """The option names at the level of the dotted ``path``, for the groups in ``chosen``."""
     parent = path.rpartition(".")[0]
     cfg = compose(config_name, overrides=chosen)
     node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
@@ -133,7 +133,7 @@ def _keys_at(path: str, config_name: str, chosen: list[str]) -> list[str]:
 
 
 def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
-    """A Hydra error as one that says what there is instead."""
+    """Rewrites a Hydra error as a message that lists the available names."""
     chosen = [override for override in overrides if override.split("=")[0] in _groups()]
     text = str(error)
     cause = str(error.__cause__ or "")
@@ -165,24 +165,24 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """The first line of a message of Hydra's."""
+    """The first line of a message from Hydra."""
     return text.splitlines()[0].rstrip(".") if text else "Hydra does not say why"
 
 
-#: root keys that are whole numbers
+#: root keys whose values are integers
 _INTEGERS = ("seed", "max_steps", "batch_size", "val_every_steps", "log_every_steps")
-#: groups of which none need be chosen, by program
+#: optional config groups, by program
 _MAY_BE_NONE = {"train": ("logger", "diffusion/weight"), "sample": ("sampler",), "learnt": ("sampler",)}
 
 
 def _none_as_list(option: str, config_name: str) -> str:
-    """``logger=null`` as Hydra has it, ``logger=[]``, for groups of which none need be chosen."""
+    """Converts ``logger=null`` to Hydra's form, ``logger=[]``, for optional groups."""
     name, _, value = option.partition("=")
     return f"{name}=[]" if value in ("null", "None") and name in _MAY_BE_NONE.get(config_name, ()) else option
 
 
 def _check_option(override: str, config_name: str) -> None:
-    """What is refused of a single option, before all are put together."""
+    """Checks a single option, before all options are composed."""
     if override.startswith("+") or override.startswith("~"):
         key = override.lstrip("+~").split("=")[0]
         if key in command_line.ELSEWHERE:
@@ -208,7 +208,7 @@ def _check_option(override: str, config_name: str) -> None:
 
 
 def _check_command_line(config_name: str, overrides: list[str]) -> DictConfig:
-    """Door 1: composes the overrides as Hydra will, to explain what it would refuse."""
+    """Door 1: composes the overrides as Hydra will, to explain its errors."""
     overrides = [_none_as_list(override, config_name) for override in overrides]
     for override in overrides:
         _check_option(override, config_name)
@@ -221,10 +221,10 @@ def _check_command_line(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether this project raised it, to tell the user of a mistake; those of other libraries keep their traceback."""
+    """Whether an error is this project's message about a user's mistake; those of other libraries keep a traceback."""
     if isinstance(error, ConfigError):
         return True
-    from audio_diffusion.data.remote import RemoteError  # not at the top: it imports what talks to servers
+    from audio_diffusion.data.remote import RemoteError  # not at the top: it imports network libraries
 
     if isinstance(error, RemoteError):
         return True
@@ -237,7 +237,10 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 def refuse(error: Exception) -> NoReturn:
-    """Ends with the message and status 2; tells slurm/train.sh, which may see another rank's status."""
+    """Prints the message and exits with status 2.
+
+    A marker file informs slurm/train.sh, which may get the status of another rank.
+    """
     print(f"error: {error}", file=sys.stderr)
     if stop_file := os.environ.get(STOP_FILE):
         Path(f"{stop_file}.refused").touch()
@@ -245,22 +248,23 @@ def refuse(error: Exception) -> NoReturn:
 
 
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Makes ``main(cfg)`` a program on ``configs/<config_name>.yaml``; mistakes end in a message and status 2."""
+    """Turns ``main(cfg)`` into a program with ``configs/<config_name>.yaml``; see ``run``."""
     return lambda main: partial(run, config_name, main)
 
 
 def run(
     config_name: str, main: Callable[[DictConfig], None], check: Callable[[DictConfig], None] | None = None
 ) -> None:
-    """Calls ``main`` with the configuration that the command line asks for; mistakes end in a message and status 2.
+    """Calls ``main`` with the configuration of the command line; a user's mistake ends in a message and status 2.
 
     Args:
         config_name: the program's file in configs/.
-        check: refuses root options that cannot be, before anything else is done.
+        main: the program.
+        check: raises ConfigError for invalid root options; it is called before anything else.
     """
 
     def guarded(cfg: DictConfig) -> None:
-        sys.argv[:] = typed  # a process that Lightning starts for another device has the same command
+        sys.argv[:] = typed  # Lightning starts a process per device with this command
         try:
             own_parts.fit(cfg, options)
             main(cfg)
@@ -281,7 +285,7 @@ def run(
         options = command_line.without_flags(arguments)
         if not any(re.match("--?(config|c[pnd]|hydra-help|help|h)", argument) for argument in arguments):
             cfg = _check_command_line(config_name, options)
-            if check is not None and len(options) == len(arguments):  # without flags, as --cfg, which only print
+            if check is not None and len(options) == len(arguments):  # flags such as --cfg only print
                 check(cfg)
         sys.argv[1:] = [*own_parts.open_for_arguments(arguments), *own_parts.search_path(_own_dir)]
     except ConfigError as error:
@@ -290,10 +294,10 @@ def run(
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as dicts, lists, numbers and strings.
+    """Returns the resolved configuration as dicts, lists, numbers and strings.
 
     Raises:
-        ConfigError: for an interpolation that leads nowhere or a value that is missing (``???``).
+        ConfigError: for an interpolation that cannot be resolved or a missing value (``???``).
     """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -306,7 +310,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_names(cfg: DictConfig) -> None:
-    """Refuses a run's name that is no name of a folder in runs/, and a folder that is the current one."""
+    """Checks that a run's name is valid as that of a folder in runs/, and that its folder is not the current one."""
     if OmegaConf.is_missing(cfg, "name"):
         return
     for name in ("name", "run_dir"):
@@ -321,7 +325,7 @@ def _check_names(cfg: DictConfig) -> None:
 
 
 def _take_whole_floats(cfg: DictConfig) -> None:
-    """Makes whole numbers of ``1e5`` and the like, which YAML reads as floats, where whole numbers are expected."""
+    """Converts floats such as ``1e5``, as YAML reads it, to integers where integers are expected."""
     for node, names in ((cfg, _INTEGERS), (cfg.get("audio"), tuple(AudioFormat.__annotations__))):
         for name in names:
             if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, name):
@@ -351,7 +355,7 @@ def check_root(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}: expected a finite whole number, got {given}") from error
         raise ConfigError(f"{key}: {wanted}{str(error.args[0] if error.args else error).splitlines()[0]}") from error
     _check_names(cfg)
-    for name in ("name", "run_dir", "ckpt", "init"):  # of a file, a number may be one
+    for name in ("name", "run_dir", "ckpt", "init"):  # names of files, which may be numbers
         if not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], bool | int | float):
             cfg[name] = str(cfg[name])
     repeated = [label for label, count in Counter(cfg.classes or []).items() if count > 1]
@@ -360,7 +364,7 @@ def check_root(cfg: DictConfig) -> None:
     for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")
-    for name in cfg.audio:  # before parts that take them over under names of their own
+    for name in cfg.audio:  # before the parts that copy these values under other names
         if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < (0 if name == "scale" else 1):
             raise ConfigError(f"audio.{name}: expected at least 1, got {cfg.audio[name]}")
     if not 0 <= cfg.seed < 2**32:

@@ -37,7 +37,7 @@ def patterns(model: Generator, data: str | None) -> list[str]:
     """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml.
 
     Raises:
-        ConfigError: if the checkpoint has their address without its secrets.
+        ConfigError: if secrets were redacted from the shards' address in the checkpoint.
     """
     trained_on: Any = model.config.get("data")
     if data is None and not trained_on:
@@ -62,7 +62,7 @@ def patterns(model: Generator, data: str | None) -> list[str]:
 
 
 def make_store(model: Generator) -> RemoteStore:
-    """What reads shards that are URLs."""
+    """Creates the store that reads remote shards."""
     options = ((model.config.get("data") or {}).get("store") or {}).get("storage_options")
     return RemoteStore(None, storage_options=without_redacted(options))
 
@@ -81,7 +81,7 @@ def find_shards(model: Generator, data: str | None) -> Shards:
 
 
 def read(model: Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
-    """Batches of the first clips that can be used, the start of each."""
+    """Yields batches of the first usable clips, cropped at their start."""
     audio, fields = model.config["audio"], model.conditions.fields
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, fields)
     usable = islice(((clip, samples) for clip, samples in clips if clip.num_valid), num_clips)
@@ -91,7 +91,7 @@ def read(model: Generator, shards: Shards, num_clips: int | None, batch_size: in
 
 
 def likelihood(model: Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device) -> dict:
-    """Bits per dimension by the bound and by the flow, as plain data; after Ctrl-C of the finished batches."""
+    """Measures bits per dimension by the bound and by the flow, as plain data; after Ctrl-C of the finished batches."""
     bound = build(options["bound"], "bound") if options["bound"] else None
     flow = build(options["flow"], "flow") if options["flow"] else None
     bounds: list[ClipBounds] = []
@@ -139,7 +139,7 @@ def likelihood(model: Generator, batches: Iterable[AudioBatch], options: dict[st
 
 
 def table(results: dict[str, Any]) -> str:
-    """What is printed: one figure a line, with its errors, "-" where they are not known."""
+    """Formats the printed table: one figure per line, with its errors, or "-" for unknown ones."""
     figures = {"variational bound": results.get("bound")}
     figures |= {f"    {name}": part for name, part in results.get("bound", {}).get("parts", {}).items()}
     figures |= {
@@ -155,7 +155,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """What the figures mean, in words: lower is better, and what is above white noise has learnt nothing yet."""
+    """Explains the figures in words: lower is better; a model whose figure is above white noise has learnt nothing."""
     noise = results["white_gaussian"]["bits_per_dim"]
     lines = ["bits per dimension: lower is better; white noise of the same level is what a model must fall below"]
     for key, name in (("bound", "variational bound"), ("flow", "probability-flow ODE")):
@@ -169,16 +169,16 @@ def verdict(results: dict[str, Any]) -> list[str]:
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN, which json does not know, as null."""
+    """Replaces NaN, which json does not support, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def main(cfg: DictConfig) -> None:
-    """Load, read, measure batch by batch, print and write."""
+    """Loads the model, measures batch by batch, prints and writes the figures."""
     options: dict[str, Any] = config.to_plain(cfg)
-    for name in ("bound", "flow"):  # before anything is read
+    for name in ("bound", "flow"):  # before any data are read
         if options[name]:
             build(options[name], name)
     device = device_of(options["device"])

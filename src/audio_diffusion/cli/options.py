@@ -1,4 +1,4 @@
-"""Door 2: types and bounds of the root options of each program. Nothing here imports torch."""
+"""Checks types and ranges of the root options of each program (door 2). This module does not import torch."""
 
 import math
 from collections.abc import Callable
@@ -39,10 +39,10 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 
 
 def _check_sample(options: dict[str, Any]) -> None:
-    """Refuses values that cannot be.
+    """Checks the values of the options of sample.py.
 
     Raises:
-        ConfigError: naming the option.
+        ConfigError: naming the invalid option.
     """
     check_types(options, SAMPLE | {name: kind for name, kind in TASK.items() if name in options})
     for name in ("num_samples", "batch_size"):
@@ -95,10 +95,10 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def check(program: str, cfg: DictConfig) -> None:
-    """Refuses root options that cannot be.
+    """Checks the root options of a program.
 
     Raises:
-        ConfigError: naming the option, what was expected and what came.
+        ConfigError: naming the option, the expected value and the value given.
     """
     if program == "train":
         check_root(cfg)

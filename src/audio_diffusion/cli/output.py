@@ -1,4 +1,4 @@
-"""Where results go: a folder of audio, with a json and a picture of its name beside it."""
+"""Chooses where results are written: a folder of audio, with a json and a picture of the same name next to it."""
 
 from itertools import count
 from pathlib import Path
@@ -8,15 +8,15 @@ from audio_diffusion.inference.generator import Generator
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """The file beside a folder that has its name and an ending, such as ``.json``."""
+    """The path next to a folder that consists of the folder's name and an ending, such as ``.json``."""
     return folder.parent / f"{folder.name}{ending}"
 
 
 def default_folder(model: Generator, ckpt: str, task: str) -> Path:
-    """Where results of a task go if the user names no folder.
+    """The folder for results of a task if the user names none.
 
-    Of a run it is a folder in the run's; of any other file or folder it lies beside that and begins with its name, so
-    that two models in one folder do not share it; of a model of the hub it lies in the current folder.
+    For a run it is inside the run's folder. For any other file or folder it is next to it and begins with its name, so
+    that two models in one folder do not share it. For a model of the hub it is in the current folder.
     """
     what = "generated" if task == "generate" else task
     if ckpt.startswith(HUB):
@@ -29,8 +29,10 @@ def default_folder(model: Generator, ckpt: str, task: str) -> Path:
 
 
 def claim(wanted: Path) -> Path:
-    """Makes a new folder of this name, or of the first name_2, name_3 .. of which there is neither folder, json nor
-    picture; returns it. Two programs at once get two folders."""
+    """Creates and returns a new folder of this name, or of the first free one of name_2, name_3 ..
+
+    A name is free if no folder, json or picture has it. Two programs at the same time get different folders.
+    """
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = wanted if number == 1 else beside(wanted, f"_{number}")
@@ -45,7 +47,7 @@ def claim(wanted: Path) -> Path:
 
 
 def note_of(folder: Path) -> str | None:
-    """What to say before results are written to a folder that the user named; None where it holds nothing."""
+    """The note to print before results are written to an existing folder that the user named; None if it is empty."""
     there = sum(1 for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
     if not there and not beside(folder, ".json").exists():
         return None

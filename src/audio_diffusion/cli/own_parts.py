@@ -1,4 +1,4 @@
-"""Parts from a user's own package: ``model._target_=my_package.MyNet`` and YAMLs in a folder of one's own."""
+"""Supports parts from a user's own package (``model._target_=my_package.MyNet``) and YAMLs in a user's own folder."""
 
 import os
 import sys
@@ -13,16 +13,16 @@ _TARGET, _DIR = "._target_", "config_dir="
 
 
 def make_importable() -> None:
-    """Lets a package in the current folder be imported, as it is by ``python -m``; installed ones come first."""
+    """Makes packages in the current folder importable, as with ``python -m``; installed packages take precedence."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def split_config_dir(options: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The folder of ``config_dir=FOLDER``, whose groups come beside the project's, and the other options.
+    """Separates the folder of ``config_dir=FOLDER``, whose groups are added to the project's, from the other options.
 
     Raises:
-        ConfigError: if there is no such folder, or it holds no group.
+        ConfigError: if the folder does not exist, or contains no group.
     """
     folders = [option.removeprefix(_DIR).strip("'\"") for option in options if option.startswith(_DIR)]
     rest = [option for option in options if not option.startswith(_DIR)]
@@ -38,25 +38,27 @@ def split_config_dir(options: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def search_path(folder: Path | None) -> list[str]:
-    """Hydra's option that adds the folder to where configs are looked for."""
+    """Hydra's option that adds the folder to the config search path."""
     return [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
 
 
 def targets_in(options: Sequence[str]) -> dict[str, str]:
-    """Classes chosen by ``PLACE._target_=CLASS``: by place."""
+    """The classes chosen by options ``PLACE._target_=CLASS``, by place."""
     pairs = (option.partition("=") for option in options)
     return {name.removesuffix(_TARGET): value for name, _, value in pairs if name.endswith(_TARGET)}
 
 
 def open_for_arguments(options: Sequence[str]) -> list[str]:
-    """The options with those beside a chosen class marked as ones that its YAML need not have, as Hydra wants it."""
+    """Marks the arguments of chosen classes among the options as ones that the YAML need not have, for Hydra."""
     places = targets_in(options)
     return [f"++{o}" if o.partition("=")[0].rpartition(".")[0] in places else o for o in options]
 
 
 def fit(cfg: DictConfig, options: Sequence[str]) -> None:
-    """Leaves out what a group's YAML says for its own class where the user has chosen another, and gives that class
-    what every network is given (``channels``, ``conditions``) if it takes it.
+    """Adapts the arguments in a group's YAML to the class that the user has chosen instead of the YAML's own.
+
+    Arguments that neither the user gave nor the class takes are removed. Common ones, such as ``channels`` and
+    ``conditions`` of networks, thus remain if the class takes them. Conditions that are not empty always remain.
 
     Raises:
         ConfigError: if a class cannot be imported.

@@ -1,4 +1,4 @@
-"""Batches of samples made by this process, or by one for each of several devices."""
+"""Generates batches of samples in this process, or in one process for each of several devices."""
 
 import multiprocessing
 import pickle
@@ -22,10 +22,10 @@ from audio_diffusion.inference.targets import ConfigError, build
 
 
 def devices_of(device: str, count: int) -> list[str]:
-    """Where each process works.
+    """The device of each process.
 
     Raises:
-        ConfigError: if there are not so many.
+        ConfigError: if there are fewer devices than ``count``.
     """
     if count < 1:
         raise ConfigError(f"devices: expected at least 1, got {count}")
@@ -40,29 +40,31 @@ def devices_of(device: str, count: int) -> list[str]:
 
 
 def load(options: dict[str, Any], device: str) -> Generator:
-    """The model on a device, its sampler and guidance as asked for."""
+    """Loads the model on a device, with the sampler and guidance of the options."""
     load_on = partial(load_model, weights=options["weights"], device=device, trust=options["trust"])
     model = load_on(options["ckpt"])
     weak = options["weak_ckpt"] and load_on(options["weak_ckpt"])
     sampler = build(options["sampler"], "sampler") if "sampler" in options else None
     model = model.using(guidance=guidance_of(model, options, weak))
-    return replace(model, sampler=sampler) if sampler else model  # sample.py says it, once, if its levels are wrong
+    return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
 
 
-_worker: tuple[Generator, dict[str, Any]] | None = None  # of a process of several
+_worker: tuple[Generator, dict[str, Any]] | None = None  # model and options, in a worker process
 
 
 def _begin(options: dict[str, Any], devices: Any) -> None:
-    """What a process of several does first."""
+    """Initialises a worker process."""
     global _worker
-    signals.end_with_parent()  # a SIGTERM to all of them would otherwise end the first one alone
+    signals.end_with_parent()  # otherwise a SIGTERM to all processes would end only the parent
     torch.set_num_threads(max(1, torch.get_num_threads() // options["devices"]))
     _worker = load(options, devices.get()), options
 
 
 def _work(batch: bytes) -> bytes | str:
-    """A batch in a process of several, both ways as bytes: of shared memory each clip would be an open file. An error
-    that the user can mend comes as its words."""
+    """Generates a batch in a worker process. A user's mistake is returned as its message.
+
+    Batch and results are passed as bytes: in shared memory each clip would be an open file.
+    """
     assert _worker is not None
     try:
         return pickle.dumps(perform(*_worker, pickle.loads(batch)))
@@ -71,13 +73,13 @@ def _work(batch: bytes) -> bytes | str:
 
 
 def _in_order(pool: ProcessPoolExecutor, work: Sequence[list[Sample]], ahead: int) -> Iterator[bytes | str]:
-    """What ``_work`` returns for each batch, in order; so many batches wait for a process that is free.
+    """Yields the result of ``_work`` for each batch, in order, with at most ``2 * ahead`` batches submitted at a time.
 
-    None of them is ever cancelled: of a cancelled one the pool's thread prints a traceback when processes are killed.
+    No batch is cancelled here: the pool's thread prints a traceback for a cancelled one when processes are killed.
     """
     handed_out: deque[Future[bytes | str]] = deque()
     for batch in work:
-        with signals.shielded(tracked=True):  # a Ctrl-C is this process's to hear of
+        with signals.shielded(tracked=True):  # only this process handles Ctrl-C
             handed_out.append(pool.submit(_work, pickle.dumps(batch)))
         if len(handed_out) >= 2 * ahead:
             yield handed_out.popleft().result()
@@ -88,7 +90,7 @@ def _in_order(pool: ProcessPoolExecutor, work: Sequence[list[Sample]], ahead: in
 def run(
     model: Generator, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
 ) -> Iterator[list[Result]]:
-    """The results of each batch, in order; by this process, or by one for each of several devices.
+    """Yields the results of each batch, in order, from this process or from one for each of several devices.
 
     Raises:
         ValueError: for options that the task or the model does not take.
@@ -101,7 +103,7 @@ def run(
     places = context.Queue()
     for device in devices:
         places.put(device)
-    options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer one by now
+    options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer checkpoint by now
     with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
         try:
             for result in _in_order(pool, work, ahead=len(devices)):
@@ -109,7 +111,7 @@ def run(
                     pool.shutdown(cancel_futures=True)
                     raise ConfigError(result)
                 yield pickle.loads(result)
-        except (KeyboardInterrupt, GeneratorExit):  # nobody waits for batches that are begun
+        except (KeyboardInterrupt, GeneratorExit):  # the results of running batches are not needed
             for process in multiprocessing.active_children():
                 process.kill()
             raise

@@ -1,4 +1,4 @@
-"""What a command line asks for -> samples, each with its seed, conditions and files, in batches."""
+"""Converts the options of sample.py to samples, each with its seed, conditions and files, in batches."""
 
 import math
 import warnings
@@ -23,46 +23,46 @@ from audio_diffusion.inference.generator import Generator
 from audio_diffusion.inference.targets import ConfigError, nearest
 from audio_diffusion.networks.conditions.mel import Mel
 
-_NAMED = 5  # files of a folder that are named where they are no audio
+_NAMED = 5  # number of ignored files of a folder that are named
 
 
 @dataclass
 class Sample:
-    """One result that is asked for."""
+    """One requested sample."""
 
     index: int
     seed: int
     label: str | None = None
-    cond: dict[str, Any] = field(default_factory=dict)  # by name, files read
+    cond: dict[str, Any] = field(default_factory=dict)  # by name; files are read already
     written_cond: dict[str, Any] = field(default_factory=dict)  # as written, for the record
-    files: tuple["Input", ...] = ()  # what it is made of
+    files: tuple["Input", ...] = ()  # the inputs
 
     @property
     def name(self) -> str:
-        """What its file is called: by its input, its label, or the first words it is given."""
+        """The name of its file: from its input, its label, or the first words of its conditions."""
         words = next((value for value in self.cond.values() if isinstance(value, str)), "")
         return file_name("_".join(file.path.stem for file in self.files) or self.label or words)
 
 
 @dataclass
 class Input:
-    """A file that is edited."""
+    """An input file to edit."""
 
     path: Path
-    info: AudioInfo | None  # None: a mel spectrogram
-    clip: Tensor  # [C, T], at the model's rate; of a mel [C·n_mels, F]
-    converted: str = ""  # how it was made to fit, empty where it was not
-    clipped: Tensor | None = None  # bool [C, T], task=declip: which samples of the clip stand where the file is clipped
-    note: str = ""  # what was found in it
+    info: AudioInfo | None  # None for a mel spectrogram
+    clip: Tensor  # [C, T] at the model's sample rate, or [C·n_mels, F] for a mel spectrogram
+    converted: str = ""  # description of the conversion, empty if there was none
+    clipped: Tensor | None = None  # bool [C, T], task=declip: samples of the clip at places where the file is clipped
+    note: str = ""  # a remark about the file for the user
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file, read once however many samples are made of it."""
+        """Hash of the file, computed once for all samples made from it."""
         return record_of(self.path).sha256
 
 
 def _paths(given: str | Sequence[str], extensions: Sequence[str]) -> list[Path]:
-    """The files that are named; of a folder, all in it that have one of these endings, or hold audio without one."""
+    """The named files; for a folder, the files in it that have one of these extensions or contain audio anyway."""
     found: list[Path] = []
     for name in [given] if isinstance(given, str) else given:
         path = Path(name)
@@ -73,10 +73,10 @@ def _paths(given: str | Sequence[str], extensions: Sequence[str]) -> list[Path]:
 
 
 def _inside(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    """The audio of a folder. What else is in it is named; hidden files are not looked at.
+    """The audio files of a folder. Other files are reported; hidden files are ignored.
 
     Raises:
-        ConfigError: if it holds none.
+        ConfigError: if there is no audio file.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     inside = [p for p in files if p.suffix[1:].lower() in extensions or _is_audio(p)]
@@ -90,12 +90,12 @@ def _inside(folder: Path, extensions: Sequence[str]) -> list[Path]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Formats the first few names and the number of the others."""
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _is_audio(path: Path) -> bool:
-    """Whether a file whose ending is none of audio holds audio all the same."""
+    """Whether a file without an extension of audio contains audio."""
     try:
         probe(path, exact=False)
     except (OSError, ValueError, UnusableAudio):
@@ -104,10 +104,10 @@ def _is_audio(path: Path) -> bool:
 
 
 def _read_mel(path: Path, mel: Mel) -> Tensor:
-    """A mel spectrogram from a .npy file, ``[C·n_mels, F]``.
+    """Reads a mel spectrogram from a .npy file, ``[C·n_mels, F]``.
 
     Raises:
-        ValueError: if the file holds anything else.
+        ValueError: if the file contains anything else.
     """
     frames = torch.from_numpy(read_npy(path.read_bytes()))
     if frames.ndim != 2 or frames.shape[0] != mel.num_rows or not frames.numel():
@@ -116,13 +116,14 @@ def _read_mel(path: Path, mel: Mel) -> Tensor:
 
 
 def _clipped(path: Path, info: AudioInfo, clip: Tensor, sample_rate: int, level: float | None) -> tuple[Tensor, str]:
-    """Where a file is clipped, bool of the clip's shape ``[C, T]``, and a line about it.
+    """Finds the clipped samples of a file: a bool mask of the clip's shape ``[C, T]``, and a note about them.
 
-    It is looked for in the file as it is: resampled, what was clipped is no longer at one level. Without a level it is
-    the file's peak, to a 16-bit step, and clipped is what stays there for two samples or more.
+    The search uses the file at its own sample rate: after resampling, clipped samples are no longer at one level.
+    Without ``level`` the clip level is the file's peak, to a 16-bit step, and at least two consecutive samples must be
+    at it.
 
     Raises:
-        ValueError: if no sample is at the level.
+        ValueError: if no sample is at the level, or, without ``level``, no two consecutive ones are.
     """
     own = read_file(path, info.sample_rate, info.channels).abs()
     least = max(own.max().item() - 1.5 / 2**15, 1e-9) if level is None else level
@@ -142,7 +143,7 @@ def _clipped(path: Path, info: AudioInfo, clip: Tensor, sample_rate: int, level:
 
 
 def _at_rate(mask: Tensor, length: int, from_rate: int, to_rate: int) -> Tensor:
-    """A mask ``[C, T]`` at another rate: True at each sample that lies beside one where it is True."""
+    """Converts a mask ``[C, T]`` to another sample rate: True at each sample next to one where the mask is True."""
     if from_rate == to_rate:
         return mask[:, :length]
     place, last = torch.arange(length, dtype=torch.float64) * from_rate / to_rate, mask.shape[1] - 1
@@ -162,8 +163,10 @@ def read_inputs(
     declip: bool = False,
     level: float | None = None,
 ) -> list[Input]:
-    """The files to edit, converted to the model's rate and channels; for a vocoder, whose ``mel`` is given, also
-    spectrograms (.npy); with ``declip`` it is looked for where they are clipped, at a ``level`` or their peak.
+    """Reads the files to edit, converted to the model's sample rate and channels.
+
+    For a vocoder, whose ``mel`` is given, files may also be spectrograms (.npy). With ``declip`` the clipped samples
+    are found as well, at ``level`` or at the peak of each file.
 
     Raises:
         ConfigError: for a file that cannot be read or converted.
@@ -189,7 +192,10 @@ def read_inputs(
 
 
 def _labels(model: Generator, labels: list[str] | None, num: int, needed: bool) -> list[str | None]:
-    """The label of every sample, taken in turn; all of a model that needs one and is told nothing else."""
+    """The label of every sample, taking the given labels in turn.
+
+    Without labels, all classes are taken in turn if a label is ``needed`` and is the model's only condition.
+    """
     if labels and not model.classes:
         raise ConfigError(f"labels: got {labels}, but this model takes none")
     for label in labels or []:
@@ -201,7 +207,7 @@ def _labels(model: Generator, labels: list[str] | None, num: int, needed: bool) 
 
 
 def _value(model: Generator, name: str, value: Any, num_samples: int) -> Any:
-    """A condition's value as the command line has it: words or a number as they are, files of audio or .npy read."""
+    """Converts a condition's value from the command line: reads files of audio or .npy; words and numbers stay."""
     condition = model.conditions.by_name.get(name)
     try:
         if condition is not None and condition.field == "audio":
@@ -215,7 +221,7 @@ def _value(model: Generator, name: str, value: Any, num_samples: int) -> Any:
 
 
 def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
-    """The conditions of every sample, as they are written; each name's values are taken in turn."""
+    """The conditions of every sample, as written on the command line; each name's values are taken in turn."""
     if cond and "label" in cond:
         raise ConfigError("cond.label: labels are given by name: labels=[..]")
     lists = {name: value if isinstance(value, list) else [value] for name, value in (cond or {}).items()}
@@ -229,7 +235,7 @@ def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
 
 
 def _of_one_length(first: Input, second: Input, sample_rate: int) -> tuple[Input, Input]:
-    """Two files to go between; the shorter one is followed by silence up to the length of the longer one."""
+    """Pads the shorter of two files to interpolate between with silence to the length of the longer one."""
     length = max(first.clip.shape[1], second.clip.shape[1])
     padded = []
     for file, other in ((first, second), (second, first)):
@@ -242,7 +248,7 @@ def _of_one_length(first: Input, second: Input, sample_rate: int) -> tuple[Input
 
 
 def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
-    """All samples that the options of sample.py ask for.
+    """Returns all samples that the options of sample.py request.
 
     Raises:
         ConfigError: for labels, conditions or files that cannot be used.
@@ -258,7 +264,7 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
     num = options["num_samples"] or len(of_files)
     if num < 1:
         raise ConfigError(f"num_samples: expected at least 1, got {num}")
-    # for files it is their own length that counts; what a mel is read from is not longer than needed
+    # length of audio conditions: that of the result, which for input files is their own length
     length = round((options.get("seconds") or 0) * model.sample_rate) if not inputs else 0
     length = length or (inputs[0].clip.shape[1] if inputs else model.num_samples)
     labels = _labels(model, options["labels"], num, needed=not inputs)
@@ -276,7 +282,7 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
 
 
 def batches(asked: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """Samples that can be made together, one after the other: clips of one batch are of one length."""
+    """Groups samples into batches, in order: all clips of one batch have the same length."""
     for _, alike in groupby(asked, lambda sample: [file.clip.shape for file in sample.files]):
         group = list(alike)
         for start in range(0, len(group), batch_size):
@@ -284,16 +290,16 @@ def batches(asked: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
 
 
 def together(conds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The conditions of a batch by name, those read from files as a tensor."""
+    """Collates the conditions of a batch by name; those read from files become one tensor."""
     columns = {name: [cond[name] for cond in conds] for name in conds[0]}
     return {name: torch.stack(v) if isinstance(v[0], Tensor) else v for name, v in columns.items()}
 
 
 def guidance_of(model: Generator, options: dict[str, Any], weak: Generator | None) -> Guidance:
-    """What the options say about guidance.
+    """Builds the guidance that the options describe.
 
     Raises:
-        ConfigError: for a negative label that the model does not have, or a weak model of another kind.
+        ConfigError: for a negative label that the model does not have, or a weak model with other classes or diffusion.
     """
     if weak and (weak.classes, weak.config["diffusion"]) != (model.classes, model.config["diffusion"]):
         raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
@@ -311,7 +317,7 @@ def guidance_of(model: Generator, options: dict[str, Any], weak: Generator | Non
 
 
 def _negative(model: Generator, negative: str | dict[str, Any]) -> dict[str, Tensor]:
-    """What to move away from, a class name or other conditions by name, one for all samples."""
+    """Converts negative conditions, a class name or conditions by name, to tensors; one for all samples."""
     if isinstance(negative, dict):
         written = _conds(negative, 1)[0]
         cond = {name: _value(model, name, value, model.num_samples) for name, value in written.items()}

@@ -1,4 +1,4 @@
-"""What was made -> audio files, one json that says how, and one picture."""
+"""Writes results: audio files, one json that records how they were made, and one picture."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _EXACT = {"PCM_U8": "PCM_16", "PCM_S8": "PCM_16", "PCM_16": "PCM_16", "PCM_24": 
 
 @dataclass
 class Result:
-    """What was made of one sample: clips ``[C, T]``, what each is called beyond the sample's name, and figures."""
+    """The results of one sample: clips ``[C, T]``, the suffix of each clip's name, and figures."""
 
     clips: list[Tensor]
     suffixes: list[str] = field(default_factory=lambda: [""])
@@ -30,10 +30,11 @@ class Result:
 
 
 def subtype_of(sample: Sample, task: str, format: str) -> str:
-    """How a file is encoded: so that what is kept of an input is kept in the file as well, where the format can.
+    """Chooses the encoding of a file, so that the kept parts of an input are stored exactly if the format permits.
 
-    Generated audio has 16 bits; an edited file as many as it came with, or floats where it was converted, has more bits
-    than 24, or peaks over full scale may come of it (declip). FLAC has no floats: 24 bits then.
+    Generated audio has 16 bits. An edited file has as many bits as its input (at least 16), or floats if the input was
+    converted or has another encoding than 8, 16 or 24 bits, or if the task may exceed full scale (declip). FLAC does
+    not support floats and gets 24 bits instead.
     """
     files = [(f.info.format.split("/")[-1], f.converted) for f in sample.files if f.info]
     if not files:
@@ -41,11 +42,11 @@ def subtype_of(sample: Sample, task: str, format: str) -> str:
     kinds = {None if converted else _EXACT.get(kind) for kind, converted in files}
     if task == "declip" or None in kinds:
         return "PCM_24" if format == "flac" else "FLOAT"
-    return max(str(kind) for kind in kinds)  # PCM_24 of the two
+    return max(str(kind) for kind in kinds)  # PCM_24 if both occur
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, or of all files in a folder in the order of their names."""
+    """Hash of a file, or of all files in a folder in the order of their names."""
     digest = hashlib.sha256()
     for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         with open(part, "rb") as f:
@@ -57,7 +58,7 @@ def sha256_of(path: Path) -> str:
 def write_files(
     asked: Sequence[Sample], results: Sequence[Result], folder: Path, sample_rate: int, task: str, format: str
 ) -> list[dict[str, Any]]:
-    """Writes <index>_<name>.<format>; returns what is to be known of each file."""
+    """Writes <index>_<name>.<format>; returns the record of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for sample, result in zip(asked, results, strict=True):
@@ -77,12 +78,12 @@ def write_files(
 
 
 def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes the json."""
+    """Writes the json with the records of all files."""
     path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
 
 
 def made_anew(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
-    """(start, end) in seconds of what a task makes of a file and beside it; nothing where it changes all of it."""
+    """The generated regions of a result, (start, end) in seconds; empty for tasks that change the whole clip."""
     task = options["task"]
     if task == "inpaint":
         return [(start, end) for start, end in options["regions"]]
@@ -101,8 +102,10 @@ def draw(
     options: Mapping[str, Any],
     path: Path,
 ) -> Path:
-    """The picture: real clips by title or inputs above, what was made below; of many clips a sample, one row a
-    sample."""
+    """Draws the picture: inputs, or real clips with titles, above the results.
+
+    If samples have several clips each, there is one row per sample instead.
+    """
     names, of_files = [sample.name for sample, _ in shown], bool(shown[0][0].files)
     if len(shown[0][1].clips) > 1:
         rows = [
@@ -124,5 +127,5 @@ def draw(
 
 
 def to_cpu(audio: Tensor) -> list[Tensor]:
-    """``[B, C, T]`` -> B clips ``[C, T]`` of their own memory."""
+    """Splits ``[B, C, T]`` into B clips ``[C, T]`` on the CPU."""
     return list(torch.unbind(audio.detach().cpu().contiguous()))

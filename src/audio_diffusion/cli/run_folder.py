@@ -1,4 +1,4 @@
-"""The folder of a run: can it be written to, whose is it, and which checkpoint does the run go on from?"""
+"""Checks and locks a run's folder, and finds the checkpoint that the run resumes from."""
 
 import contextlib
 import json
@@ -26,10 +26,10 @@ from audio_diffusion.inference.targets import with_moved
 from audio_diffusion.training.optim import state_names
 
 RESUME_FROM = "AUDIO_DIFFUSION_RESUME_FROM"
-_PROBE_BYTES = 4 * 2**20  # written to see whether there is room at all
+_PROBE_BYTES = 4 * 2**20  # size of a test file, to find out whether the disk is full
 
-#: what a checkpoint's weights mean; what is said where it changed between lives; and what of that does not matter, or
-#: is said by another name
+#: Prefixes of configuration keys. FIXED: a checkpoint's weights depend on them, so they must not change. WATCHED: a
+#: change on resume is reported. FREE: exceptions from WATCHED, without effect on training or reported by another key.
 FIXED = ("model.", "representation.", "classes.", "audio.channels.")
 WATCHED = (
     "seed.", "batch_size.", "audio.", "data.", "diffusion.", "training.", "trainer.precision.",
@@ -43,10 +43,10 @@ FREE = (
 
 
 def check_writable(plain: dict[str, Any]) -> None:
-    """Writes to each folder of the run, once on every node, before anything is begun.
+    """Writes a test file to each folder of the run, once on every node, before training starts.
 
     Raises:
-        ConfigError: if one cannot be written to, or has no room.
+        ConfigError: if a folder cannot be written to, or its disk is full.
     """
     if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") != "0":
         return
@@ -54,7 +54,7 @@ def check_writable(plain: dict[str, Any]) -> None:
     folders = [node["folder"] for node in plain["callbacks"].values() if node and "folder" in node]
     for folder in {run_dir, run_dir / "checkpoints", *map(Path, folders)}:
         if folder != run_dir and not folder.exists():
-            continue  # made later, below one that is checked
+            continue  # created later, inside a folder that is checked
         probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def check_writable(plain: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def own(run_dir: Path) -> Iterator[None]:
-    """Keeps other jobs out of the run's folder."""
+    """Locks the run's folder against other jobs."""
     with RunLock(run_dir) as lock:
         if lock.taken_over:
             rank_zero_info(f"{run_dir}: taken over from {lock.taken_over}")
@@ -82,7 +82,7 @@ def own(run_dir: Path) -> Iterator[None]:
 
 
 def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from, by the rules of ``ckpt`` in configs/train.yaml; None starts anew."""
+    """Finds the checkpoint to resume from, by the rules of ``ckpt`` in configs/train.yaml; None starts from scratch."""
     if ckpt in ("auto", "last"):
         newest = newest_in(run_dir)
         if newest is None and ckpt == "last":
@@ -115,10 +115,10 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
 
 
 def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
-    """Step and configuration of a checkpoint: of its manifest, and where there is none its own.
+    """Reads step and configuration of a checkpoint from its manifest, or else from the checkpoint itself.
 
     Raises:
-        ConfigError: if it is no checkpoint of this project's training.
+        ConfigError: if it is not a checkpoint of this project's training.
     """
     if manifest_of(ckpt).is_file():
         manifest = Manifest.read(manifest_of(ckpt))
@@ -129,8 +129,8 @@ def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
 
 
 def stored_config(run_dir: Path, ckpt: str, init: str | None) -> dict[str, Any] | None:
-    """The configuration of the checkpoint that a run goes on from (its own newest one, else ``ckpt``) or whose weights
-    it starts with (``init``); None for a run that starts anew."""
+    """The configuration of the checkpoint that a run resumes from (its own newest one, else ``ckpt``) or whose weights
+    it starts with (``init``); None for a run that starts from scratch."""
     own = None if ckpt == "anew" else newest_in(run_dir)
     if own or Path(ckpt).exists():
         return _stored(own or find(ckpt))[1]
@@ -138,7 +138,7 @@ def stored_config(run_dir: Path, ckpt: str, init: str | None) -> dict[str, Any] 
 
 
 def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another network or optimizer, and says what else has changed that training depends on."""
+    """Rejects a checkpoint of another network or optimizer, and reports other changes that affect training."""
 
     def same(before: Any, now: Any) -> bool:
         return before == now or may_be(before, now)
@@ -158,7 +158,7 @@ def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) ->
 
 
 def _check_optimizer(ckpt: Path, before: dict[str, Any], optimizer: dict[str, Any]) -> None:
-    """Refuses a checkpoint whose optimizer has not kept what this one needs to go on."""
+    """Rejects a checkpoint whose optimizer state lacks entries that the present optimizer needs."""
     states = (values for o in read(ckpt).get("optimizer_states", []) for values in o["state"].values())
     kept = {name for values in states for name in values}
     missing = state_names(build(optimizer, "training.optimizer")) - kept
@@ -172,7 +172,7 @@ def _check_optimizer(ckpt: Path, before: dict[str, Any], optimizer: dict[str, An
 
 
 def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another run that leaves no step to train; where it is of this run, that is finished."""
+    """Rejects a checkpoint of another run that leaves no step to train; one of this run means the run is finished."""
     max_steps, own = plain["trainer"]["max_steps"], Path(plain["run_dir"]).resolve() in ckpt.resolve().parents
     if step >= max_steps and not own:
         raise ConfigError(
@@ -182,7 +182,7 @@ def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
 
 
 def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
-    """What to say where the checkpoint of a run is of its last step already; None where there is something to train."""
+    """The message for a run whose checkpoint has reached the last step; None if there are steps left to train."""
     max_steps = plain["trainer"]["max_steps"]
     if ckpt is None or step_of(ckpt) < max_steps:
         return None
@@ -194,7 +194,7 @@ def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
 
 
 def _say_commit(ckpt: Path, git_commit: str) -> None:
-    """Says where the code is another than the run's last life had."""
+    """Reports whether the code's commit has changed since the run was last started."""
     try:
         before = json.loads((ckpt.parents[1] / "details.json").read_text(encoding="utf-8"))["git_commit"]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -204,7 +204,10 @@ def _say_commit(ckpt: Path, git_commit: str) -> None:
 
 
 def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
-    """On rank 0, which owns the folder: clears up after a kill and finds the checkpoint; also what is wrong, if any."""
+    """Cleans up after a killed run and finds the checkpoint, on rank 0, which owns the folder.
+
+    Returns the checkpoint and an error message, which is empty if there is no error.
+    """
     run_dir = Path(plain["run_dir"])
     for line in recover(run_dir / "checkpoints"):
         rank_zero_info(line)
@@ -226,7 +229,11 @@ def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
 
 
 def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
-    """Removes those of an earlier life, which are made again; a run that went further is not of this kind."""
+    """Removes the checkpoints of an earlier attempt, for ``ckpt=anew``.
+
+    Raises:
+        ConfigError: if one of them is beyond ``max_steps``: then it is not an attempt at the same run.
+    """
     there = all_in(run_dir / "checkpoints")
     if there and step_of(there[-1]) > max_steps:
         raise ConfigError(
@@ -239,10 +246,10 @@ def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
 
 
 def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:
-    """The checkpoint to go on from as rank 0 sees it, on all ranks; it is read, to be verified, once.
+    """Returns, on all ranks, the checkpoint that rank 0 resumes from; it is read, for verification, only once.
 
-    Ranks that this process starts are told by its environment, those of torchrun or srun over the process group. Where
-    nodes are started by hand, the first rank of each looks for itself.
+    Ranks that this process starts get it from the environment, those of torchrun or srun over the process group. If
+    nodes are started by hand, the first rank of each node looks for it itself.
     """
     if RESUME_FROM in os.environ:
         return Path(os.environ[RESUME_FROM]) if os.environ[RESUME_FROM] else None

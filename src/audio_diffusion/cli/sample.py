@@ -30,14 +30,14 @@ from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.inference.generator import Generator
 from audio_diffusion.inference.levels import told
 
-FAILED_DB = -10.0  # of an inversion: what is lost is then heard beside the clip
+FAILED_DB = -10.0  # error of an inversion from which on it is audible next to the clip
 
 
 def announce(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str]) -> None:
-    """Prints what is used, and what was done to the files that came in."""
+    """Prints the model, its device, warnings about the sampler, and the conversions of the input files."""
     where = devices[0] if len(devices) == 1 else f"{len(devices)} processes, {', '.join(sorted(set(devices)))}"
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
-    if "sampler" in options:  # another than that of training, of which train.py has said it
+    if "sampler" in options:  # train.py has reported the levels of the training's own sampler
         for line in describe_levels(model.process, model.sampler)[1:]:
             print(line)
     files = [file for sample in asked for file in sample.files]
@@ -47,12 +47,12 @@ def announce(model: Generator, options: dict[str, Any], asked: list[Sample], dev
 
 @dataclass
 class Work:
-    """What was made so far."""
+    """The results so far."""
 
     output: Path
-    is_named: bool  # by the user; else the folder is a new one, made with the first result
+    is_named: bool  # whether the user named the folder; else a new one is created with the first result
     rows: list[dict[str, Any]] = field(default_factory=list)
-    shown: list[tuple[Sample, Result]] = field(default_factory=list)  # in the picture
+    shown: list[tuple[Sample, Result]] = field(default_factory=list)  # results in the picture
 
     def write(self, batch: list[Sample], results: list[Result], sample_rate: int, options: dict[str, Any]) -> None:
         """Writes the results of a batch."""
@@ -63,14 +63,14 @@ class Work:
 
 
 def make(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str], work: Work) -> bool:
-    """Makes and writes batch after batch; returns whether Ctrl-C ended it early."""
+    """Generates and writes batch after batch; returns whether Ctrl-C ended it early."""
     planned = list(batches(asked, options["batch_size"]))
-    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file wants few lines
+    seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
     with (
         CtrlC() as ctrl_c,
         tqdm(total=len(asked), desc=options["task"], unit="sample", mininterval=seconds, miniters=0) as bar,
     ):
-        if len(devices) == 1:  # a batch may take minutes: that it goes on is seen by these
+        if len(devices) == 1:  # a batch may take minutes: network calls show progress within it
             calls = count(1)
 
             def called(*_: object) -> None:
@@ -86,7 +86,7 @@ def make(model: Generator, options: dict[str, Any], asked: list[Sample], devices
 
 
 def record(model: Generator, options: dict[str, Any], work: Work) -> Path:
-    """Writes the json that says how each file was made; returns its path."""
+    """Writes the json that records how each file was made; returns its path."""
     about = {
         "command": [*command("sample").split(), *typed()],
         "checkpoint": {"path": str(model.source), "sha256": sha256_of(model.source), "step": model.step},
@@ -102,7 +102,7 @@ def record(model: Generator, options: dict[str, Any], work: Work) -> Path:
 
 
 def main(cfg: DictConfig) -> None:
-    """Load, make batch by batch, write."""
+    """Loads the model, generates batch by batch, and writes the results."""
     options: dict[str, Any] = config.to_plain(cfg)
     task, devices = options["task"], devices_of(options["device"], options["devices"])
     model = load(options, devices[0] if len(devices) == 1 else "cpu")
@@ -116,7 +116,7 @@ def main(cfg: DictConfig) -> None:
     interrupted = False
     try:
         interrupted = make(model, options, asked, devices, work)
-    finally:  # whatever ends it, what is there has its json
+    finally:  # the finished files get their json even after an error
         if work.rows:
             written = record(model, options, work)
     if interrupted and not work.rows:
@@ -135,7 +135,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def tell(rows: list[dict[str, Any]], task: str, format: str) -> None:
-    """What is to be known of the files."""
+    """Prints notes about the files."""
     clipped = sum(row["samples_clipped"] > 0 for row in rows)
     if clipped:
         print(f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files")

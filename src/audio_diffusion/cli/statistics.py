@@ -1,4 +1,4 @@
-"""Options of the representation that the data decide: measured before a new run, and kept by it."""
+"""Measures options of the representation that depend on the data, before a new run; the run keeps them."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -17,9 +17,10 @@ NUM_CLIPS = 512
 
 
 def with_statistics(plain: dict[str, Any], patterns: Sequence[str], store: RemoteStore) -> dict[str, Any]:
-    """The run's configuration with those options of its representation filled in that are null and that its method
-    ``statistics`` measures: as the checkpoint has them that the run goes on from or starts with, else measured on
-    up to 512 training clips, which the run's seed chooses.
+    """Fills in options of the representation that are null and that its method ``statistics`` measures.
+
+    A run that resumes from, or starts with, a checkpoint of the same representation takes them from it. Otherwise they
+    are measured on up to 512 training clips, chosen by the run's seed. Returns the completed configuration.
 
     Raises:
         ConfigError: if the shards cannot be read, or the clips cannot be measured.

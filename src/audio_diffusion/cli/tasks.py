@@ -11,7 +11,7 @@ from audio_diffusion.cli.results import Result, to_cpu
 from audio_diffusion.inference.generator import Generator
 
 Options = dict[str, Any]
-#: of a file each: (model, clips [B, C, T], options of the task, what all are told) -> clips
+#: tasks with one input file per result: (model, clips [B, C, T], options of the task, common arguments) -> clips
 _EDITS: dict[str, Callable[[Generator, Tensor, Options, Options], Tensor]] = {
     "inpaint": lambda model, audio, o, told: model.inpaint(audio, o["regions"], **told),
     "outpaint": lambda model, audio, o, told: model.outpaint(audio, before=o["before"], after=o["after"], **told),
@@ -25,7 +25,7 @@ _EDITS: dict[str, Callable[[Generator, Tensor, Options, Options], Tensor]] = {
 
 
 def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list[Result]:
-    """What is made of a batch of samples.
+    """Generates the results of a batch of samples.
 
     Raises:
         ValueError: for options that the task or the model does not take.
@@ -50,6 +50,6 @@ def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list
             Result(to_cpu(clips), names, {"round_trip_error_db": [round(db, 1) for db in error.tolist()]})
             for clips, error in zip(made.clips, made.error_db, strict=True)
         ]
-    if task == "declip":  # looked for in the files as they are
+    if task == "declip":  # the mask comes from the files at their own sample rate
         seeded["clipped"] = torch.stack([sample.files[0].clipped for sample in batch])  # type: ignore[misc]
     return [Result([clip]) for clip in to_cpu(_EDITS[task](model, audio[0], options, seeded))]

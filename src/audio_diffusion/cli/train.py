@@ -55,25 +55,25 @@ def datasets(cfg: DictConfig) -> dict[str, str]:
 
 
 def make_store(cfg: DictConfig) -> RemoteStore:
-    """What reads shards that are URLs."""
+    """Creates the store that reads remote shards."""
     return build(config.to_plain(cfg.data)["store"], "data.store")
 
 
 def device_type(accelerator: str) -> str:
-    """What ``trainer.accelerator`` trains on: cuda, mps (Apple silicon) or cpu."""
+    """The type of device that ``trainer.accelerator`` selects: cuda, mps (Apple silicon) or cpu."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
     return "mps" if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() else "cpu"
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Fills in what the data and the machine decide, checks everything, and returns plain data."""
+    """Fills in options that depend on the data and the machine, checks everything, and returns plain data."""
     if cfg.init and cfg.ckpt not in ("auto", "last", "none", "anew"):
         raise ConfigError(
             "init, ckpt: give one: ckpt goes on with optimizer and step, init starts from the weights alone"
         )
     if cfg.check and cfg.classes is None:
-        cfg.classes = []  # only the schedule and the sampler are looked at, which needs no data
+        cfg.classes = []  # only the schedule and the sampler are checked, which needs no data
     if cfg.classes is None:
         try:
             cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
@@ -85,7 +85,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     if cfg.trainer.get("precision") == "auto":
         bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
         cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
-    plain = {"logger": None, **config.to_plain(cfg)}  # logger=null: metrics.jsonl alone
+    plain = {"logger": None, **config.to_plain(cfg)}  # logger=null: only metrics.jsonl
     given = {"training": ("net", "process", "representation", "recipe")}
     problems = [
         problem
@@ -111,10 +111,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
-    """Refuses a crop that the representation or the network cannot take.
+    """Checks that the representation and the network accept the length of a crop.
 
     Raises:
-        ConfigError: naming the number of samples of which it must be a multiple.
+        ConfigError: naming the number of samples that it must be a multiple of.
     """
     crop, hop, multiple = audio["num_samples"], module.representation.hop, int(module.net.multiple)  # type: ignore[arg-type]
     if crop % (hop * multiple):
@@ -124,8 +124,10 @@ def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
 
 
 def git_commit() -> str:
-    """The commit of the checkout, with "-dirty" where it was changed since; of an installed package its version. Where
-    there is no git: AUDIO_DIFFUSION_COMMIT, else what the container image has in COMMIT, else "unknown"."""
+    """The commit of the checkout, with "-dirty" if it has uncommitted changes; for an installed package its version.
+
+    Without git: AUDIO_DIFFUSION_COMMIT, else the content of COMMIT in the container image, else "unknown".
+    """
     if config.INSTALLED:
         return f"version {__version__}"
     folder = config.CHECKOUT
@@ -149,35 +151,35 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
 
 
 def quiet() -> None:
-    """Leaves out what libraries say of things that are meant: advertising, devices, the length of the stream."""
+    """Suppresses messages of libraries about intended behaviour: advertising, devices, the length of the stream."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
     )
-    logging.getLogger("gcsfs").setLevel(logging.WARNING)  # of experimental features, where no bucket is used
+    logging.getLogger("gcsfs").setLevel(logging.WARNING)  # notes on experimental features, even if no bucket is used
     for message in (
         ".*IterableDataset. has .__len__. defined.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not have many workers.*",
-        ".*Total length of `list` across ranks is zero.*",  # nothing is held out: the data's summary says so
-        ".*sync_dist=True.*",  # what is logged was summed over the ranks already
-        ".*`srun` command is available.*",  # callbacks.cluster.slurm says so where it matters
-        ".*dataloader is not resumable.*",  # the stream goes on from the position in the checkpoint
+        ".*Total length of `list` across ranks is zero.*",  # no validation data; the data's summary reports that
+        ".*sync_dist=True.*",  # logged values are already summed over the ranks
+        ".*`srun` command is available.*",  # callbacks.cluster.slurm reports it where it matters
+        ".*dataloader is not resumable.*",  # the stream resumes from the position in the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def report(plain: dict[str, Any]) -> list[str]:
-    """What to warn of in the schedule and the sampler that is listened to while training, or that they are right; with
-    ``check`` all that they can do.
+    """Warnings about the schedule and the sampler of the samples made during training, or a line that both are right;
+    with ``check`` the full description.
 
     Raises:
-        ConfigError: if the sampler is to take more steps than the schedule has.
+        ConfigError: if the sampler has more steps than the schedule.
     """
     process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
     try:
         lines, known = [], getattr(sampler, "keywords", {})
-        if "grid" in known and "num_steps" in known:  # a sampler of the user's may have neither
+        if "grid" in known and "num_steps" in known:  # a user's own sampler may have neither
             lines += describe(process, known["grid"], known["num_steps"])
         lines += describe_levels(process, sampler)
     except ValueError as error:
@@ -186,7 +188,7 @@ def report(plain: dict[str, Any]) -> list[str]:
 
 
 def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> list[str]:
-    """Gives a run that starts anew the weights of ``init``; what to say of it."""
+    """Loads the weights of ``init`` if the run does not resume; returns lines for the user."""
     if not plain["init"]:
         return []
     if ckpt is not None:
@@ -195,7 +197,7 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
 
 
 def what_next(plain: dict[str, Any]) -> str:
-    """What to say of a run that is finished: where its results are, and what to type."""
+    """The line printed after a finished run: the location of its results, and the next command."""
     run_dir, callbacks = plain["run_dir"], plain["callbacks"]
     saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "no checkpoint was asked for, "
     sampling = callbacks.get("sampling")
@@ -207,7 +209,7 @@ def what_next(plain: dict[str, Any]) -> str:
 
 
 def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-    """``trainer.fit``; a last checkpoint that cannot be written ends in one line and status 1."""
+    """Calls ``trainer.fit``; if a checkpoint cannot be saved, exits with a one-line message and status 1."""
     try:
         trainer.fit(*args, **kwargs)
     except SaveError as error:
@@ -217,7 +219,7 @@ def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
 
 
 def main(cfg: DictConfig) -> None:
-    """Load and check the configuration, build the parts, fit."""
+    """Loads and checks the configuration, builds the parts, and trains."""
     quiet()
     plain = resolve(cfg)
     for line in report(plain):
@@ -228,7 +230,7 @@ def main(cfg: DictConfig) -> None:
     cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
     check_writable(plain)
     if plain["data"]["num_workers"]:
-        workers.prepare(plain["data"].get("worker_start"))  # its imports take as long as building the network
+        workers.prepare(plain["data"].get("worker_start"))  # its imports run while the network is built
 
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
@@ -243,10 +245,10 @@ def main(cfg: DictConfig) -> None:
     )
     check_crop(module, plain["audio"])
     for condition in module.conditions.by_name.values():
-        condition.check()  # such as whether a text encoder can be loaded
+        condition.check()  # for example whether a text encoder can be loaded
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["trainer"]["enable_progress_bar"]:
-        callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # a log file wants few lines
+        callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # few lines in a log file
     loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
     loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
     options = plain["trainer"]
@@ -255,18 +257,18 @@ def main(cfg: DictConfig) -> None:
     trainer = build(
         options,
         "trainer",
-        precision=None,  # the plugin's
+        precision=None,  # set by the plugin
         callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
         default_root_dir=str(run_dir),
-        val_check_interval=min(plain["val_every_steps"] or steps, steps) * accumulate,  # it counts batches
+        val_check_interval=min(plain["val_every_steps"] or steps, steps) * accumulate,  # Lightning counts batches
         **({"limit_val_batches": 0} if plain["val_every_steps"] is None else {}),
-        check_val_every_n_epoch=None,  # validation goes by steps: the stream has no end
+        check_val_every_n_epoch=None,  # validation is scheduled in steps: the stream is endless
         log_every_n_steps=plain["log_every_steps"],
-        use_distributed_sampler=False,  # the stream is split by rank already
+        use_distributed_sampler=False,  # the stream is already split by rank
         enable_model_summary=False,
-        enable_checkpointing=False,  # callbacks.checkpoint does that
+        enable_checkpointing=False,  # callbacks.checkpoint saves checkpoints
     )
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
@@ -279,7 +281,7 @@ def main(cfg: DictConfig) -> None:
             rank_zero_info(line)
         details = {"git_commit": commit, "data": redacted(describe_manifests(data.train, data.store))}
         record(recipe, run_dir, details)
-        with signals.shielded():  # W&B starts a process here, which is in a session of its own only after a moment
+        with signals.shielded():  # W&B starts a process here, which gets its own session only after a moment
             for logger in loggers:
                 logger.start()
                 logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})

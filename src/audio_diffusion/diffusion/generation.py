@@ -34,12 +34,12 @@ def generate(
 
     Args:
         net: the network, in eval mode.
-        process: schedule and parameterization it was trained with.
-        sampler: one of ``diffusion.solvers``, its options bound.
-        shape: ``(C, T)`` of one signal.
-        seeds: one seed a signal.
+        process: schedule and parameterization that it was trained with.
+        sampler: one of ``diffusion.solvers``, with its options bound.
+        shape: ``(D, L)`` of one signal x0.
+        seeds: one seed per signal.
         cond: conditions, each ``[B, ..]`` on ``device``.
-        guidance_scale: scale of classifier-free guidance, 1 is none; short for ``guidance=Guidance(scale)``.
+        guidance_scale: scale of classifier-free guidance, 1 for none; short for ``guidance=Guidance(scale)``.
         guidance: guidance with all its options; None uses ``guidance_scale``.
         on_step: called with (t, estimate of x0) after each network call.
     """

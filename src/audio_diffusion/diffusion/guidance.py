@@ -1,4 +1,4 @@
-"""Guidance: a denoiser wrapped into another denoiser."""
+"""Guidance: wraps a denoiser into one that moves its estimates."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ _Pair = Callable[[Tensor, Tensor | float], tuple[Prediction, Prediction]]
 
 
 def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
-    """The conditions with those of the samples in ``where`` (bool ``[B]``) replaced by "not given": -1 in integers, NaN
-    in floats."""
+    """Replaces the conditions of the samples in ``where`` (bool ``[B]``) by "not given": -1 in integers, NaN in
+    floats."""
     return {
         name: value.masked_fill(
             where.reshape(-1, *[1] * (value.ndim - 1)), torch.nan if value.is_floating_point() else -1
@@ -26,20 +26,21 @@ def drop(cond: Cond, where: Tensor) -> Mapping[str, Tensor]:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How estimates are moved from those of the network.
+    """Options of guidance, which moves the network's estimates away from worse ones.
 
     Args:
-        scale: 1 is none. Classifier-free (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, scale = 1 + w): away from the
-            estimate without conditions, in one batched call of the network.
-        interval: times t between which there is guidance; elsewhere the network is called once, without guidance
+        scale: factor of the movement; 1 for no guidance. Classifier-free guidance (Ho & Salimans 2022,
+            arXiv:2207.12598, eq. 6, scale = 1 + w) moves away from the estimate without conditions, in one batched call
+            of the network.
+        interval: times t between which guidance is applied; elsewhere the network is called once, without guidance
             (Kynkäänniemi et al. 2024, arXiv:2404.07724).
-        rescale: how far x0 is scaled back to the standard deviation it had unguided, 0 (not) to 1 (Lin et al. 2023,
-            arXiv:2305.08891, eqs. 15 and 16).
-        negative: conditions to move away from, by name, one for each sample or one for all. Conditions left out of it
-            are "not given"; without ``negative`` all are.
+        rescale: how far x0 is scaled back to its standard deviation without guidance, from 0 (not at all) to 1 (Lin et
+            al. 2023, arXiv:2305.08891, eqs. 15 and 16).
+        negative: conditions to move away from, by name, one for each sample or one for all. Conditions that it omits
+            are "not given"; without ``negative`` all of them are.
         weak: a worse network of the same process, to move away from instead: autoguidance (Karras et al. 2024,
             arXiv:2406.02507, eq. 3). It takes the same conditions; a model without conditions can use it too.
-        clip: bound on the magnitude of x0; None is none.
+        clip: bound on the magnitude of x0; None for no bound.
         clip_quantile: below 1, x0 is scaled so that this quantile of its magnitude is at most the bound: dynamic
             thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
 
@@ -84,7 +85,7 @@ class Guidance:
         return denoise if self.clip is None else self._clipped(process, denoise)
 
     def _pair(self, process: Diffusion, net: Net, cond: Cond) -> _Pair:
-        """Makes the two predictions at x_t and t: the one to follow, and the one to move away from."""
+        """Returns a function (x_t, t) -> two predictions: the one to follow, and the one to move away from."""
         if self.weak is not None:
             strong, weak = process.denoiser(net, cond), process.denoiser(self.weak, cond)
             return lambda x_t, t: (strong(x_t, t), weak(x_t, t))
@@ -114,7 +115,7 @@ class Guidance:
             elif not low <= t <= high:
                 return plain(x_t, t)
             good, bad = pair(x_t, t)
-            # x0 is linear in noise for given x_t and t, so both are moved alike
+            # x0 is linear in noise for given x_t and t, so both are moved by the same factor
             moved = Prediction(torch.lerp(bad.x0, good.x0, scale), torch.lerp(bad.noise, good.noise, scale))
             if not self.rescale:
                 return moved
@@ -142,6 +143,6 @@ class Guidance:
 
 
 def with_x0(process: Diffusion, prediction: Prediction, x0: Tensor, t: Tensor | float) -> Prediction:
-    """``x0`` in place of the prediction's, and the noise that makes up the same x_t with it."""
+    """Replaces the prediction's x0, and its noise so that both still give the same x_t."""
     alpha, sigma = process.alpha_sigma(t, x0)
     return Prediction(x0, prediction.noise + (prediction.x0 - x0) * (alpha / sigma))

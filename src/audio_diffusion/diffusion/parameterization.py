@@ -21,7 +21,7 @@ class Coefficients(NamedTuple):
 
 
 class Parameterization(Protocol):
-    """What a network may be trained to predict."""
+    """The quantity that a network is trained to predict."""
 
     def check(self, schedule: Schedule) -> None:
         """Raises ValueError if the network's output would not determine x0 on this schedule."""
@@ -36,13 +36,13 @@ class Parameterization(Protocol):
         """How x0 and noise follow from x_t and the output; alpha·x0 + sigma·noise = x_t."""
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Squared error of the noise estimate over that of the output: converts weights of one to the other."""
+        """Ratio of the squared error of the noise estimate to that of the output, which converts their weights."""
 
 
 def predict(
     part: Parameterization, output: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float
 ) -> Prediction:
-    """The estimates of x0 and noise that an output stands for, as new tensors."""
+    """Converts the network's output to estimates of x0 and noise, as new tensors."""
     x0_x_t, x0_output, noise_x_t, noise_output = part.coefficients(alpha, sigma)
     return Prediction(_sum(x0_x_t, x_t, x0_output, output), _sum(noise_x_t, x_t, noise_output, output))
 

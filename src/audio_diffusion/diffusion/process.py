@@ -28,16 +28,16 @@ def per_sample(value: Tensor, like: Tensor) -> Tensor:
 
 
 class Diffusion:
-    """A Gaussian diffusion process: how x_t is made, what the network learns, how its output is read.
+    """A Gaussian diffusion process: the forward process, the training objective and the meaning of the output.
 
     Args:
         schedule: alpha_t and sigma_t.
         parameterization: meaning of the network's output.
-        density: how t is drawn; None is uniformly.
-        weight: what the error counts at each noise level; None counts the output's squared error as it is.
+        density: distribution of t in training; None for uniform.
+        weight: weight of the noise estimate's squared error by SNR; None leaves the output's squared error unweighted.
 
     Raises:
-        ValueError: for a parameterization that does not work on the schedule.
+        ValueError: for a parameterization that is not valid for the schedule.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Diffusion:
         self.density, self.weight = density or Uniform(), weight
 
     def time_of(self, u: Tensor) -> Tensor:
-        """Uniform u in [0, 1) -> t as the density draws it, float32 of u's shape."""
+        """Transforms uniform u in [0, 1) to t with the process's density, float32 of u's shape."""
         return self.density(at_home(u), self.schedule).to(u.device)
 
     def alpha_sigma(self, t: Tensor | float, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -76,8 +76,8 @@ class Diffusion:
             noise: ε ~ N(0, I), ``[B, C, T]``.
             t: times ``[B]`` in (0, 1].
             cond: conditions by name.
-            mask: 1 where a position counts, broadcastable to x0, e.g. ``[B, 1, T]``; None counts all. A sample
-                of which no position counts has loss 0.
+            mask: 1 at positions that count, broadcastable to x0, e.g. ``[B, 1, T]``; None for all. A sample without
+                such positions has loss 0.
         """
         alpha, sigma = self.alpha_sigma(t, x0)
         output = net(self.parameterization.network_input(alpha * x0 + sigma * noise, alpha, sigma), t, cond)
@@ -98,7 +98,7 @@ class Diffusion:
         return weight.float().to(t.device)
 
     def denoiser(self, net: Net, cond: Cond) -> Denoiser:
-        """The denoiser of a network under conditions: what guidance wraps and solvers call."""
+        """The denoiser of a network under conditions; guidance wraps it and solvers call it."""
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
             alpha, sigma = self.alpha_sigma(t, x_t)

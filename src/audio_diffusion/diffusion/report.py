@@ -1,4 +1,4 @@
-"""What a schedule and a sampler can do at best, reported before any time is spent."""
+"""Reports the limits of a schedule and a sampler before training starts."""
 
 import math
 
@@ -11,8 +11,9 @@ def _db(ratio: float) -> float:
 
 
 def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None = None) -> list[str]:
-    """Lines for the user: the signal left at the noisy end and the noise left at the clean one; warnings begin with
-    "warning".
+    """Describes a process in lines for the user: the signal left at the noisy end and the noise left at the clean end.
+
+    Warnings begin with "warning".
 
     Args:
         process: the process that is trained.

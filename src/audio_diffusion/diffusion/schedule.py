@@ -13,7 +13,7 @@ _LEAST_ALPHA = 1e-22
 
 
 class NoiseLevel(NamedTuple):
-    """A time, and the process there, as plain numbers."""
+    """A time and the noise level of the process at this time, as plain numbers."""
 
     time: float
     alpha: float
@@ -65,14 +65,14 @@ class Schedule(ABC):
         alpha = max(alpha, _LEAST_ALPHA)
         return NoiseLevel(t, alpha, sigma, math.log(alpha / sigma) if sigma else math.inf, math.hypot(alpha, sigma))
 
-    # The next two make numbers from tensors. torch.compile runs them while tracing, and keeps the numbers.
+    # The next two convert tensors to numbers. torch.compile calls them while tracing; the numbers become constants.
 
     @torch.compiler.assume_constant_result
     def levels(self, grid: "Grid", num_steps: int | None) -> list[NoiseLevel]:
         """The noise levels at a grid's times, falling.
 
         Raises:
-            ValueError: if the grid cannot place so many steps on this schedule.
+            ValueError: if the grid cannot place this number of steps on this schedule.
         """
         return [self.level(t) for t in grid(self, num_steps)]
 

@@ -2,8 +2,8 @@
 
 Time t runs from 0 (clean) to 1 (noise). Variance preserving, alpha_t² + sigma_t² = 1: the chain of T steps of DDPM (Ho
 et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Input scaled: the same with a fainter signal.
-Variance exploding, alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow. A
-solver needs to know none of this: it goes by alpha_t, sigma_t and the time of a log-SNR.
+Variance exploding, alpha_t = 1: EDM (Karras et al. 2022, arXiv:2206.00364). Flow, alpha_t = 1 - t: rectified flow.
+Solvers do not depend on the kind: they use only alpha_t, sigma_t and the time of a log-SNR.
 """
 
 import math
@@ -17,7 +17,7 @@ from audio_diffusion.diffusion.schedule import Schedule
 
 #: largest -log ᾱ that is distinguished from no signal at all: alpha_t is 2e-22 there
 _NO_SIGNAL = 100.0
-#: distance in steps within which t is taken for the grid point i/T, beside which it lies by rounding
+#: distance, in steps, within which t is treated as the grid point i/T, which it misses only by rounding
 _ON_GRID = 1e-4
 
 
@@ -57,7 +57,7 @@ class Steps(Schedule):
 
     @property
     def times(self) -> Tensor:
-        """0, 1/T .. 1, float64 ``[T + 1]``."""
+        """The grid points 0, 1/T .. 1, float64 ``[T + 1]``."""
         return torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps
 
     @property
@@ -193,7 +193,7 @@ def scaled_linear(num_steps: int = 1000, beta_start: float = 8.5e-4, beta_end: f
 
 
 def _from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Steps:
-    """The steps between ᾱ at 0, 1/T, .. 1, each β clipped to ``max_beta``."""
+    """The chain of steps with ᾱ given at 0, 1/T, .. 1, each β clipped to ``max_beta``."""
     return Steps((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
 
 
@@ -274,9 +274,9 @@ def input_scaled(schedule: Steps, scale: float) -> Steps:
     """x_t = scale·√ᾱ_t·x0 + √(1 - ᾱ_t)·noise, ᾱ that of ``schedule`` (Chen 2023, arXiv:2301.10972, section 2.2).
 
     A schedule of few small β leaves signal in x_T, and still ends in noise if the data is faint beside the noise.
-    DiffWave's relies on this: its waveforms are not normalised. With a scaled input samplers know how loud x_T is and
-    where their steps are needed. With an x0 of small variance they do not: they start too loud, and where the data is
-    quiet only the stochastic ones recover. It works with Epsilon and X0.
+    DiffWave's relies on this: its waveforms are not normalised. With a scaled input, samplers have the right level of
+    x_T and place their steps where they are needed. With an x0 of small variance they have not: they start too loud,
+    and for quiet data only the stochastic ones recover. It works with Epsilon and X0.
 
     Args:
         schedule: √ᾱ_t and √(1 - ᾱ_t).

@@ -1,1 +1,1 @@
-"""The Python API: a trained model that generates and edits; loading, exporting, the hub."""
+"""The Python API: loads trained models, generates and edits audio with them, and exports them."""

@@ -1,4 +1,4 @@
-"""Checkpoint file -> something that generates: network, process and configuration, without Lightning and Hydra."""
+"""Loads a generator (network, process and configuration) from a checkpoint, without Lightning and Hydra."""
 
 import logging
 import pickle
@@ -22,18 +22,18 @@ from audio_diffusion.representations.representation import check_representation
 
 log = logging.getLogger(__name__)
 
-#: a configuration inside a checkpoint may name these and nothing else: loading a file must not run foreign code
+#: prefixes of the only targets that a checkpoint's configuration may name: loading a file must not run foreign code
 TRUSTED = ("audio_diffusion.networks.", "audio_diffusion.representations.", "audio_diffusion.diffusion.")
 
-#: of a run's configuration: what a model is built from
+#: sections of a run's configuration that a model is built from
 _PARTS = ("model", "representation", "diffusion", "sampler")
 
 
 def find(ckpt: str) -> Path:
-    """The checkpoint that ``ckpt`` names: itself, or the newest verified one of a run's folder, or of its checkpoints/.
+    """Finds the checkpoint for ``ckpt``: a file itself, or the newest verified one in a run's or checkpoint folder.
 
     Raises:
-        ConfigError: if it is a folder without a good checkpoint, or a file that is not what its manifest says.
+        ConfigError: if it is a folder without a good checkpoint, or a file that does not match its manifest.
     """
     path = Path(ckpt)
     if path.is_dir() and not manifest_of(path).is_file():
@@ -52,14 +52,14 @@ def find(ckpt: str) -> Path:
 
 
 def newest_in(run_dir: str | Path, inside: str = "checkpoints") -> Path | None:
-    """The newest verified checkpoint of a run, and a line in the log for each that is passed over; None if it has none.
+    """Finds the newest verified checkpoint of a run and logs each one that is skipped; None if there is none.
 
     Args:
         run_dir: the run's folder.
-        inside: the folder of its checkpoints, in that.
+        inside: the folder of checkpoints inside the run's folder.
 
     Raises:
-        ConfigError: if there are some and none is good.
+        ConfigError: if there are checkpoints but none is good.
     """
     choice = newest_verified(Path(run_dir, inside))
     if choice.path is None and choice.problems:
@@ -74,7 +74,7 @@ def newest_in(run_dir: str | Path, inside: str = "checkpoints") -> Path | None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that the option ``device`` names; "auto" is a GPU if there is one, Apple silicon's too (mps).
+    """Returns the device for the option ``device``; "auto" is a GPU (CUDA, or mps on Apple silicon) if there is one.
 
     Raises:
         ConfigError: if there is no such device.
@@ -92,7 +92,7 @@ def device_of(name: str) -> torch.device:
 
 
 def _check_targets(node: Any, trust: Sequence[str]) -> None:
-    """Refuses a configuration from a file that names code of packages that are not trusted.
+    """Checks that a configuration from a file names only code of trusted packages.
 
     Raises:
         ConfigError: naming the target, and how to trust its package.
@@ -114,7 +114,7 @@ def _check_targets(node: Any, trust: Sequence[str]) -> None:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """Why ``torch.load`` has failed, without its advice to read whatever the file holds, code as well."""
+    """Describes why ``torch.load`` failed, without its advice to load the file with ``weights_only=False``."""
     if path.is_file() and not zipfile.is_zipfile(path):
         return "it is no checkpoint; they are written by torch.save"
     if isinstance(error, pickle.UnpicklingError) and not path.is_dir():
@@ -124,11 +124,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, plain data only: no code in it is run.
+    """Reads a checkpoint's content as plain data, without running any code in it.
 
     Raises:
-        ConfigError: if there is no such file, it is not a checkpoint of this project, or it has the name of another
-            step's.
+        ConfigError: if the file does not exist, is not a checkpoint of this project, or is named after another step.
     """
     path = Path(path)
     if not path.exists():
@@ -150,14 +149,14 @@ def read(path: str | Path) -> dict[str, Any]:
 
 @dataclass
 class Weights:
-    """A trained network's weights, not yet built into it.
+    """A trained network's weights, before the network is built.
 
     Args:
-        state: by name.
-        config: the run's, plain.
-        step: of the checkpoint.
+        state: tensors by name.
+        config: the run's configuration, plain data.
+        step: optimizer step of the checkpoint.
         kind: "ema" (averaged) or "raw".
-        source: the file or folder they are from.
+        source: the file or folder that the weights were read from.
     """
 
     state: dict[str, Tensor]
@@ -168,7 +167,7 @@ class Weights:
 
 
 def read_weights(path: str | Path, weights: str = "ema") -> Weights:
-    """The weights of a checkpoint.
+    """Reads the weights of a checkpoint.
 
     Raises:
         ConfigError: if the file cannot be used, or ``weights`` is neither "ema" nor "raw".
@@ -188,23 +187,22 @@ def load(
 
     Args:
         path: checkpoint file.
-        weights: "ema" (averaged, what one listens to) or "raw".
-        device: where the network is put.
-        trust: packages, beside this one, whose code its configuration may name.
+        weights: "ema" (averaged, the usual choice) or "raw".
+        device: device of the network.
+        trust: packages, in addition to this one, whose code the configuration may name.
 
     Raises:
-        ConfigError: if the file cannot be used, or ``weights`` is neither.
+        ConfigError: if the file cannot be used, or ``weights`` is neither "ema" nor "raw".
     """
     has = read_weights(path, weights)
     return assemble(has, device, trust)
 
 
 def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The configuration with what older versions took for secrets put back, of that which the model is built from and
-    where its data lie.
+    """Restores values that older versions redacted by mistake, in the model's sections and the locations of the data.
 
     Raises:
-        ConfigError: if that is not known.
+        ConfigError: if a redacted value of the model's sections is not known.
     """
     completed = {**config, **{name: with_instead(config[name]) for name in _PARTS}}
     if isinstance(config.get("data"), dict):
@@ -222,11 +220,11 @@ def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()) -> Generator:
-    """The generator of a network's weights and their run's configuration.
+    """Builds a generator from a network's weights and the run's configuration.
 
     Raises:
-        ConfigError: if the configuration names code that is neither of this project nor of a package in ``trust``, or
-            what is not what it should be, or the weights are not of its network.
+        ConfigError: if the configuration names code that is neither of this project nor of a package in ``trust``, a
+            part does not keep its contract, or the weights do not fit the network.
     """
     config = _completed(has.config, has.source)
     parts = {name: config[name] for name in _PARTS}

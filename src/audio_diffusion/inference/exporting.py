@@ -1,8 +1,8 @@
-"""A model apart from its run: a folder with weights and configuration, to keep, hand on or put on a hub.
+"""Exports a model as a folder of its own, to archive, share or upload to a hub.
 
-model.safetensors   the network's weights, float as trained
-config.json         what they are built into, plain; no code in it is run
-README.md           a model card, of which the license is to be filled in
+model.safetensors   the network's weights, in the floating-point type of training
+config.json         the configuration of the model, plain data; no code in it is run
+README.md           a model card, whose license the user fills in
 """
 
 import json
@@ -21,22 +21,22 @@ from audio_diffusion.inference.targets import ConfigError, with_moved
 
 HUB = "hub:"
 FILES = ("model.safetensors", "config.json", "README.md")
-#: of a run's configuration: what the sound depends on, and nothing of where the data were
+#: sections of a run's configuration that generation depends on; the locations of the data are left out
 _KEPT = ("name", "audio", "classes", "model", "representation", "diffusion", "sampler")
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's configuration is handed on."""
+    """The part of a run's configuration that is exported."""
     kept = {name: config[name] for name in _KEPT}
     scale = (config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
     return {**kept, "callbacks": {"sampling": {"guidance_scale": scale}}}
 
 
 def export(model: Generator, folder: str | Path) -> Path:
-    """Writes a model as a folder that ``audio_diffusion.load`` takes; returns the folder.
+    """Writes a model as a folder that ``audio_diffusion.load`` accepts; returns the folder.
 
     Raises:
-        ConfigError: if the folder holds anything already.
+        ConfigError: if the folder exists and is not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -44,7 +44,7 @@ def export(model: Generator, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in model.net.state_dict().items()}
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
-    (folder / FILES[0]).chmod(0o644)  # safetensors makes it for its owner alone
+    (folder / FILES[0]).chmod(0o644)  # safetensors creates a file that only its owner can read
     about = {"audio_diffusion": __version__, "step": model.step, "weights": model.weights}
     (folder / FILES[1]).write_text(json.dumps({**about, "config": _portable(model.config)}, indent=1), encoding="utf-8")
     (folder / FILES[2]).write_text(_card(model), encoding="utf-8")
@@ -81,7 +81,7 @@ def is_exported(folder: Path) -> bool:
     """Whether ``export`` wrote this folder.
 
     Raises:
-        ConfigError: if it lacks one of the files that make a model, and holds no checkpoint either.
+        ConfigError: if exactly one of the model's two files is missing, and there is no checkpoint in the folder.
     """
     missing = [name for name in FILES[:2] if not (folder / name).is_file()]
     if len(missing) == 1 and not (folder / "checkpoints").exists() and not any(folder.glob("*.ckpt")):
@@ -93,10 +93,10 @@ def is_exported(folder: Path) -> bool:
 
 
 def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weights:
-    """The weights in a folder.
+    """Reads the weights of an exported folder.
 
     Raises:
-        ConfigError: if its files are broken, or hold the other weights.
+        ConfigError: if its files are broken, or contain the other kind of weights.
     """
     try:
         about = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
@@ -112,10 +112,10 @@ def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weight
 def read(
     folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
 ) -> Generator:
-    """The model in a folder.
+    """Loads the model in an exported folder.
 
     Raises:
-        ConfigError: if its files are broken, or hold the other weights.
+        ConfigError: if its files are broken, or contain the other kind of weights.
     """
     return checkpoint_reader.assemble(read_weights(folder, weights), device, trust)
 
@@ -129,10 +129,10 @@ def _hub() -> Any:
 
 
 def push(folder: str | Path, name: str, *, private: bool = True) -> str:
-    """Puts an exported folder on the hub as USER/NAME, made if it is not there; returns its address.
+    """Uploads an exported folder to the hub as USER/NAME, creating the repository if needed; returns its address.
 
     Raises:
-        ConfigError: if it is no exported folder, or huggingface_hub is not installed.
+        ConfigError: if it is not an exported folder, or huggingface_hub is not installed.
     """
     if not is_exported(Path(folder)):
         raise ConfigError(
@@ -146,7 +146,7 @@ def push(folder: str | Path, name: str, *, private: bool = True) -> str:
 
 
 def pull(name: str) -> Path:
-    """The folder that ``hub:USER/NAME`` is kept in here, fetched if it has changed.
+    """Returns the local folder of ``hub:USER/NAME``, downloading files that have changed.
 
     Raises:
         ConfigError: if huggingface_hub is not installed.

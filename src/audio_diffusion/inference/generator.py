@@ -1,4 +1,4 @@
-"""What can be made with a trained model."""
+"""Generates and edits audio with a trained model."""
 
 import math
 import warnings
@@ -26,32 +26,33 @@ from audio_diffusion.networks.conditions.mel import FLOOR
 
 
 class Generator(Model):
-    """A trained model, ready to generate. Made by ``audio_diffusion.load``.
+    """A trained model, ready to generate. ``audio_diffusion.load`` creates it.
 
-    Audio is ``[B, C, T]``, float32, full scale ±1, at ``sample_rate``; times are in seconds. Of every method, result i
-    depends on ``seeds[i]``, clip i and its own conditions alone. Conditions are ``labels``, class names, and ``cond``,
-    others by name, B values each: words, numbers (NaN: "not given"), embeddings ``[B, ..]``, audio ``[B, C, T]`` for a
-    mel. What is left out is "not given". What is kept of a clip comes back bit by bit. ``using`` changes the sampler
-    and guidance.
+    Audio is ``[B, C, T]``, float32, full scale ±1, at ``sample_rate``; times are in seconds. In every method, result i
+    depends only on ``seeds[i]``, clip i and its own conditions. Conditions are ``labels`` (class names) and ``cond``
+    (other conditions by name, B values each: words, numbers with NaN for "not given", embeddings ``[B, ..]``, or audio
+    ``[B, C, T]`` for a mel). Omitted conditions are "not given". The parts of a clip that are kept are returned bit for
+    bit. ``using`` changes the sampler and guidance.
     """
 
     def using(self, *, sampler: Sampler | None = None, guidance: Guidance | float | None = None) -> "Generator":
-        """The same model with another sampler or guidance, a number being its scale; None keeps what is there.
+        """Returns the same model with another sampler or guidance (a number is its scale); None keeps the current one.
 
-        It warns of a sampler that does not keep levels on this model's schedule, which all methods then sample with.
+        All methods of the returned model use them. A sampler that does not keep levels on this model's schedule causes
+        a warning.
         """
         if sampler is not None:
-            with suppress(ValueError):  # more steps than the schedule has: refused as it samples
+            with suppress(ValueError):  # more steps than the schedule has: sampling raises this error
                 for line in describe_levels(self.process, sampler)[1:]:
                     warnings.warn(line.removeprefix("warning: "), stacklevel=2)
         guidance = Guidance(guidance) if isinstance(guidance, int | float) else guidance
         return replace(self, sampler=sampler or self.sampler, guidance=guidance or self.guidance)
 
     def read(self, path: str | Path) -> Tensor:
-        """An audio file of any rate as a clip ``[1, C, T]`` for this model.
+        """Reads an audio file of any sample rate as a clip ``[1, C, T]`` for this model.
 
         Raises:
-            UnusableAudio: if it cannot be decoded, or has channels that cannot be made this model's.
+            UnusableAudio: if it cannot be decoded, or its channels cannot be converted to this model's.
         """
         return read_file(path, self.sample_rate, self.channels)[None]
 
@@ -64,18 +65,18 @@ class Generator(Model):
         seconds: float | None = None,
         on_step: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
-        """One clip per seed.
+        """Generates one clip per seed.
 
         Args:
-            seeds: one a clip.
-            labels: a model that is told nothing else needs them.
+            seeds: one per clip.
+            labels: class names, one per clip; required if the label is the model's only condition.
             cond: other conditions by name.
-            seconds: None is what the network was trained on; longer clips are made of windows, denoised jointly.
-            on_step: told (t, audio) of the estimate after each network call.
+            seconds: duration; None for that of the training crops. Longer clips consist of windows, denoised jointly.
+            on_step: called with (t, estimate of the audio) after each network call.
 
         Raises:
-            ValueError: for a label or a condition the model does not know, values that are none for it, or no labels
-                where the model needs them.
+            ValueError: for an unknown label or condition, invalid values of a condition, or missing labels where they
+                are required.
         """
         if labels is None and set(self.conditions.by_name) == {"label"}:
             raise ValueError(f"labels: this model needs one per clip, of {', '.join(self.classes)}")
@@ -104,7 +105,9 @@ class Generator(Model):
         seconds: float | None = None,
         num_points: int = 6,
     ) -> list[tuple[float, Tensor]]:
-        """(t, estimate of the clean audio ``[B, C, T]``) at so many of the sampler's steps, from noise to the result.
+        """Returns (t, estimate of the clean audio ``[B, C, T]``) at up to ``num_points`` of the sampler's steps.
+
+        The first is the noisiest and the last is the result.
 
         Raises:
             ValueError: for fewer than 2 points, or what ``generate`` refuses.
@@ -126,7 +129,7 @@ class Generator(Model):
         *,
         cond: Given = None,
     ) -> Tensor:
-        """Regions, each (start, end) in seconds, made anew to fit the rest, which is kept.
+        """Regenerates regions, each (start, end) in seconds, to fit the rest of the clip, which is kept.
 
         Raises:
             ValueError: for a region outside the clip.
@@ -154,7 +157,7 @@ class Generator(Model):
         after: float = 0.0,
         cond: Given = None,
     ) -> Tensor:
-        """The clip, which is kept, with seconds made ``before`` and ``after`` it.
+        """Extends the clip, which is kept, by ``before`` and ``after`` seconds of generated audio.
 
         Raises:
             ValueError: if a time is negative, or both are 0.
@@ -169,14 +172,14 @@ class Generator(Model):
     def continue_(
         self, audio: Tensor, seconds: float, seeds: Seeds, labels: Labels = None, *, cond: Given = None
     ) -> Tensor:
-        """The clip, which is kept, and so many seconds after it."""
+        """Appends ``seconds`` of generated audio to the clip, which is kept."""
         self._samples("seconds", seconds)
         return self.outpaint(audio, seeds, labels, after=seconds, cond=cond)
 
     def vary(
         self, audio: Tensor, strength: float, seeds: Seeds, labels: Labels = None, *, cond: Given = None
     ) -> Tensor:
-        """The clip made anew as far as ``strength`` says: 0 is the clip itself, 1 a fresh sample (SDEdit)."""
+        """Regenerates the clip to the degree ``strength``: 0 returns the clip itself, 1 a fresh sample (SDEdit)."""
         made = self._edit(audio, seeds, labels, cond, strength=strength)
         return audio.clone() if strength == 0 else made
 
@@ -191,20 +194,22 @@ class Generator(Model):
         strength: float = 0.9,
         num_steps: int = 50,
     ) -> Interpolation:
-        """Clips ``[B, len(at), C, T]`` between two, which are themselves ``at`` 0 and 1; see
-        ``diffusion.editing.inversion.interpolate``.
+        """Interpolates between two clips, which are returned themselves ``at`` 0 and 1: clips ``[B, len(at), C, T]``.
+
+        See ``diffusion.editing.inversion.interpolate``.
 
         Args:
-            first: what is at 0.
-            second: what is at 1, as long as the first.
-            at: places inside [0, 1].
-            labels: of all clips; better left out where the two are of unlike kinds.
-            cond: likewise.
-            strength: how far back to noise both go, 1 is all the way.
-            num_steps: of DDIM: network calls from noise to a clip; the way to noise takes some six times as many.
+            first: clips at position 0.
+            second: clips at position 1, of the same shape as the first.
+            at: positions inside [0, 1].
+            labels: class names of all clips; better omitted if the two clips are of different classes.
+            cond: other conditions of all clips, likewise.
+            strength: how far both clips are inverted towards noise; 1 is all the way.
+            num_steps: number of DDIM steps, network calls from noise to a clip; the inversion to noise takes about six
+                times as many.
 
         Raises:
-            ValueError: for clips of unlike shape, places outside [0, 1], or a strength outside (0, 1].
+            ValueError: for clips of different shapes, positions outside [0, 1], or a strength outside (0, 1].
         """
         self._check(first)
         self._check(second)
@@ -233,7 +238,7 @@ class Generator(Model):
     def extend_bandwidth(
         self, audio: Tensor, cutoff: float, seeds: Seeds, labels: Labels = None, *, cond: Given = None
     ) -> Tensor:
-        """What lies above ``cutoff`` Hz made anew, what lies below kept (to rounding).
+        """Regenerates the band above ``cutoff`` Hz; the band below is kept up to rounding.
 
         Raises:
             ValueError: for a cutoff outside (0, half the sample rate).
@@ -242,7 +247,7 @@ class Generator(Model):
             raise ValueError(f"cutoff: expected Hz inside (0, {self.sample_rate / 2:g}), got {cutoff}")
         part = cutoff / self.sample_rate
         made = self._edit(audio, seeds, labels, cond, lambda clip: LowBand(clip, part))
-        return LowBand(audio, part).onto(made)  # once more: what was made may be longer than the clip
+        return LowBand(audio, part).onto(made)  # again at the clip's own length: the generated signal may be longer
 
     def declip(
         self,
@@ -254,14 +259,15 @@ class Generator(Model):
         clipped: Tensor | None = None,
         cond: Given = None,
     ) -> Tensor:
-        """Samples at the clip level made anew, at it or beyond it; all others are kept.
+        """Regenerates clipped samples, with at least the magnitude they have now; all others are kept.
 
         Args:
             audio: the clipped clips.
-            seeds: one a clip.
-            labels: class names, one a clip.
-            level: magnitude at which and above which samples were clipped; None is each clip's peak, to a 16-bit step.
-            clipped: which samples were, bool ``[B, C, T]``, in place of a level: of clips that were resampled since.
+            seeds: one per clip.
+            labels: class names, one per clip.
+            level: magnitude from which on samples count as clipped; None for each clip's peak, to a 16-bit step.
+            clipped: mask of the clipped samples, bool ``[B, C, T]``, instead of a level, for clips that were resampled
+                after clipping.
             cond: other conditions by name.
 
         Raises:
@@ -297,15 +303,15 @@ class Generator(Model):
         mean: bool = False,
         cond: Given = None,
     ) -> Tensor:
-        """The clip without the white noise in it.
+        """Removes white noise from the clip.
 
         Args:
             audio: the noisy clips.
-            seeds: one a clip, of what a stochastic sampler draws.
-            labels: class names, one a clip.
-            snr_db: signal-to-noise ratio; None: the noise's level is estimated from the quietest parts of each clip.
-            mean: True is the mean of all that the clip may have been, in one network call: nearest in SNR, but
-                muffled. False goes on from there, with the sampler, to one that sounds like the data.
+            seeds: one per clip, for the noise that a stochastic sampler draws.
+            labels: class names, one per clip.
+            snr_db: signal-to-noise ratio; None to estimate the noise level from the quietest parts of each clip.
+            mean: True for the posterior mean, in one network call: the best SNR, but muffled. False continues with the
+                sampler to a clip that sounds like the data.
             cond: other conditions by name.
         """
         self._check(audio, seeds)
@@ -318,7 +324,7 @@ class Generator(Model):
         noisy = self.representation.encode(audio.to(self.device))
         stds = estimated_noise_std(noisy) if snr_db is None else noise_std_at(noisy, snr_db)
         given, cleaned = self._told(len(audio), labels, cond), []
-        for i, std in enumerate(stds.tolist()):  # each is asked about at its own times
+        for i, std in enumerate(stds.tolist()):  # one at a time: each clip has its own noise level, so its own times
             if std == 0:  # silence, or without any noise
                 cleaned.append(noisy[i : i + 1])
                 continue
@@ -338,11 +344,11 @@ class Generator(Model):
         return self.representation.decode(torch.cat(cleaned)).to(audio.device)
 
     def spectrogram(self, audio: Tensor) -> Tensor:
-        """The mel spectrogram that the model is told of clips: ln of the magnitudes, ``[B, C·n_mels, F]``; F·hop is at
+        """Computes the model's mel spectrogram of clips: ln of the magnitudes, ``[B, C·n_mels, F]``; F·hop is at
         least T.
 
         Raises:
-            ValueError: for a model that is told none.
+            ValueError: for a model without a mel condition.
         """
         self._check(audio)
         mel, length = self.mel[1], audio.shape[-1]
@@ -350,17 +356,17 @@ class Generator(Model):
         return mel.spectrogram(F.pad(audio.to(self.device), (0, whole - length)))
 
     def vocode(self, sound: Tensor, seeds: Seeds, labels: Labels = None, *, cond: Given = None) -> Tensor:
-        """Waveforms for mel spectrograms, by a model that is told its mel.
+        """Generates waveforms for mel spectrograms, with a model that has a mel condition.
 
         Args:
-            sound: the spectrograms, as ``spectrogram`` makes them (F·hop samples come out), or clips ``[B, C, T]`` of
-                which they are taken.
-            seeds: one a clip.
-            labels: class names, one a clip.
+            sound: spectrograms as ``spectrogram`` returns them, which give F·hop samples, or clips ``[B, C, T]`` whose
+                spectrograms are computed first.
+            seeds: one per clip.
+            labels: class names, one per clip.
             cond: other conditions by name.
 
         Raises:
-            ValueError: for a model that is told none, or what is neither spectrograms nor clips.
+            ValueError: for a model without a mel condition, or if ``sound`` is neither spectrograms nor clips.
         """
         name, mel = self.mel
         known = mel.is_spectrogram(sound)
@@ -371,7 +377,10 @@ class Generator(Model):
         return self.generate(seeds, labels, cond=told, seconds=length.made / self.sample_rate)[..., : length.wanted]
 
     def _fill(self, audio: Tensor, keep: Tensor, seeds: Seeds, labels: Labels, cond: Given) -> Tensor:
-        """The clip where ``keep`` (bool ``[T]``) is True; the network looks no further from the rest than a window."""
+        """Keeps the clip where ``keep`` (bool ``[T]``) is True and generates the rest.
+
+        The network sees at most one window of audio on either side of the missing parts.
+        """
         if keep.all():
             return audio.clone()
         missing = (~keep).nonzero()
@@ -397,7 +406,7 @@ class Generator(Model):
         constraint: Callable[[Tensor], Constraint] | None = None,
         strength: float = 1.0,
     ) -> Tensor:
-        """``diffusion.editing.vary.edit`` of audio; ``constraint`` is made of the padded clip."""
+        """Applies ``diffusion.editing.vary.edit`` to audio; ``constraint`` is called with the padded clip."""
         self._check(audio, seeds)
         length = self._length(audio.shape[-1])
         padded = length.pad(audio.to(self.device))

@@ -1,4 +1,7 @@
-"""Signals of any length with a network for one: short ones are the beginning of a window, long ones made of many."""
+"""Applies a network trained on one length to signals of any length.
+
+A short signal is the beginning of one window; a long one consists of several.
+"""
 
 import math
 from collections.abc import Mapping
@@ -14,11 +17,11 @@ from audio_diffusion.networks.conditions.condition import Condition, Number
 
 @dataclass(frozen=True)
 class Length:
-    """A signal of ``wanted`` samples of audio beside the ``window`` that a network was trained on.
+    """The length of a signal, for a network that was trained on windows of another length.
 
     Args:
-        wanted: samples.
-        window: samples of the audio that the network was trained on.
+        wanted: number of samples of audio in the signal.
+        window: number of samples of audio that the network was trained on.
         hop: samples per position of x0.
         frame: samples per frame of a condition.
     """
@@ -30,12 +33,12 @@ class Length:
 
     @property
     def multiple(self) -> int:
-        """Windows start, and the generated signal ends, at a multiple of this many samples."""
+        """The number of samples that window starts and the generated length are multiples of."""
         return math.lcm(self.hop, self.frame)
 
     @property
     def made(self) -> int:
-        """Samples that are generated, of which the first are wanted."""
+        """The number of samples that are generated; the first ``wanted`` of them are used."""
         return max(self.window, -(-self.wanted // self.multiple) * self.multiple)
 
     def pad(self, audio: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class Length:
 
         Args:
             net: for ``window`` samples.
-            conditions: of the network, by name: each window is given its own start time and its own frames.
+            conditions: the network's conditions by name; each window gets its own start time and its own frames.
             sample_rate: Hz.
         """
         if self.made == self.window:

@@ -1,4 +1,4 @@
-"""What a user names, file or folder or model of the hub -> a Generator."""
+"""Loads a Generator from the file, folder or hub model that a user names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from audio_diffusion.inference.generator import Generator
 
 
 def read_weights(ckpt: str | Path, weights: str = "ema") -> checkpoint_reader.Weights:
-    """The weights of a trained model, of all that ``load`` takes; no network is built.
+    """Reads the weights of a trained model from any source that ``load`` accepts, without building the network.
 
     Raises:
-        ConfigError: if there is none, or it cannot be used.
+        ConfigError: if there is no model, or it cannot be used.
     """
     folder = exporting.pull(str(ckpt)) if str(ckpt).startswith(exporting.HUB) else Path(ckpt)
     if exporting.is_exported(folder):
@@ -24,18 +24,18 @@ def read_weights(ckpt: str | Path, weights: str = "ema") -> checkpoint_reader.We
 def load(
     ckpt: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
 ) -> Generator:
-    """A trained model, ready to generate.
+    """Loads a trained model, ready to generate.
 
     Args:
         ckpt: a checkpoint file, a run's folder (its newest checkpoint), a folder written by ``export``, or
             ``hub:USER/NAME``, a model of the Hugging Face hub.
-        weights: "ema" (averaged, what one listens to) or "raw"; an exported model has one of them.
-        device: where the network is put.
-        trust: packages, beside this one, whose code is run where the file names it: of a network of one's own,
-            ``trust=["my_package"]``.
+        weights: "ema" (averaged, the usual choice) or "raw"; an exported model has only one of them.
+        device: device of the network.
+        trust: packages, in addition to this one, whose code the file may name; it is then run. For a network of your
+            own: ``trust=["my_package"]``.
 
     Raises:
-        ConfigError: if there is none, or it cannot be used.
+        ConfigError: if there is no model, or it cannot be used.
     """
     folder = exporting.pull(str(ckpt)) if str(ckpt).startswith(exporting.HUB) else Path(ckpt)
     if exporting.is_exported(folder):

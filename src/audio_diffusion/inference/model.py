@@ -1,4 +1,4 @@
-"""A trained model: its parts, and what it is told and guided by, without what is made with it."""
+"""A trained model: its parts, conditions and guidance, without the methods that generate."""
 
 import math
 from abc import ABC
@@ -30,14 +30,14 @@ class Model(ABC):
 
     Args:
         net: in eval mode.
-        process: schedule and parameterization it was trained with.
-        representation: of audio as x0.
-        sampler: what to sample with.
-        config: the run's, plain.
-        step: that the checkpoint was written at.
+        process: schedule and parameterization that it was trained with.
+        representation: conversion between audio and x0.
+        sampler: the sampler.
+        config: the run's configuration, plain data.
+        step: optimizer step of the checkpoint.
         weights: "ema" or "raw".
-        source: the file or folder it was loaded from.
-        guidance: None is the scale that was sampled with while training.
+        source: the file or folder that it was loaded from.
+        guidance: None for the guidance scale of the samples made during training.
     """
 
     net: nn.Module
@@ -51,7 +51,7 @@ class Model(ABC):
     guidance: Guidance | None = None
 
     def __repr__(self) -> str:
-        """One line: the network, what it makes, and where it comes from."""
+        """One line with the network, the form of its audio, its conditions and its source."""
         parameters = sum(p.numel() for p in self.net.parameters()) / 1e6
         told = ", ".join(self.conditions.by_name) or "nothing"
         channels = {1: "mono", 2: "stereo"}.get(self.channels, f"{self.channels} channels")
@@ -63,35 +63,35 @@ class Model(ABC):
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Sample rate of the audio, Hz."""
         return self.config["audio"]["sample_rate"]
 
     @property
     def channels(self) -> int:
-        """C of the audio."""
+        """Number of channels C of the audio."""
         return self.config["audio"]["channels"]
 
     @property
     def num_samples(self) -> int:
-        """T that the network was trained on."""
+        """Number of samples T that the network was trained on."""
         return self.config["audio"]["num_samples"]
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.net.parameters()).device
 
     @property
     def conditions(self) -> Conditions:
-        """What the model is told."""
+        """The network's conditions."""
         return self.net.conditions  # type: ignore[return-value]
 
     @property
     def mel(self) -> tuple[str, Mel]:
-        """The mel spectrogram that the model is told, and its name.
+        """The name of the mel condition, and the condition.
 
         Raises:
-            ValueError: for a model that is told none.
+            ValueError: for a model without a mel condition.
         """
         for name, condition in self.conditions.by_name.items():
             if isinstance(condition, Mel):
@@ -103,24 +103,24 @@ class Model(ABC):
 
     @property
     def classes(self) -> list[str]:
-        """Class names; empty for a model that takes no label."""
+        """Class names; empty for a model without labels."""
         return self.config["classes"] if "label" in self.conditions.by_name else []
 
     @property
     def guidance_scale(self) -> float:
-        """What the model was sampled with while it was trained; 1, no guidance, where that is not known."""
+        """Guidance scale of the samples made during training; 1 (no guidance) if it is not known."""
         listened = (self.config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
         return listened if self.conditions.by_name else 1.0
 
     def _told(self, num: int, labels: Labels, cond: Given) -> dict[str, Tensor]:
-        """What the network takes."""
+        """Converts labels and other conditions of ``num`` clips to the network's tensors, by name."""
         given = dict(cond or {})
         if labels is not None:
             given["label"] = self._index(labels)
         return self.conditions.given(given, num, self.device)
 
     def _index(self, labels: Sequence[str]) -> Tensor:
-        """Class names -> their numbers."""
+        """Converts class names to class indices."""
         if not self.classes:
             raise ValueError("labels: this model takes none")
         for label in labels:
@@ -129,14 +129,14 @@ class Model(ABC):
         return torch.tensor([self.classes.index(label) for label in labels])
 
     def _guided(self, length: Length, told: bool) -> Guidance:
-        """How estimates are moved. Where nothing is told there is nothing to be guided by, which saves calls."""
+        """The guidance for signals of a length. Without conditions its scale is 1, which saves network calls."""
         guidance = self.guidance or Guidance(self.guidance_scale)
         if guidance.weak is not None:
             return replace(guidance, weak=self._net(length, guidance.weak))
         return guidance if told or guidance.negative is not None else replace(guidance, scale=1.0)
 
     def _net(self, length: Length, net: Net | None = None) -> Net:
-        """The network, this model's if none is given, for signals of a length."""
+        """Adapts a network (default: this model's) to signals of a length."""
         return length.net(net or self.net, self.conditions.by_name, self.sample_rate)
 
     def _length(self, num_samples: int) -> Length:
@@ -144,10 +144,10 @@ class Model(ABC):
         return Length(num_samples, self.num_samples, self.representation.hop, max(hops, default=1))
 
     def _samples(self, name: str, seconds: float) -> int:
-        """Seconds in samples.
+        """Converts seconds to a number of samples.
 
         Raises:
-            ValueError: if that is none.
+            ValueError: if ``seconds`` is not finite, or the number is not positive.
         """
         if not isinstance(seconds, int | float) or not math.isfinite(seconds):
             raise ValueError(f"{name}: expected a finite number of seconds, got {seconds}")
@@ -156,7 +156,7 @@ class Model(ABC):
         return round(seconds * self.sample_rate)
 
     def _check(self, audio: Tensor, seeds: Seeds | None = None) -> None:
-        """Refuses what is no audio for this model, or another number of seeds than clips."""
+        """Raises ValueError for invalid audio for this model, or if the numbers of seeds and clips differ."""
         if audio.ndim != 3 or audio.shape[1] != self.channels or audio.shape[2] == 0 or not audio.is_floating_point():
             raise ValueError(
                 f"audio: expected floats [B, {self.channels}, T] at {self.sample_rate} Hz (read(FILE) gives "

@@ -1,7 +1,7 @@
-"""From a config node to the object it describes, without Hydra: an exported model is built by the same code.
+"""Builds the objects that config nodes describe, without Hydra; exported models are built by the same code.
 
-A node is a dict with the dotted path of a class or function in ``_target_``, and its arguments beside it; with
-``_partial_: true`` it is the function itself, its arguments bound.
+A node is a dict with the dotted path of a class or function in ``_target_``, and the arguments as its other keys; with
+``_partial_: true`` it describes the function itself with these arguments bound.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from typing import Any
 
 _UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
 
-#: where the targets of files made by older versions are now: a module, or one name in it
+#: present paths of targets in files of older versions, by old path: of a module, or of one name in a module
 MOVED = {
     "audio_diffusion.models.conditions": "audio_diffusion.networks.conditions.condition",
     "audio_diffusion.models.diffwave": "audio_diffusion.networks.diffwave",
@@ -34,7 +34,7 @@ MOVED = {
     "audio_diffusion.diffusion.parameterization.Edm": "audio_diffusion.diffusion.parameterization.EdmPreconditioning",
 }
 
-#: arguments of such files that have another name now, by the present target: {old: new}
+#: renamed arguments in such files, by present target: {old: new}
 RENAMED = {"audio_diffusion.diffusion.schedules.lowered": {"num_steps": "prepended_steps"}}
 
 
@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, among: Iterator[str] | list[str]) -> str:
-    """ " Did you mean …?" with the closest of the names, or the list of all of them."""
+    """Returns " Did you mean …?" with the closest of the names, or a list of all of them if none is close."""
     names = sorted(set(among))
     close = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=1, cutoff=0.6)
     if close:
@@ -52,7 +52,7 @@ def nearest(name: str, among: Iterator[str] | list[str]) -> str:
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted path, node) of every node with a ``_target_``."""
+    """Yields (dotted path, node) for every node with a ``_target_``."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
@@ -64,8 +64,8 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def with_moved(node: Any) -> Any:
-    """A copy of a configuration that was read from a file, under the present names: every ``_target_`` that has moved
-    since the file was written (``MOVED``), and every argument that has been renamed (``RENAMED``)."""
+    """Copies a configuration that was read from a file, with present names for every ``_target_`` that has moved
+    (``MOVED``) and every argument that has been renamed (``RENAMED``) since the file was written."""
     if isinstance(node, list):
         return [with_moved(value) for value in node]
     if not isinstance(node, dict):
@@ -83,8 +83,8 @@ _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (s
 
 
 def _type_problem(annotation: Any, value: Any) -> str | None:
-    """What is wrong with a number, string, bool or list of them for an annotated argument; None where that cannot be
-    said."""
+    """Describes the type error of a number, string, bool or list of them for an annotated argument; None if there is
+    none, or if the annotation does not determine it."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"expected a finite number, got {value}"
     if not isinstance(value, (bool, int, float, str, list)) or annotation is inspect.Parameter.empty:
@@ -111,7 +111,7 @@ def _is_infinite(value: Any) -> bool:
 
 
 def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
-    """Door 2 of programs without a dataclass: the types of their own options.
+    """Checks the types of the root options of programs without a dataclass (door 2 of ``cli.config``).
 
     Raises:
         ConfigError: naming the option, the type expected and the value given.
@@ -126,10 +126,10 @@ def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
 
 
 def _load(target: str) -> Any:
-    """What a dotted ``_target_`` names.
+    """Imports the object that a dotted ``_target_`` names.
 
     Raises:
-        ConfigError: with the nearest name, if there is no such module or nothing of that name in it.
+        ConfigError: if the module cannot be imported, or, with the nearest name, if it has no such member.
     """
     module_name, _, name = target.rpartition(".")
     try:
@@ -142,7 +142,7 @@ def _load(target: str) -> Any:
 
 
 def _signature(target: Any) -> dict[str, inspect.Parameter]:
-    """Arguments by name, annotations evaluated where they can be."""
+    """Returns the parameters of a target by name, with annotations evaluated where possible."""
     parameters = dict(inspect.signature(target).parameters)
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -152,7 +152,7 @@ def _signature(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def arguments_of(target: str) -> set[str]:
-    """The names of a target's arguments.
+    """Returns the names of a target's arguments.
 
     Raises:
         ConfigError: if it cannot be imported.
@@ -161,12 +161,12 @@ def arguments_of(target: str) -> set[str]:
 
 
 def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> list[str]:
-    """Door 3: every ``_target_`` that is not there, every argument its signature does not have, lacks or mistypes.
+    """Lists missing targets, and unknown, missing or mistyped arguments of targets (door 3 of ``cli.config``).
 
     Args:
         node: plain configuration.
-        path: where it lies, for the messages.
-        given: arguments that the program itself passes to the outermost targets.
+        path: dotted path of the node, for the messages.
+        given: arguments that the program itself passes to the outermost target.
     """
     problems = []
     for place, target in _targets(node, path):
@@ -183,7 +183,7 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
                     hint = nearest(key, list(parameters))
                     problems.append(f"{place}.{key}: {target['_target_']} has no such argument.{hint}")
             elif _is_infinite(parameters[key].default) and _is_infinite(value):
-                continue  # its own way to say "without a bound"
+                continue  # an infinite default means "no bound"
             elif problem := _type_problem(parameters[key].annotation, value):
                 problems.append(f"{place}.{key}: {problem}")
         if not target.get("_partial_"):
@@ -197,7 +197,7 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
 
 
 def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
-    """The node's object, and of lists and dicts what they hold. ``given`` is passed to it, in place of what it has."""
+    """Builds a node's object, and those inside lists and dicts. ``given`` overrides the outermost node's arguments."""
     if isinstance(node, list):
         return [_make(value, f"{path}[{i}]", {}) for i, value in enumerate(node)]
     if not isinstance(node, dict):
@@ -212,15 +212,17 @@ def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
         return target(**arguments)
     except Exception as error:
         if isinstance(error, ValueError | TypeError) or type(error).__name__ == "MisconfigurationException":
-            raise ConfigError(f"{path}.{error}") from error  # the last is Lightning's
+            raise ConfigError(f"{path}.{error}") from error  # MisconfigurationException is Lightning's
         raise
 
 
 def build(node: dict[str, Any], path: str, **given: Any) -> Any:
-    """Makes the object a config node describes, ``given`` passed to it as well; values are checked by it (door 4).
+    """Builds the object that a config node describes, with the additional arguments ``given``.
+
+    Its constructor checks the values (door 4 of ``cli.config``).
 
     Raises:
-        ConfigError: with the constructor's message and the node's place.
+        ConfigError: with the constructor's message and the node's path.
     """
     if problems := target_problems(node, path, tuple(given)):
         raise ConfigError("\n       ".join(problems))

@@ -1,1 +1,1 @@
-"""What is diffused: between audio [B, C, T] and x0 [B, D, L]."""
+"""Representations: conversions between audio [B, C, T] and x0 [B, D, L], the signal that is diffused."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from audio_diffusion.representations.representation import check_length
 
-_LEAST_DB = -60.0  # of a band's deviation below that of the loudest band: quieter bands are not amplified further
+_LEAST_DB = -60.0  # lower limit of a band's deviation relative to the loudest band, so that noise is not amplified
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept must serve calls with gradients, too
+@torch.inference_mode(False)  # cached tensors must work in calls with gradients, too
 def _twiddle(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """exp(-iπ(n + 1/8)/M) for n below M/2."""
     angle = -math.pi / size * (torch.arange(size // 2, dtype=torch.float64) + 0.125)
@@ -40,18 +40,18 @@ def dct4(x: Tensor) -> Tensor:
 
 
 class Mdct:
-    """Diffuses MDCT coefficients: a position of x0 is a frame of M = ``frame_length`` samples, with M bands a channel.
+    """MDCT coefficients: a position of x0 is a frame of M = ``frame_length`` samples, with M bands per channel.
 
     With the sine window the MDCT is an orthonormal lapped transform (Princen, Johnson & Bradley 1987; Malvar 1990): the
     M/2 samples on either side of a frame's border are rotated against each other, pair by pair, and each frame then
     goes through a DCT-IV, which gives X_k = √(2/M) Σ_n w_n x_n cos(π/M (n + ½ + M/2)(k + ½)) over the 2M samples
     around a frame. At both ends of the audio nothing is rotated, so T samples become T coefficients and ``decode`` is
-    the exact inverse. x0 ``[B, C·M, T/M]`` has the bands of the first channel first, low ones first.
+    the exact inverse. In x0 ``[B, C·M, T/M]`` the bands of the first channel come first, low frequencies first.
 
     Args:
-        frame_length: M, samples a frame, even.
-        band_std: standard deviation of each band's coefficients in the data, M numbers, by which they are divided; None
-            divides by nothing. ``statistics`` measures them.
+        frame_length: M, the number of samples per frame, even.
+        band_std: standard deviation of each band's coefficients in the data, M numbers, by which the coefficients are
+            divided; None for no division. ``statistics`` measures them.
 
     Raises:
         ValueError: for a frame length that is odd or below 2, or deviations that are not M positive numbers.
@@ -74,7 +74,7 @@ class Mdct:
         self._inside, self._outside = tuple(map(math.sin, angles)), tuple(map(math.cos, angles))
 
     def shape(self, channels: int, num_samples: int) -> tuple[int, int]:
-        """(C·M, T/M).
+        """Shape (C·M, T/M) of one x0 for audio ``[channels, num_samples]``.
 
         Raises:
             ValueError: if ``num_samples`` is not a multiple of the frame length.
@@ -112,20 +112,20 @@ class Mdct:
         )  # the first half of each frame beside its second half
 
     def mask(self, valid: Tensor) -> Tensor:
-        """Samples that belong to a clip, bool ``[B, 1, T]`` -> frames that hold any, bool ``[B, 1, T/M]``."""
+        """Converts a mask of samples, bool ``[B, 1, T]``, to frames that contain any of them, bool ``[B, 1, T/M]``."""
         return valid.unflatten(-1, (-1, self.frame_length)).any(-1)
 
     def log_det(self, channels: int, num_samples: int) -> float:
-        """ln |det ∂x0/∂audio|: the transform is orthonormal, so it comes from the division by the deviations alone."""
+        """ln |det ∂x0/∂audio|: only the division by the deviations counts, as the transform itself is orthonormal."""
         if self.band_std is None:
             return 0.0
         return -channels * (num_samples // self.frame_length) * sum(map(math.log, self.band_std))
 
     def statistics(self, clips: Iterable[Tensor]) -> dict[str, list[float]]:
-        """``band_std`` of clips ``[C, T]``, to four digits, with the quietest bands at -60 dB of the loudest.
+        """Measures ``band_std`` of clips ``[C, T]``, to four digits; bands below -60 dB of the loudest are set to that.
 
         Raises:
-            ValueError: if there is no sound in the clips.
+            ValueError: if the clips are silent or shorter than a frame.
         """
         power, count = torch.zeros(self.frame_length, dtype=torch.float64), 0
         plain = Mdct(self.frame_length)

@@ -1,4 +1,4 @@
-"""The contract of a representation: what of audio is diffused."""
+"""The contract of a representation: the conversion between audio and the signal that is diffused."""
 
 from typing import Protocol
 
@@ -12,21 +12,21 @@ class Representation(Protocol):
 
     A position of x0 stands for ``hop`` samples of audio: L = T / hop, and T must be a multiple of ``hop``. x0 should
     have about unit variance, as the noise of the schedules has. Everything else in the project that depends on the
-    kind of signal (masks, crop lengths, windows of long audio, editing, likelihood) goes by these members alone.
+    kind of signal (masks, crop lengths, windows of long audio, editing, likelihood) uses these members alone.
 
-    A class that has them can be trained from any package:
+    A class with these members can come from any package:
     ``representation._target_=my_package.MyRepresentation representation.my_option=1``.
 
     Attributes:
         hop: samples of audio per position of x0.
         exact: whether ``decode(encode(audio))`` is the audio up to rounding and ``encode`` is linear. False for latents
             of an autoencoder. The likelihood and sample-exact editing need it.
-        elementwise: whether x0 is the audio times a positive factor. What is known of audio, such as that some of its
-            samples are kept, then holds for x0 as it is.
+        elementwise: whether x0 is the audio times a positive factor. Constraints on audio samples, such as fixed
+            values of some of them, then apply to x0 directly.
 
-    A representation whose options depend on the data may have a method ``statistics(clips) -> dict`` as well: it is
-    given training clips ``[C, T]`` before a new run starts, and returns arguments of the constructor, which are kept in
-    the run's configuration.
+    A representation whose options depend on the data may have a method ``statistics(clips) -> dict`` as well: it
+    receives training clips ``[C, T]`` before a new run starts, and returns arguments of the constructor, which are
+    stored in the run's configuration.
     """
 
     hop: int
@@ -50,12 +50,12 @@ class Representation(Protocol):
         ...
 
     def mask(self, valid: Tensor) -> Tensor:
-        """Samples that belong to a clip, bool ``[B, 1, T]`` -> positions that do, bool ``[B, 1, L]``."""
+        """Converts a mask of the samples that belong to a clip, bool ``[B, 1, T]``, to positions, ``[B, 1, L]``."""
         ...
 
     def log_det(self, channels: int, num_samples: int) -> float:
-        """ln |det ∂x0/∂audio| of ``encode`` for audio ``[channels, num_samples]``: how it changes a density. Asked for
-        only where ``exact`` is true."""
+        """ln |det ∂x0/∂audio| of ``encode`` for audio ``[channels, num_samples]``, for the change of variables of a
+        density. It is called only if ``exact`` is true."""
         ...
 
 
@@ -72,7 +72,7 @@ _MEMBERS = {
 
 
 def check_representation(representation: object) -> None:
-    """Refuses an object that is no ``Representation``.
+    """Checks that an object is a ``Representation``.
 
     Raises:
         ValueError: naming its class, the member that is missing or wrong, and the declaration that is expected.
@@ -81,7 +81,7 @@ def check_representation(representation: object) -> None:
 
 
 def check_length(num_samples: int, hop: int) -> None:
-    """Raises a ``ValueError`` that names the nearest lengths that work, if ``num_samples`` is not a multiple."""
+    """Raises a ``ValueError`` that names the nearest valid lengths, if ``num_samples`` is not a multiple of ``hop``."""
     if num_samples < hop or num_samples % hop:
         below = max(num_samples // hop, 1) * hop
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The waveform itself."""
+"""The waveform as a representation: x0 is the scaled audio."""
 
 import math
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Waveform:
-    """Diffuses the waveform, scaled so that x0 has about unit variance, as the noise of the schedules has.
+    """The waveform, scaled so that x0 has about unit variance, as the noise of the schedules has.
 
-    Without the factor quiet audio is buried: at RMS 0.1 the same schedule adds 20 dB more noise than at RMS 1, relative
-    to the signal.
+    Without the factor the noise hides quiet audio: at RMS 0.1 the same schedule adds 20 dB more noise, relative to the
+    signal, than at RMS 1.
 
     Args:
         scale: factor from audio (full scale ±1) to x0.
@@ -38,9 +38,9 @@ class Waveform:
         return channels, num_samples
 
     def mask(self, valid: Tensor) -> Tensor:
-        """Samples that belong to a clip, bool ``[B, 1, T]``; positions are samples."""
+        """Returns the mask of samples, bool ``[B, 1, T]``, unchanged: positions are samples."""
         return valid
 
     def log_det(self, channels: int, num_samples: int) -> float:
-        """ln |det ∂x0/∂audio|: ln scale of each sample of each channel."""
+        """ln |det ∂x0/∂audio|: ln(scale) for each sample of each channel."""
         return channels * num_samples * math.log(self.scale)

@@ -1,1 +1,1 @@
-"""How is a sample drawn? One file a solver: its coefficients and its loop. ``solver`` has their contract."""
+"""Solvers that draw samples. Each file has one solver's coefficients and loop; ``solver`` has their contract."""

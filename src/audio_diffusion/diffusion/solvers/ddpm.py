@@ -29,7 +29,7 @@ def ddpm(
     arXiv:2102.09672, eq. 19). In any process it is Kingma et al. 2021, arXiv:2107.00630, eqs. 32 and 33.
 
     Args:
-        num_steps: None is the schedule's full chain.
+        num_steps: number of steps; None for the schedule's full chain.
         variance: σ_t² = β_t ("beta") or β̃_t = (1 - ᾱ_s)/(1 - ᾱ_t)·β_t ("beta_tilde"), DDPM section 3.2.
 
     Raises:

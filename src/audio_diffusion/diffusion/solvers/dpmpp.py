@@ -76,7 +76,7 @@ def _adams(ages: list[float], decay: float, midpoint: bool) -> list[float]:
     if len(ages) == 2:
         slope = (0.5 * whole if midpoint else phi_2) / ages[1]
         return [whole + slope, -slope]
-    # what the second difference adds to the slope; the paper's code takes half of (1 - 2·phi_2/decay), which is order 2
+    # contribution of the second difference to the slope; the paper's code takes half of (1 - 2·phi_2/decay): order 2
     bend = (phi_2 * ages[1] + 1 - 2 * phi_2 / decay) / ages[2]
     newer, older = (phi_2 + bend) / ages[1], bend / (ages[2] - ages[1])
     return [whole + newer, -newer - older, older]

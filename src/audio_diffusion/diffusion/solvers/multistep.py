@@ -1,4 +1,4 @@
-"""When a multistep solver takes a step of lower order."""
+"""Decides when a multistep solver takes a step of lower order."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ _MOST_AMPLIFIED_WITH_NOISE = 1.4
 
 
 def bounded(weights: Callable[[int], list[float]], most: int, stochastic: bool = False) -> list[float]:
-    """``weights(k)`` of the newest k estimates, for the largest k up to ``most`` that does not amplify too much.
+    """Returns ``weights(k)`` of the newest k estimates, for the largest k up to ``most`` that stays within the bound.
 
     A polynomial through estimates that lie close together, taken to the end of a step much longer than theirs, makes
     their differences many times larger. Multistep methods of variable step therefore bound the ratio of consecutive

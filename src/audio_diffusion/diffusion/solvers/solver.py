@@ -2,12 +2,12 @@
 
     solver(denoise, x_t, schedule, draw_noise, num_steps=.., grid=.., on_step=..) -> x0
 
-A solver is a function. With its own options bound (``functools.partial``, or ``_partial_: true`` in YAML) it is what
-the rest of the project calls a sampler. To add one, write such a function in a module of its own and a YAML beside
+A solver is a function. With its own options bound (``functools.partial``, or ``_partial_: true`` in YAML) the rest of
+the project calls it a sampler. To add one, write such a function in a module of its own and a YAML next to
 ``configs/sampler/ddim.yaml`` that names it; ``ddim`` is the shortest example.
 
-A solver reads alpha_t, sigma_t and lambda_t = log(alpha_t/sigma_t) from ``schedule.levels(grid, num_steps)``, so each
-works on every process. They are plain numbers, made before the loop: nothing in the loop waits for the device.
+A solver reads alpha_t, sigma_t and lambda_t = log(alpha_t/sigma_t) from ``schedule.levels(grid, num_steps)``, so it
+works on every process. They are plain numbers, computed before the loop: nothing in the loop waits for the device.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from audio_diffusion.diffusion.schedule import Grid, Schedule
 #: called with the time and the estimate of x0 ``[B, D, L]`` after each network call: previews, progress, interruption
 OnStep = Callable[[float, Tensor], None]
 
-#: a solver with its own options bound; called as ``Solver`` says, where num_steps and grid may be left out
+#: a solver with its own options bound; called like ``Solver``, with num_steps and grid optional
 Sampler = Callable[..., Tensor]
 
 
@@ -47,7 +47,7 @@ class Solver(Protocol):
                 level; it is not changed.
             schedule: alpha_t and sigma_t.
             draw_noise: returns fresh standard normal noise of x_t's shape. A deterministic solver never calls it.
-            num_steps: number of levels; None is every step of the schedule.
+            num_steps: number of levels; None for every step of the schedule.
             grid: the times at which the network is called, ``diffusion.grids``.
             on_step: called after each network call with (t, estimate of x0), which it may keep.
 

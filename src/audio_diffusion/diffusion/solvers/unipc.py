@@ -26,8 +26,8 @@ def unipc(
 ) -> Tensor:
     """Algorithms 5 to 8 with B_2(h) = e^h - 1 and data prediction.
 
-    Each estimate of x0 first corrects the step that led to it, then takes the next step. The network sees predicted x
-    alone, so both are one sum, and the corrected x is never made:
+    Each estimate of x0 first corrects the step that led to it, then takes the next step. The network is evaluated only
+    at predicted x, so both are one sum, and the corrected x is never computed by itself:
 
         predicted_i     = base + Σ p·x0                        the step from level i - 1 to level i
         corrected_i     = base + Σ c·x0                        the same step, with the estimate made at level i as well
@@ -55,7 +55,7 @@ def unipc(
 
 
 def coefficients(levels: list[NoiseLevel], order: int) -> list[tuple[float, list[float]]]:
-    """keep and weights of each step, x_s = keep·x_t + Σ weights·(estimates of x0, newest first)."""
+    """Returns keep and weights of each step: x_s = keep·x_t + Σ weights·(estimates of x0, newest first)."""
     steps = []
     predictor: list[float] = []
     for i in range(len(levels) - 1):
