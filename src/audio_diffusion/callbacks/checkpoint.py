@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are taken, and that training hardly waits for them. ``saving`` does the rest."""
+"""Saves checkpoints during training, in the background; ``checkpoints`` has the file formats."""
 
 import time
 from collections.abc import Mapping
@@ -24,8 +24,9 @@ from audio_diffusion.checkpoints.snapshot import HostCopy, non_finite, num_bytes
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Copies a checkpoint to host memory, then writes it with its manifest in the background; reads plain data only.
 
-    One is written at a time: the next waits for it. ``wait`` waits for what is being written, ``take_outcome`` tells
-    how it went. With a process group as ``storage_options`` every rank writes its own shards (saving.sharded).
+    One checkpoint is written at a time: the next waits for it. ``wait`` waits for the current write, ``take_outcome``
+    returns its outcome. With a process group as ``storage_options`` every rank writes its own shards
+    (checkpoints.sharded).
     """
 
     def __init__(self) -> None:
@@ -80,11 +81,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return self._writer.busy
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Waits until nothing is being written."""
         self._writer.wait()
 
     def take_outcome(self) -> Outcome | None:
-        """Of the last save, once; None while it is being written."""
+        """Returns the outcome of the last save, once; None while it is being written."""
         return self._writer.take_outcome()
 
     def teardown(self) -> None:
@@ -105,7 +106,7 @@ class SaveCheckpoint(L.Callback):
     Args:
         folder: the run's folder.
         every_n_steps: optimizer steps between checkpoints.
-        keep: how many of the newest are kept.
+        keep: number of the newest checkpoints to keep.
         keep_every_n_steps: those of steps that are a multiple of this stay as well; None for no more.
 
     Raises:
@@ -186,7 +187,7 @@ class SaveCheckpoint(L.Callback):
         self._report(trainer)
 
     def _report(self, trainer: L.Trainer) -> None:
-        """Says how the last save went, once it is over; only rank 0 has written, and knows."""
+        """Reports the outcome of the last save, once it has ended; only rank 0 has written, and knows it."""
         outcome = self._io(trainer).take_outcome()
         if outcome is None:
             return

@@ -1,4 +1,4 @@
-"""torch.compile inside a run: announced, shielded from signals, and never taken for a run that is stuck."""
+"""Supports torch.compile in a run: announces it, shields it from signals, and pauses the heartbeat meanwhile."""
 
 import contextlib
 import os

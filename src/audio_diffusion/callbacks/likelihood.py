@@ -27,10 +27,10 @@ class LogLikelihood(L.Callback):
     Args:
         folder: ``step_<step>.png`` are written there.
         every_n_validations: validations between measurements.
-        num_clips: how many of the held-out clips, the first ones.
-        num_levels: noise levels for each clip and repeat.
-        repeats: estimates of each clip; 2 or more tell how exact they are.
-        seed: of the noise.
+        num_clips: number of held-out clips to measure, from the first.
+        num_levels: number of noise levels for each clip and repeat.
+        repeats: number of estimates for each clip; 2 or more give their error.
+        seed: seed of the noise.
 
     Raises:
         ValueError: for numbers below 1.

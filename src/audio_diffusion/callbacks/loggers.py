@@ -1,4 +1,4 @@
-"""Where a run is logged: W&B, and a local file that is always complete."""
+"""Loggers of a run: W&B, and a local file that is always complete."""
 
 import errno
 import json
@@ -156,7 +156,7 @@ class GuardedLogger(Logger):
 
     Args:
         inner: the logger.
-        otherwise: makes the one to go on with where ``inner`` cannot be started.
+        otherwise: creates the replacement if ``inner`` cannot be started.
     """
 
     def __init__(self, inner: Logger, otherwise: Callable[[], Logger] | None = None):
@@ -249,7 +249,7 @@ def _secrets_not_in_argv() -> Iterator[None]:
 
 
 def _each(trainer: L.Trainer, work: Callable[[Logger], Any]) -> None:
-    """Does ``work`` with every logger."""
+    """Calls ``work`` with every logger."""
     for logger in trainer.loggers:
         if isinstance(logger, GuardedLogger):
             logger.attempt(work)

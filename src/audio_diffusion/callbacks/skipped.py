@@ -1,4 +1,4 @@
-"""Nothing is dropped in silence: every clip that could not be used is counted, by kind, and named."""
+"""Reports every clip that could not be used: counts them by kind, and names them."""
 
 import csv
 from collections import Counter
@@ -79,7 +79,7 @@ class ReportSkipped(L.Callback):
         self._logged = (trainer.global_step, {})  # an earlier life has logged this step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The counts of all ranks so far, but for what every life counts anew."""
+        """Stores the counts of all ranks so far, without those that each start of the run counts again."""
         totals = self._totals(trainer)
         for kind, count in self._refused.items():
             totals[kind] -= count

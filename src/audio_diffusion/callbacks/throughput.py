@@ -1,4 +1,4 @@
-"""How fast: audio-seconds trained per second, and how much of the time went into waiting for data."""
+"""Measures throughput: seconds of audio trained per second, and the fraction of time spent waiting for data."""
 
 import math
 import time
@@ -15,12 +15,13 @@ _WARN_PERCENT = 50.0
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar over all batches of the run; a resumed run goes on where it was, at the rate since then.
+    """Lightning's progress bar over all batches of the run; on resume it continues, with the rate since the resumption.
 
-    Lightning's own begins at 0 of those left when a run is resumed, or of an unknown number, and its rate is of all.
+    On resume Lightning's own bar restarts at 0 of the remaining batches, or of an unknown number, and its rate averages
+    over all.
 
     Args:
-        every_s: seconds between two looks at it; 0 is after each batch.
+        every_s: seconds between updates; 0 for one after each batch.
         refresh_rate: batches between those of validation.
     """
 

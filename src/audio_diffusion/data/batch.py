@@ -1,4 +1,4 @@
-"""What the data gives to training: one small typed object."""
+"""The batch that the data module passes to training."""
 
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Skipped(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """What there is to know of one crop beside its audio; ``num_valid`` is 0 where there is none."""
+    """The properties of one crop without its audio; ``num_valid`` is 0 if there is no clip."""
 
     position: int  # in the endless stream
     source: int = -1  # number of the data set in the mixture; -1: an empty slot
@@ -62,15 +62,18 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class AudioBatch:
-    """B crops. A slot whose clip could not be used is silent and has ``valid`` False, so that batches never
-    change in size and a bad clip never changes what the others get."""
+    """A batch of B crops.
+
+    The slot of an unusable clip is silent and has ``valid`` False, so that batches keep their size and a bad clip does
+    not affect the others.
+    """
 
     audio: Tensor  # float32 [B, C, T], full scale ±1
     num_valid: Tensor  # int64 [B], samples that are the clip's own; the rest is padding
     label: Tensor | None  # int64 [B], -1 for "none"; None for data without classes
     seconds_start: Tensor  # float32 [B], of the crop in its clip; NaN where there is no clip
     seconds_total: Tensor  # float32 [B], of the clip
-    fields: dict[str, Field]  # what the data's option `fields` asks for
+    fields: dict[str, Field]  # the fields named by the data's option `fields`
     positions: tuple[int, ...]  # of each clip in the endless stream
     sources: tuple[int, ...]  # of each clip: number of the data set in the mixture; -1 where there is no clip
     keys: tuple[str, ...]  # of each clip
@@ -128,7 +131,7 @@ def _field(name: str, values: list[str | np.ndarray | None]) -> Field:
 
 
 def collate(audio: Tensor, clips: list[Clip], with_label: bool, field_names: tuple[str, ...] = ()) -> AudioBatch:
-    """The crops ``[B, C, T]`` and what is known of them -> batch; ``with_label`` False makes one without labels."""
+    """Combines crops ``[B, C, T]`` and their properties into a batch, without labels if ``with_label`` is False."""
     columns = [[clip.fields[i] if clip.fields else None for clip in clips] for i in range(len(field_names))]
     return AudioBatch(
         audio=audio,
@@ -149,7 +152,7 @@ class BatchSplit:
     """How the clips of an optimizer step are divided: the same number for each device and accumulated batch.
 
     Raises:
-        ValueError: if that cannot be, naming the nearest sizes that work.
+        ValueError: if this is not possible, naming the nearest valid sizes.
     """
 
     batch_size: int
@@ -169,7 +172,7 @@ class BatchSplit:
 
     @property
     def clips(self) -> int:
-        """In one batch of one device."""
+        """Number of clips in one batch of one device."""
         return self.batch_size // (self.nodes * self.devices * self.accumulate)
 
     def _parts(self) -> str:
@@ -181,5 +184,5 @@ class BatchSplit:
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things: ``1 clip``, ``2 clips``."""
+    """Formats a number of things: ``1 clip``, ``2 clips``."""
     return f"{number} {what}{'s' * (number != 1)}"

@@ -21,7 +21,7 @@ from audio_diffusion.data.transforms import Augment
 from audio_diffusion.data.workers import START_METHODS, ShieldedLoader, prepare
 from audio_diffusion.diffusion.seeding import seed_of
 
-_AHEAD = 4  # batches that a worker makes before they are asked for
+_AHEAD = 4  # number of batches that a worker prefetches
 _IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device
 
 
@@ -46,7 +46,7 @@ class AudioDataModule(L.LightningDataModule):
         temperature: shares are n^(1/temperature) for data sets of n clips: 1 in proportion, large all alike.
         crops_per_clip: crops of each clip in an epoch. More than 1 pays where a visit costs more than a crop: clips
             much longer than the crop in remote shards, or MP3.
-        fields: what else a batch has of each clip: keys of its json (``caption``) or endings of members (``text.npy``).
+        fields: additional fields of each clip: keys of its json (``caption``) or endings of members (``text.npy``).
         convert: False skips clips of another rate or number of channels.
         pad: False skips clips shorter than the crop; True fills them with silence, and the batch says where.
         augment: changes each training crop (gain, polarity, channels), from a seed of its own; None for not at all.
@@ -146,7 +146,7 @@ class AudioDataModule(L.LightningDataModule):
         return summarize(self.train, self.val, self.store, audio, self.classes, validates, self.audio_member)
 
     def refused(self) -> list[Skipped]:
-        """What the shards were found to hold, while they were indexed, that cannot be used."""
+        """The unusable members that indexing found in the shards."""
         return [skip for shards in self._all_shards() for skip in shards.refused]
 
     def _all_shards(self) -> list[Shards]:
@@ -219,7 +219,7 @@ class AudioDataModule(L.LightningDataModule):
         progress.is_last_batch = False  # it was, where a finished run goes on to more steps
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the resumed position to the end of the run, in the order (seed, position) says."""
+        """Batches from the resumed position to the end of the run, in the order given by seed and position."""
         assert self.trainer is not None
         per_rank, accumulate = self._per_rank(), self.trainer.accumulate_grad_batches
         self._count_batches_from(self._resume_step * accumulate)
@@ -247,8 +247,10 @@ class AudioDataModule(L.LightningDataModule):
         return self._loader(reader, positions, self.max_steps * accumulate)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """All held-out clips once, the start of each, in order; the last batch is filled with empty slots. None at all
-        where nothing is held out, which Lightning takes for a run without validation."""
+        """All held-out clips once, the start of each, in order; the last batch is filled with empty slots.
+
+        The list is empty if nothing is held out; Lightning then runs without validation.
+        """
         assert self.trainer is not None
         per_rank, world_size = self._per_rank(), self.trainer.world_size
         if self.val_shards is None:
@@ -274,8 +276,10 @@ class AudioDataModule(L.LightningDataModule):
         )
 
     def held_out(self, num: int) -> AudioBatch:
-        """The first ``num`` held-out clips, again from the first where there are fewer; the same on every rank. Where
-        nothing is held out, clips of the first training set."""
+        """The first ``num`` held-out clips, the same on every rank; if there are fewer, they are repeated.
+
+        If nothing is held out, clips of the first training set are used.
+        """
         reader = self._reader_from_start(self.val_shards or next(iter(self.train_shards.values())))
         read = BatchReader(reader, (self.channels, self.num_samples), None)
         batch = read([i % reader.mixture.num_clips for i in range(num)])

@@ -1,4 +1,4 @@
-"""Held-out clips for the picture of what was generated: real ones above, each under its own title."""
+"""Selects held-out clips to show, with titles, above generated ones in a picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from audio_diffusion.data.stream import Clip, read_in_order
 
 
 def _open(config: Mapping[str, Any], shards: str | None) -> Shards | None:
-    """The shards that the user names, else the held-out ones of training; None where those are not here."""
+    """The shards that the user names, else the held-out ones of training; None if those are not available."""
     data = config.get("data") or {}
     if not data and not shards:
         return None  # an exported model knows nothing of them
@@ -56,6 +56,6 @@ def real_clips(
 
 
 def _title(clip: Clip, classes: list[str]) -> str:
-    """What a clip is called: by its own words, else its label, else its key."""
+    """The title of a clip: its own words, else its label, else its key."""
     words = next((value for value in clip.fields if isinstance(value, str)), "")
     return words or (classes[clip.label] if clip.label >= 0 else clip.key.rpartition("/")[2])

@@ -1,8 +1,8 @@
 """The stream: a pure function (seed, position) -> clip and crop.
 
-The training data is one endless sequence of clips, epoch after epoch. Which clip stands at a position follows by
-arithmetic from the seed and the shards' indexes, so the number of ranks, workers and restarts cannot change it,
-and to resume is to go on counting. In each epoch the shards are permuted and laid end to end; then positions
+The training data is one endless sequence of clips, epoch after epoch. The clip at a position is computed from the
+seed and the shards' indexes alone, so the number of ranks, workers and restarts cannot change it, and resuming only
+means to continue counting. In each epoch the shards are permuted and concatenated; then positions
 are shuffled inside blocks of ``shuffle_block`` clips. Every clip comes exactly once an epoch. Several data sets are
 mixed in exact shares, each with epochs of its own.
 """
@@ -24,7 +24,7 @@ def _generator(*key: int | str) -> np.random.Generator:
 
 
 class ClipOrder:
-    """Which clip stands at which position.
+    """Maps positions of the stream of one data set to clips.
 
     Args:
         sizes: clips in each shard.
@@ -112,14 +112,14 @@ class Mixture:
         return Mixture, (self.orders, self.shares, self.seed)
 
     def fingerprint(self) -> str:
-        """A hash of all that decides the order."""
+        """A hash of everything that determines the order."""
         digest = hashlib.sha256(repr((self.seed, self.shares, self.BLOCK)).encode())
         for order in self.orders:
             digest.update(order.sizes.tobytes() + repr((order.seed, order.shuffle_block)).encode())
         return digest.hexdigest()
 
     def _counts(self, num_positions: int) -> np.ndarray:
-        """How many of the first positions each data set has: it takes its share of what those before it leave."""
+        """Number of the first positions that each data set has: its share of those left by the data sets before it."""
         counts, left = [], num_positions
         for i, share in enumerate(self.shares):
             remaining = int(left * (1 - share / sum(self.shares[i:])) + 0.5)
@@ -185,7 +185,7 @@ class Positions(IterableDataset):
     Args:
         mixture: which clip stands where.
         batch_size: per rank.
-        num_batches: how many batches in all; every rank makes exactly as many.
+        num_batches: total number of batches of each rank.
         rank: of this process.
         world_size: number of ranks.
         start: position of the first clip.

@@ -1,4 +1,4 @@
-"""The parts of a loader that workers are given; they are imported without Lightning, so that workers start quickly."""
+"""The parts of a loader that run in workers; they are imported without Lightning, so that workers start quickly."""
 
 from collections.abc import Iterable, Iterator
 
@@ -18,7 +18,7 @@ class Batches(wds.DataPipeline):
 
 
 class ReadAhead:
-    """A stage of the pipeline that fetches what the next batches need of remote shards while the first is decoded."""
+    """A pipeline stage that fetches the remote data of the next batches while the first one is decoded."""
 
     def __init__(self, reader: ClipReader, store: RemoteStore):
         self.reader, self.store = reader, store

@@ -1,4 +1,4 @@
-"""From workers to the training process without a copy: batches are written into shared memory and read in place."""
+"""Passes batches from workers to the training process without a copy, in shared memory."""
 
 import mmap
 import os

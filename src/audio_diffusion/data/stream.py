@@ -1,4 +1,4 @@
-"""From a position of the stream to a crop, and from positions to batches: always the same for the same position."""
+"""Reads the crop at a position of the stream, and batches at several; the same position always gives the same crop."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +19,7 @@ from audio_diffusion.diffusion.seeding import seed_of
 
 
 class ClipReader:
-    """position -> crop: finds, decodes, crops and labels one clip.
+    """Reads the crop at a position: finds, decodes, crops and labels one clip.
 
     Args:
         sources: the data sets.
@@ -31,10 +31,11 @@ class ClipReader:
         seed: of the crops' places; None takes the start of each clip.
         last: positions from here on are empty slots, which fill the last batch of a pass; None: endless.
         crops_per_clip: crops of each clip in an epoch, each from its own stretch of the clip.
-        fields: what else to give of each clip: keys of its json, or endings of members such as ``text.npy``. A clip
+        fields: additional fields of each clip: keys of its json, or endings of members such as ``text.npy``. A clip
             that lacks one is skipped.
-        convert: resample and map channels; without, clips of another rate or number of channels are skipped.
-        pad: take clips shorter than the crop, filled with silence; without, they are skipped.
+        convert: whether to resample and map channels; if False, clips of another sample rate or number of channels are
+            skipped.
+        pad: whether to pad clips shorter than the crop with silence; if False, they are skipped.
         augment: changes each crop, from a seed of its own.
     """
 
@@ -59,7 +60,7 @@ class ClipReader:
         self.convert, self.pad, self.augment = convert, pad, augment
 
     def __call__(self, position: int, out: Tensor) -> Clip:
-        """Writes the crop of a position to ``out``, float32 ``[C, T]`` (zeros where there is none to be used)."""
+        """Writes the crop at a position to ``out``, float32 ``[C, T]``; zeros if there is no usable clip."""
         if self.last is not None and position >= self.last:
             out.zero_()
             return Clip(position)
@@ -96,7 +97,7 @@ class ClipReader:
         return (crop_number + seed_of(self.seed, "crop", epoch, key, *parts) / 2**63) / self.crops_per_clip
 
     def _describe(self, shards: Shards, shard: int, number: int) -> tuple[int, tuple[str | np.ndarray, ...]]:
-        """The label and fields of a clip; raises UnusableAudio where they are not what they should be."""
+        """Reads the label and fields of a clip; raises UnusableAudio if they are missing or invalid."""
         places = shards.index(shard).fields
         beside = [name for name in self.fields if name.rpartition(".")[2] in READERS]
         needed = [*beside, *(["json"] if self.label_of or len(beside) < len(self.fields) else [])]
@@ -164,7 +165,7 @@ def _plain(name: str, value: object) -> str | np.ndarray:
 
 
 class BatchReader:
-    """positions -> batch, written into shared memory where there is some.
+    """Reads the batch at given positions, into shared memory if there is any.
 
     Args:
         reader: reads one clip.

@@ -17,7 +17,7 @@ class Augment:
         swap_channels: reverse the order of the channels of half of the crops (left and right of stereo).
 
     Raises:
-        ValueError: for a range that is none, or reaches beyond ±60 dB.
+        ValueError: for an invalid range, or one beyond ±60 dB.
     """
 
     def __init__(self, gain_db: Sequence[float] = (0.0, 0.0), invert: bool = False, swap_channels: bool = False):

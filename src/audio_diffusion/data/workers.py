@@ -33,13 +33,13 @@ if sys.platform != "win32":
 START_METHODS = sorted(multiprocessing.get_all_start_methods())
 DEFAULT_START = "forkserver" if "forkserver" in START_METHODS else "spawn"
 _PRELOADED = ["audio_diffusion.data.pipeline", "audio_diffusion.data.workers"]
-_STARTS = 3  # of a worker that does not answer, before the run is ended
+_STARTS = 3  # attempts to start a worker that does not answer, before the run is ended
 #: seconds until a worker that was started has to answer. Spawned ones import torch first, from a slow disk maybe.
 ANSWERS_WITHIN_S = {"fork": 60.0, "forkserver": 60.0, "spawn": 600.0}
 
 
 def prepare(start: str | None = None) -> None:
-    """Starts the fork server, which then imports what workers need while the caller goes on; does nothing twice.
+    """Starts the fork server, which imports the workers' modules while the caller continues; further calls do nothing.
 
     Args:
         start: how the workers will be started: "fork", "forkserver", "spawn", or None for ``DEFAULT_START``.
@@ -88,7 +88,7 @@ class _FindsMain(pickle.Pickler):
     found = False
 
     def write(self, data: Any) -> None:
-        """Nothing is kept."""
+        """Discards the data."""
 
     def __init__(self) -> None:
         super().__init__(self)
@@ -146,7 +146,7 @@ class ShieldedLoader(DataLoader):
 
 
 class _Processes:
-    """Makes the processes of a context, and knows how to make each of them again."""
+    """Creates the processes of a context, and can create each of them again."""
 
     def __init__(self, context: Any):
         self._make, self._calls = context.Process, {}  # type: ignore[var-annotated]
@@ -191,7 +191,7 @@ class _Processes:
 
 
 def _answers(context: Any) -> tuple[Any, "_Begin"]:
-    """Where the answers of workers that have begun arrive, and what sends them."""
+    """Creates the receiver of the answers of started workers, and the callable that sends them."""
     reader, writer = context.Pipe(duplex=False)
     return reader, _Begin(writer)
 
@@ -218,7 +218,7 @@ class _Begin:
 
 
 def _end_workers() -> None:
-    """Kills workers that did not end when they were told to, as those that wait for a read that never returns."""
+    """Kills workers that did not end on request, such as those that wait for a read that never returns."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.join(1)

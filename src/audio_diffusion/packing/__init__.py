@@ -1,1 +1,1 @@
-"""How are shards made? Folders of audio checked, cut, encoded and packed; shards verified; a synthetic data set."""
+"""Creates shards: checks, cuts, encodes and packs folders of audio; verifies shards; makes a synthetic data set."""

@@ -1,5 +1,5 @@
-"""Copies: files that hold the same bytes under several names. One held out beside one that is trained on would make the
-validation loss too good."""
+"""Finds copies: files with the same bytes under several names. If one is held out and another one is trained on, the
+validation loss is too good."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What is held out of training: by a manifest, by the hash of each file's name, or, of few files, the end of each."""
+"""Chooses held-out data: by a manifest, by the hash of each file's name, or, for few files, the end of each."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class HeldOut:
     Attributes:
         splits: train, val or test for each source; train for those whose end alone is held out.
         stretches: names of the sources whose end is held out, and whose beginning is trained on.
-        note: one line about it where it is not simply what was asked for.
+        note: one line about the division if it deviates from the request.
     """
 
     splits: list[str]

@@ -1,4 +1,4 @@
-"""What is there to pack: the files below a folder or a URL, and what is known of each."""
+"""Finds the files to pack below a folder or a URL, and their metadata."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What was packed, in numbers that are kept with each shard and added up."""
+"""Statistics of packed data, which are stored with each shard and summed."""
 
 import math
 from collections import Counter
@@ -22,8 +22,8 @@ class Tally:
         unlabelled: clips without.
         durations, levels: histograms, by n.
         shortest, longest: seconds.
-        loudness_limited: clips that a peak kept from the loudness that was asked for.
-        loudness_unknown: clips too quiet to have one.
+        loudness_limited: clips whose peak prevented the requested loudness.
+        loudness_unknown: clips too quiet to have a loudness.
         clipped_clips, clipped_samples: over full scale when they became 16 bits.
         formats: clips of each rate and number of channels, as ``44100/2``.
         digital_silence: clips of zeros alone.
@@ -94,12 +94,12 @@ class Tally:
                 setattr(self, name, getattr(self, name) + value)
 
     def plain(self) -> dict[str, Any]:
-        """It as json."""
+        """Converts the tally to json data."""
         return dict(vars(self))
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Tally":
-        """It from json, where keys are text and pairs are lists."""
+        """Creates a tally from json data, where keys are text and pairs are lists."""
         tally = cls(**plain)
         tally.labels = Counter(plain["labels"])
         tally.durations = Counter({int(n): count for n, count in plain["durations"].items()})
@@ -122,7 +122,7 @@ class Tally:
         ]  # fmt: skip
 
     def statistics(self) -> dict[str, Any]:
-        """What the manifest says of durations, levels and losses."""
+        """The manifest's statistics of durations, levels and losses."""
         mean_s, mean_db = self.seconds / max(self.clips, 1), self.level_sum / max(self.clips, 1)
         return {
             "labels": dict(sorted(self.labels.items())),

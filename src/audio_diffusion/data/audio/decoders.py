@@ -1,4 +1,4 @@
-"""Decoders: a file's frames from anywhere in it, as libsndfile gives them."""
+"""Decoders: random access to a file's frames, by libsndfile."""
 
 import contextlib
 import ctypes
@@ -116,7 +116,7 @@ class Decoder(sf.SoundFile):
     """A SoundFile that does not seek after each read, as SoundFile does: in FLAC that costs a twentieth of the time.
 
     Attributes:
-        promised: frames that its header tells of; ``frames`` may be set to another number by ``limit``.
+        promised: number of frames by its header; ``limit`` may set ``frames`` to another number.
         start_s: where it begins in the file that it is a part of, in seconds, for messages.
         container, codec: its format and subtype, looked up once: SoundFile's own properties search for them each time.
 
@@ -299,7 +299,7 @@ def _descriptor(path: str | bytes | Path) -> str | bytes | int:
         raise UnusableAudio(f"cannot be read: {error.strerror}", "read") from error
 
 
-#: what libsndfile says that only those who know its structures understand, and what it means
+#: messages of libsndfile that require knowledge of its structures, and their meanings
 _PLAINLY = {
     "SF_INFO struct incomplete.": "its header gives no usable sample rate, number of channels or format",
     "System error.": "it could not be read, or its header is broken",
@@ -307,7 +307,7 @@ _PLAINLY = {
 
 
 def _plainly(error: Exception) -> str:
-    """What libsndfile found wrong, in words of the user's."""
+    """Rewords an error of libsndfile for users."""
     said = str(error).split(": ")[-1]
     return _PLAINLY.get(said, said)
 

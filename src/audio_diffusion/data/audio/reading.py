@@ -75,7 +75,7 @@ def check(
     each: Callable[[NDArray[np.float32]], object] | None = None,
     max_missing: float = MAX_MISSING,
 ) -> AudioInfo:
-    """Decodes all of a file, block by block in bounded memory, and tells what it holds.
+    """Decodes all of a file, block by block in bounded memory, and returns its properties.
 
     Args:
         file: path, open binary file, or the bytes themselves.
@@ -112,7 +112,7 @@ def decode_all(whole: Whole, each: Callable[[NDArray[np.float32]], object] | Non
 
 
 def described(reader: Reader, frames: int, losses: list[Loss], max_missing: float) -> AudioInfo:
-    """What a file holds that has ``frames``.
+    """Returns the properties of a file with ``frames`` frames.
 
     Raises:
         UnusableAudio: if more of it is missing than may be.
@@ -132,7 +132,7 @@ def described(reader: Reader, frames: int, losses: list[Loss], max_missing: floa
 
 
 def _words(loss: Loss, duration_s: float) -> str:
-    """What is missing, as it is told: such as "0.120 s at 207.0 s: ends after .."."""
+    """Describes missing audio for messages, such as "0.120 s at 207.0 s: ends after .."."""
     start_s = loss.start_s if loss.start_s >= 0 else duration_s
     amount = f"{loss.seconds:.3f} s" if loss.seconds else "an unknown length"
     return f"{amount} {'' if loss.is_certain else 'may be '}missing at {start_s:.2f} s: {loss.reason}"

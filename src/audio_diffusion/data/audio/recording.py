@@ -1,5 +1,4 @@
-"""Files of any length read in pieces at the rate that is wanted, and pieces encoded: beside audio.py the one file that
-knows soundfile."""
+"""Reads files of any length in pieces at a given sample rate, and encodes pieces."""
 
 import io
 import warnings
@@ -21,7 +20,7 @@ _BLOCK = 1 << 19  # samples per channel that are resampled at once
 
 
 def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True, max_missing: float = 1.0) -> AudioInfo:
-    """What a file holds, from its header and its structure. MP3 is decoded if ``exact``, as only that tells its length.
+    """Reads a file's properties from its header and structure; MP3 is decoded if ``exact``, for its exact length.
 
     Args:
         file: path, open binary file, or the bytes themselves.
@@ -85,7 +84,7 @@ class Recording:
 
 
 def read_file(file: str | Path, sample_rate: int, channels: int) -> Tensor:
-    """All of a file at the wanted rate, float32 ``[C, T]``.
+    """Reads all of a file at the wanted sample rate, float32 ``[C, T]``.
 
     Raises:
         UnusableAudio: if it cannot be decoded or converted, or holds NaN, infinite or absurdly large samples.

@@ -1,4 +1,4 @@
-"""Files whose header is wrong, read as what they hold: in parts, forward only, or to their real end."""
+"""Reads files with wrong headers by their actual content: in parts, forward only, or to their real end."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,7 +201,7 @@ class Chain:
 
 
 def real_frames(reader: Reader) -> int:
-    """How many frames come out, where the header of an Ogg file may tell of more."""
+    """The number of frames that are decoded; the header of an Ogg file may promise more."""
     if not isinstance(reader, Decoder) or reader.container != "OGG":
         return reader.frames
     first = max(reader.frames - _TAIL, 0)
@@ -226,7 +226,7 @@ def _layout(data: Data, plain: Decoder | Pcm16 | None) -> tuple[Layout, int]:
 
 
 def open_whole(file: File, with_ffmpeg: bool = False) -> Whole:
-    """What reads all that a file holds, whatever its header says.
+    """Opens a reader of the entire content of a file, independent of its header.
 
     Args:
         file: path, open binary file, or the bytes themselves.
@@ -282,7 +282,7 @@ def _reopened(file: File) -> Reader:
 
 
 def open_for_crop(file: File, frames: int = 0) -> Reader:
-    """What reads a crop: for most files the plain decoder, at no cost.
+    """Opens a reader for a crop: for most files the plain decoder, at no cost.
 
     Args:
         file: path, open binary file, or the bytes themselves.

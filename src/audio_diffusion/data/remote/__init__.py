@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: on web servers and in buckets, through a local cache."""
+"""Reads remote shards, from web servers and buckets, through a local cache."""
 
 from audio_diffusion.data.remote.address import SCHEMES, RemoteError, is_remote, local_path, redact
 from audio_diffusion.data.remote.fetch import version_seal

@@ -1,4 +1,4 @@
-"""Which addresses are read, and what is said when one cannot be."""
+"""Checks remote addresses, and defines the error for those that cannot be read."""
 
 import re
 from functools import lru_cache
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 SCHEMES = ("http", "https", "s3", "gs")
 _BEGINNINGS = ", ".join(f"{scheme}://" for scheme in SCHEMES)
 
-#: kinds of failure that a second try does not mend
+#: kinds of failure for which a retry is useless
 FINAL = ("not_found", "forbidden", "refused", "ranges", "cache", "stopped")
 
 
@@ -15,12 +15,12 @@ class RemoteError(Exception):
     """Something remote could not be read. The text has the address without credentials, what was expected, what came.
 
     Args:
-        message: what is wrong.
+        message: description of the failure.
         kind: ``not_found``, ``forbidden``, ``refused`` (by the server, or an address that is not followed),
             ``server`` (5xx, 429), ``stalled`` (no byte for too long), ``timeout`` (bytes, but too slowly),
             ``connection``, ``short`` (fewer bytes than there should be), ``html`` (a page instead of data), ``hash``,
             ``ranges`` (the server sends whole objects only), ``cache`` (it does not fit into the cache), ``stopped``.
-        wait_s: the pause that the server asked for, in seconds.
+        wait_s: the pause that the server requested, in seconds.
     """
 
     def __init__(self, message: str, kind: str = "server", wait_s: float = 0.0):
@@ -70,7 +70,7 @@ def scheme_of(url: str) -> str:
 
 
 def redact(url: str) -> str:
-    """An address as it may be logged: without user, password and query, where signatures and keys are."""
+    """Removes user, password and query, which may contain signatures and keys, from an address for logging."""
     try:
         parts = urlsplit(url)
     except ValueError:

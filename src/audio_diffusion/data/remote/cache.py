@@ -1,4 +1,4 @@
-"""A folder of what was fetched: bounded, checked when read, shared by all processes of a machine."""
+"""A bounded cache folder of fetched data, checked when read and shared by all processes of a machine."""
 
 import contextlib
 import hashlib
@@ -73,7 +73,7 @@ class Cache:
             file.close()
 
     def put(self, key: str, data: bytes) -> None:
-        """Keeps an entry. Where that fails (a full disk), says so once and goes on without."""
+        """Stores an entry. If that fails (a full disk), warns once and continues without."""
         if len(data) > self.max_bytes:
             return
         try:
@@ -207,7 +207,7 @@ class Writer:
         self._crc = 0
 
     def commit(self) -> None:
-        """Says that the data are complete and right."""
+        """Marks the data as complete and correct."""
         if self.length % _BLOCK:
             self._end_block()
         self._file.write(self._table + _FOOTER.pack(self.length, zlib.crc32(self._table), _MARK))

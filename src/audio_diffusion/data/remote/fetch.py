@@ -1,4 +1,4 @@
-"""Requests that are tried again in sight: time-outs, pauses, checks of what came."""
+"""Makes requests with logged retries, time-outs, pauses, and checks of the received data."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ _MAX_BACKOFF_S = 30.0
 
 
 class Errand:
-    """What is fetched on one caller's behalf; it can be called off."""
+    """The requests on behalf of one caller, which can be cancelled together."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -49,7 +49,7 @@ def is_version(seal: str) -> bool:
 
 
 def checked(data: bytes, num_bytes: int, sha256: str) -> bytes:
-    """The data, if they are what was asked for.
+    """Returns the data if they match the request.
 
     Raises:
         RemoteError: if they are of another length (``short``), another hash (``hash``) or a page (``html``).
@@ -65,7 +65,7 @@ def checked(data: bytes, num_bytes: int, sha256: str) -> bytes:
 
 
 def bytes_of(part: Range) -> str:
-    """What of an object a range is, for messages."""
+    """Describes a range of an object, for messages."""
     return f" bytes {part[1]}-{part[2] - 1}"
 
 
@@ -157,7 +157,7 @@ class Fetcher:
             errand.running.discard(future)
 
     def retry(self, errand: Errand, url: str, attempt: Callable[[], T], part: str = "") -> T:
-        """Tries, and again where that may help, ``retries`` times; each failure is logged.
+        """Calls ``attempt``, with up to ``retries`` retries where they may help; each failure is logged.
 
         Raises:
             RemoteError: the last failure, with the address and the number of tries.

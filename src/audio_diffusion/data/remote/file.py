@@ -1,4 +1,4 @@
-"""A file over something that is fetched in blocks."""
+"""A file object over data that are fetched in blocks."""
 
 import io
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""One request to a web server or a bucket: what came, or a ``RemoteError`` that says what went wrong."""
+"""Makes one request to a web server or a bucket; a failure is a ``RemoteError`` that describes it."""
 
 import asyncio
 import errno
@@ -14,7 +14,7 @@ from yarl import URL
 
 from audio_diffusion.data.remote.address import RemoteError, redact
 
-_MAX_WAIT_S = 60.0  # a server may ask for a longer pause; it does not get it
+_MAX_WAIT_S = 60.0  # upper limit of the pause that a server may request
 _CUT_OFF = {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseStreamingError"}
 _NO_LOGIN = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"}
 
@@ -27,10 +27,10 @@ class Stat(NamedTuple):
 
 
 class Transport(Protocol):
-    """What the store needs of a protocol. All methods run in fsspec's event loop."""
+    """The methods that the store needs for a protocol. All of them run in fsspec's event loop."""
 
     async def stat(self, url: str) -> "Stat":
-        """What is known of an object before it is fetched."""
+        """Size and version of an object, without fetching it."""
 
     async def get(self, url: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop), as many as came."""

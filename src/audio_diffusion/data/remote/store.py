@@ -33,13 +33,13 @@ class RemoteStore:
     where each protocol's library looks for them (AWS_*, ~/.aws, GOOGLE_APPLICATION_CREDENTIALS, an instance's role).
 
     Args:
-        cache_dir: folder that keeps what was fetched; None keeps nothing.
+        cache_dir: cache folder of fetched data; None for no cache.
         cache_gb: its bound, in 10^9 bytes.
         stall_s: seconds without a byte after which a request is given up.
         timeout_s: seconds after which a request is given up, however many bytes came.
         retries: tries after the first one.
         backoff_s: pause before the second try, seconds; it doubles with each, to at most 30 s, and varies by half.
-        storage_options: what each scheme's fsspec filesystem is given: ``{"s3": {"endpoint_url": ...}}``.
+        storage_options: arguments of each scheme's fsspec filesystem: ``{"s3": {"endpoint_url": ...}}``.
         block_bytes: how much ``open`` fetches at once.
 
     Raises:
@@ -188,7 +188,8 @@ class RemoteStore:
     ) -> Iterator[T]:
         """Yields items in their order, each once its ranges have been fetched; the next ones are fetched meanwhile.
 
-        Until the following item is asked for, ``read`` gives the item's ranges from memory, or raises what went wrong.
+        Until the following item is requested, ``read`` returns the item's ranges from memory, or raises the error of
+        fetching them.
 
         Args:
             items: each with the ranges (address, start, stop, sha256) that will be read for it.

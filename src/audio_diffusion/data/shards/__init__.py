@@ -1,1 +1,1 @@
-"""WebDataset shards: which there are, their index, and their members."""
+"""WebDataset shards: finding them, their indexes, and their members."""

@@ -1,4 +1,4 @@
-"""What to write where no shards were found: they have other names, or there is audio that is not packed yet."""
+"""Advice for users if no shards are found: they may have other names, or the audio is not packed yet."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ def is_sound(name: str) -> bool:
 
 
 def pack(place: str) -> str:
-    """How to pack a file or a folder of audio, and to train on it."""
+    """Instructions to pack a file or a folder of audio, and to train on it."""
     command = f"python make_shards.py {shlex.quote(f'input={place}')} output=data/mine"
     return f"Pack it first: {command}, then data.train=data/mine"
 
 
 def instead_of_shards(folder: str, names: Sequence[str]) -> str:
-    """What to write in place of a folder that has no ``train-*.tar``, by the names of what is in it."""
+    """Advice for a folder without ``train-*.tar``, by the names of its entries."""
     shards = [name for name in names if name.endswith(".tar") and not name.startswith("val-")]
     if shards:
         others = f"{len(shards)} other {'shard' if len(shards) == 1 else 'shards'}, such as {shards[0]!r}"

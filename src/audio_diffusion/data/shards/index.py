@@ -1,4 +1,4 @@
-"""A shard's index: which clip lies at which bytes of the tar, so that nothing else of it need be read."""
+"""A shard's index: the byte ranges of the clips in the tar, so that nothing else needs to be read."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from audio_diffusion.data.batch import Skipped
 from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS, read_json
 
 INDEX_VERSION = 3
-#: said of a member that packing could convert
+#: message for a member that packing could convert
 _CONVERT = (
     "{} is no kind of audio that is read here; to use it, unpack the shards and pack the files with make_shards.py "
     "format=flac, which reads it with: pip install -e '.[av]'"
@@ -29,7 +29,7 @@ class ShardIndex:
 
     Attributes:
         path: the shard.
-        num_bytes: its size; like its time, it tells a replaced shard from the one that was indexed.
+        num_bytes: its size; like its time, it distinguishes a replaced shard from the indexed one.
         keys: each clip's key: its audio member's path up to the last dot.
         audio: place of each clip's audio member.
         fields: place of each clip's other members, by ending: ``json``, ``npy``, ``txt``, or such as
@@ -41,7 +41,7 @@ class ShardIndex:
         refused: (key, kind, reason) of what the tar holds and cannot be used.
         choices: the endings of audio members, with the number of clips that have one, where clips have several, or
             where an ending was chosen.
-        etag: of a remote shard: what its server says changes with its contents.
+        etag: for a remote shard, the server's identifier of the version of its contents.
     """
 
     path: str
@@ -124,7 +124,7 @@ class _Members:
             self.audio[key] = (member.offset_data, member.size)
 
     def _note_ending(self, member: tarfile.TarInfo, key: str, ending: str) -> None:
-        """Notes the ending of an audio member, whether it is the one that is wanted or not."""
+        """Records the ending of an audio member, whether it is the selected one or not."""
         if ending.lower() not in EXTENSIONS or not member.isfile():
             return
         base, _, all_endings = member.name.rpartition("/")[2].partition(".")
@@ -157,7 +157,7 @@ def scan(
 
     Args:
         file: the tar, seekable.
-        path: what the index says it is of.
+        path: path of the shard, which is stored in the index.
         num_bytes: size of the tar.
         with_json: also read the json members, for the frames, rate, channels and sha256 that make_shards.py puts there.
         audio_member: ending of the members that are the clips' audio, such as ``flac`` or ``vocals.wav``; None: any
@@ -193,7 +193,7 @@ def scan(
 
 
 def _known(file: BinaryIO, place: Place | None) -> dict:
-    """What a clip's json says; nothing where it has none that can be read: that is reported when the clip is used."""
+    """The content of a clip's json; empty if it cannot be read, which is reported when the clip is used."""
     if place is None or place[1] > MAX_JSON_BYTES:
         return {}
     file.seek(place[0])
@@ -208,7 +208,7 @@ def _whole(value: object) -> int:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

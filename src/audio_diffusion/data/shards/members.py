@@ -1,4 +1,4 @@
-"""How members beside the audio are decoded: the whole list. None can run code or ask for more memory than it has bytes.
+"""All decoders of members other than audio. None can run code or allocate more memory than the member has bytes.
 
 WebDataset's own decoders unpickle members by their ending; none of them is used here.
 """

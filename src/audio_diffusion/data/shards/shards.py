@@ -1,4 +1,4 @@
-"""WebDataset shards: which there are, and their members as bytes. Local, or remote behind a store."""
+"""Finds WebDataset shards and reads their members as bytes, locally or from a remote store."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from audio_diffusion.data.shards import index as indexes
 from audio_diffusion.data.shards.index import Place, ShardIndex
 
 MANIFEST, HELD_OUT = "manifest.json", "val-*.tar"
-_LOADING = 16  # threads that read indexes or ask for sizes
+_LOADING = 16  # threads that read indexes or request sizes
 _KEPT_CLIPS = 100_000  # clips whose index entries a process keeps, about 600 bytes each
 _KEPT_MAPS = 256  # shards a process keeps mapped
 _FEW = 0.1  # of the clips; where fewer have a second audio member it is named as a duplicate
@@ -75,7 +75,7 @@ def read_manifest(folder: str, store: RemoteStore | None = None) -> dict:
 def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
     """Shards for a folder (its train-*.tar), glob or brace pattern such as ``s/train-{000..127}.tar``, sorted.
 
-    Of a remote folder the manifest says what is in it; without one it is listed.
+    The manifest of a remote folder lists its shards; without a manifest the folder itself is listed.
 
     Raises:
         ValueError: if nothing matches, or a local shard of a brace pattern is missing.
@@ -104,7 +104,7 @@ def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
 
 
 def _names_in(folder: str, store: RemoteStore | None) -> list[str]:
-    """What lies in a folder, of a remote one its shards; nothing where that cannot be listed."""
+    """The names in a folder, or those of the shards in a remote one; empty if it cannot be listed."""
     with contextlib.suppress(RemoteError, OSError):
         if not is_remote(folder):
             return sorted(os.listdir(folder))
@@ -200,7 +200,7 @@ class Shards:
         num_clips: in each.
         num_bytes: of each.
         store: for shards that are URLs.
-        refused: what the shards were found to hold that cannot be used.
+        refused: the unusable members found in the shards.
         versions: of each remote shard something that changes with its contents, or "" where the shard's index has it.
         audio_member: which member of a clip is its audio, by its ending; None: see ``index.scan``.
     """
@@ -231,11 +231,13 @@ class Shards:
     def open(
         cls, patterns: Sequence[str], store: RemoteStore | None = None, audio_member: str | None = None
     ) -> "Shards":
-        """The shards that the patterns match. What their manifests say is taken from there, the others are indexed, and
-        all are where ``audio_member`` chooses among their members.
+        """Opens the shards that the patterns match.
+
+        The properties of shards in a manifest are read from it; other shards are indexed, or all shards if
+        ``audio_member`` selects among their members.
 
         Raises:
-            ValueError: if shards are missing, hold no audio, or are not those that the manifest beside them tells of.
+            ValueError: if shards are missing, contain no audio, or do not match the manifest next to them.
         """
         paths = [path for pattern in patterns for path in expand(pattern, store)]
         folders = {parent(path) for path in paths}
@@ -267,7 +269,7 @@ class Shards:
         return any(map(is_remote, self.paths))
 
     def check_sizes(self) -> None:
-        """Compares each shard's size with what is expected of it.
+        """Compares each shard's size with the expected one.
 
         Raises:
             ValueError: naming the first shards that are missing or of another size.
@@ -283,7 +285,7 @@ class Shards:
             )  # fmt: skip
 
     def _listed_sizes(self) -> dict[str, int]:
-        """Bytes of the shards in buckets: a listing tells those of a thousand with one request."""
+        """Sizes in bytes of the shards in buckets: one listing request returns those of a thousand."""
         listed: dict[str, int] = {}
         for folder in {parent(path) for path in self.paths if is_remote(path) and not path.startswith("http")}:
             assert self.store is not None
@@ -327,7 +329,7 @@ class Shards:
         return memory
 
     def member(self, shard: int, place: Place, sha256: str = "") -> memoryview | BinaryIO:
-        """The bytes of a member: memory, or for large remote ones a file that fetches what is read of it."""
+        """The bytes of a member: memory, or for a large remote one a file that fetches the parts that are read."""
         (offset, size), path = place, self.paths[shard]
         if not is_remote(path):
             return self._map(shard)[offset : offset + size]
@@ -338,7 +340,7 @@ class Shards:
         return memoryview(self.store.read(path, offset, offset + size, seal))
 
     def _seal(self, shard: int, sha256: str) -> str:
-        """What tells the bytes of a remote member from those of another version of the shard."""
+        """The seal that distinguishes a remote member's bytes from those of another version of the shard."""
         return sha256 or version_seal(self.versions[shard] or self.index(shard).etag)
 
     def whole_members(self, shard: int, clip: int, fields: Sequence[str]) -> list[tuple[str, int, int, str]]:

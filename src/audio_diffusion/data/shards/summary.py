@@ -1,4 +1,4 @@
-"""What is said of the data at the start of training: what the clips are, what becomes of them, what is amiss."""
+"""Summarises the data at the start of training: the clips, their conversion, and possible problems."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ from audio_diffusion.data.shards.members import READERS
 from audio_diffusion.data.shards.shards import Shards, expand, find_held_out, load_index, parent, read_manifest
 
 _LOOKED_AT = 1000  # clips of foreign shards whose labels are looked for
-_HEARD, _HEARD_REMOTE = 20, 4  # and that are looked at for silence
+_HEARD, _HEARD_REMOTE = 20, 4  # clips of local and remote foreign shards that are checked for silence
 _NAMED = 5  # formats and labels that are named
 _SILENT_DB = -140  # level that the packer notes for digital silence
 
@@ -77,7 +77,7 @@ def _format(sample_rate: int, channels: int) -> str:
 
 
 def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
-    """What the clips are."""
+    """A line that describes the clips."""
     if index is None:
         counts = Counter({(f["sample_rate"], f["channels"]): f["clips"] for f in manifest["formats"]})
     else:
@@ -99,7 +99,7 @@ def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
 
 
 def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """How many clips are digital silence, and of how many that is known."""
+    """The number of clips of digital silence, and the number of clips whose level is known."""
     histogram = manifest.get("levels_dbfs", {}).get("histogram", [])
     return sum(n for level, n in histogram if level <= _SILENT_DB), sum(n for _, n in histogram)
 
@@ -107,7 +107,7 @@ def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
 def _silence_heard(
     path: str, index: ShardIndex, store: RemoteStore, audio: Mapping[str, int], audio_member: str | None
 ) -> tuple[int, int]:
-    """How many of some clips of a foreign shard are zeros at their beginning, middle and end; and of how many."""
+    """Checks some clips of a foreign shard: the number that are zeros at beginning, middle and end, and the total."""
     shards = Shards([path], [len(index.keys)], [index.num_bytes], store, (), [index.etag], audio_member)
     crop = torch.empty(audio["channels"], audio["num_samples"])
     wanted, silent, total = _HEARD_REMOTE if is_remote(path) else _HEARD, 0, 0
@@ -118,7 +118,7 @@ def _silence_heard(
                 read_crop(shards.member(0, index.audio[number]), crop, audio["sample_rate"], where)
                 loudest = max(loudest, crop.abs().max().item())
         except (UnusableAudio, OSError, RemoteError):
-            continue  # named when it is trained on
+            continue  # training reports it
         silent, total = silent + (loudest == 0), total + 1
     return silent, total
 

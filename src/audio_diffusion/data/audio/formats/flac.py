@@ -1,4 +1,4 @@
-"""FLAC files: how long they really are, by their last frame, and the files that were joined in them."""
+"""FLAC files: finds their real length, from the last frame, and the files that were joined in them."""
 
 from struct import unpack_from
 
@@ -7,7 +7,7 @@ from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Pa
 _BEGIN = b"fLaC\x00\x00\x00\x22"  # what every FLAC file begins with
 _SIZES = (0, 192, 576, 1152, 2304, 4608, -8, -16, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _MAX_FRAME = 1 << 20  # bytes, where the header does not tell
-_ZEROS = 8  # a frame's checksum may end with zeros too: so many are tried
+_ZEROS = 8  # number of zeros tried as the end of a frame's checksum
 
 
 def _table(polynomial: int, bits: int) -> list[int]:
@@ -96,7 +96,7 @@ class _Stream:
         return 0, 0
 
     def piece(self) -> list[tuple[int, int] | bytes]:
-        """It with its real length in its header."""
+        """The pieces of the stream, with its real length in the header."""
         head = self._data.read(self.start + 18, 8)
         packed = int.from_bytes(head, "big") >> 36 << 36 | self.frames
         return [(self.start, self.start + 18), packed.to_bytes(8, "big"), (self.start + 26, self.end)]

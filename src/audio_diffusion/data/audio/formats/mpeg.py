@@ -1,4 +1,4 @@
-"""MP3 files: their frames counted, so that no length is guessed, and the files that were joined in them."""
+"""MP3 files: counts their frames for an exact length, and finds the files that were joined in them."""
 
 from struct import pack, unpack_from
 from typing import NamedTuple
@@ -57,7 +57,7 @@ class _Stream:
         self.size = 0
 
     def note_header(self, data: Data) -> None:
-        """Reads what the first frame says of the whole file, where it is a Xing, Info or VBRI header."""
+        """Reads the first frame's information about the whole file, if it is a Xing, Info or VBRI header."""
         body = data.read(self.start, min(self.first.size, 256))
         at = self.first.xing
         if body[at : at + 4] in (b"Xing", b"Info") and len(body) >= at + 16:
@@ -116,7 +116,7 @@ def _next(data: Data, at: int, stop: int) -> int:
 
 
 def _info_frame(stream: _Stream) -> bytes:
-    """A frame that says how many follow, and nothing else."""
+    """A frame that contains only the number of frames that follow."""
     header = stream.first.header & ~0x10200 | 0x10000  # not padded, without a checksum
     for kbps in range(1, 15):
         made = frame(header & ~0xF000 | kbps << 12)

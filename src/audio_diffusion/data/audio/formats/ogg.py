@@ -11,7 +11,7 @@ from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Pa
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 _BEGIN, _END = 2, 4  # a page's flags
 _MAX_PAGE = 27 + 255 + 255 * 255
-#: said of a stream whose last page has no end-of-stream flag
+#: message for a stream whose last page has no end-of-stream flag
 NO_END = "no page is marked as the end of the stream; it may have been cut off there"
 
 
@@ -58,7 +58,7 @@ def pages(data: Data, at: int = 0) -> Iterator[Page | int]:
 
 
 def _codec(data: Data, page: Page) -> str:
-    """What the stream is that begins with a page; empty if it is no audio that is known here."""
+    """The codec of the stream that begins with a page; empty if it is not a supported audio codec."""
     start = data.read(page.body, 8)
     for magic, name in (
         (b"OpusHead", "opus"),
