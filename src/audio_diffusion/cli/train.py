@@ -152,6 +152,7 @@ def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> Non
 
 def quiet() -> None:
     """Suppresses messages of libraries about intended behaviour: advertising, devices, the length of the stream."""
+    logging.getLogger("lightning").handlers.clear()  # its lines go to the root logger as well, which prints them
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda r: not any(word in r.getMessage() for word in ("litlogger", "TPU available", "GPU available"))
     )

@@ -138,6 +138,9 @@ def test_a_hostile_shard_runs_no_code_and_writes_nothing(
 
 @pytest.mark.parametrize("script", ["train", "sample", "evaluate"])
 def test_webdataset_itself_runs_no_code_in_our_programs(script: str) -> None:
-    code = f"import {script}, webdataset; print(webdataset.utils.enforce_security)"
+    code = (
+        f"from audio_diffusion.cli import startup; startup.begin({script!r}); import audio_diffusion.cli.{script}; "
+        "import webdataset; print(webdataset.utils.enforce_security)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
