@@ -38,6 +38,17 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 }
 
 
+def _check_counts(options: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if options[name] is not None and options[name] < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+
+
+def _check_seed(options: dict[str, Any]) -> None:
+    if options["seed"] < 0:
+        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
+
+
 def _check_sample(options: dict[str, Any]) -> None:
     """Checks the values of the options of sample.py.
 
@@ -45,13 +56,10 @@ def _check_sample(options: dict[str, Any]) -> None:
         ConfigError: naming the invalid option.
     """
     check_types(options, SAMPLE | {name: kind for name, kind in TASK.items() if name in options})
-    for name in ("num_samples", "batch_size"):
-        if options[name] is not None and options[name] < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
+    _check_counts(options, "num_samples", "batch_size")
     if options["output"] and Path(options["output"]).exists() and not Path(options["output"]).is_dir():
         raise ConfigError(f"output: expected a folder, made if there is none, but {options['output']!r} is a file")
-    if options["seed"] < 0:
-        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
+    _check_seed(options)
     if len(options["guidance_interval"]) != 2:
         raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
     if options["format"] not in ("wav", "flac"):
@@ -60,11 +68,8 @@ def _check_sample(options: dict[str, Any]) -> None:
 
 def _check_evaluate(options: dict[str, Any]) -> None:
     check_types(options, EVALUATE)
-    for name in ("num_clips", "batch_size"):
-        if options[name] is not None and options[name] < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {options[name]}")
-    if options["seed"] < 0:
-        raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
+    _check_counts(options, "num_clips", "batch_size")
+    _check_seed(options)
     if not options["bound"] and not options["flow"]:
         raise ConfigError("bound, flow: both are null, which leaves nothing to evaluate")
 

@@ -47,12 +47,12 @@ def code(representation: Representation, audio: Tensor, mask: Tensor, generators
         raise ValueError(
             f"representation: the likelihood of audio needs an exact one, which {type(representation).__name__} is not"
         )
-    x0 = representation.encode(quantise(audio))
     if representation.elementwise:
         scale = representation.encode(torch.ones(1, 1, 1)).item()
-        return Coded(x0, mask, scale, torch.zeros(len(audio), dtype=torch.float64))
+        return Coded(representation.encode(quantise(audio)), mask, scale, torch.zeros(len(audio), dtype=torch.float64))
     hop, channels = representation.hop, audio.shape[1]
-    x0, nats = torch.zeros_like(x0), torch.zeros(len(audio), dtype=torch.float64)
+    x0 = audio.new_zeros(len(audio), *representation.shape(channels, audio.shape[-1]))
+    nats = torch.zeros(len(audio), dtype=torch.float64)
     own = torch.zeros(len(audio), 1, x0.shape[-1], dtype=torch.bool, device=audio.device)
     for i, (num_valid, generator) in enumerate(zip(mask.sum(-1).flatten().tolist(), generators, strict=True)):
         whole = num_valid // hop * hop

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from audio_diffusion.networks.conditions.condition import Condition, Conditions, along_time
+from audio_diffusion.networks.layers import check_input
 
 _SINUSOIDS, _STEP_WIDTH, _SLOPE = 64, 512, 0.4  # as published
 
@@ -181,10 +182,7 @@ class DiffWave(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """``[B, C, T] -> [B, C, T]``; T is a multiple of ``self.multiple``, t ``[B]``, cond as prepared by
         ``conditions``."""
-        if x_t.shape[1] != self.channels or x_t.shape[2] % self.multiple:
-            raise ValueError(
-                f"x_t: expected [B, {self.channels}, a multiple of {self.multiple}], got {list(x_t.shape)}"
-            )
+        check_input(x_t, self.channels, self.multiple)
         told = self.conditions(cond)
         frames = None if told.frames is None else along_time(told.frames, x_t.shape[2] // self.multiple)
         step, h, total = self.step(t), F.relu(self.first(x_t)), None

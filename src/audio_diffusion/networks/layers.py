@@ -9,6 +9,12 @@ from torch import Tensor, nn
 HEAD_WIDTH = 64  # channels of one head of attention
 
 
+def check_input(x_t: Tensor, channels: int, multiple: int) -> None:
+    """Raises ValueError unless x_t is ``[B, channels, L]`` with L a multiple of ``multiple``."""
+    if x_t.shape[1] != channels or x_t.shape[2] % multiple:
+        raise ValueError(f"x_t: expected [B, {channels}, a multiple of {multiple}], got {list(x_t.shape)}")
+
+
 class TimeEmbedding(nn.Module):
     """t ``[B]`` in [0, 1] -> ``[B, width]``: sinusoids (DDPM appendix B, index t·1000) and a two-layer MLP."""
 

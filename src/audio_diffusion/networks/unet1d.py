@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_diffusion.networks.conditions.condition import Condition, Conditions, along_time
-from audio_diffusion.networks.layers import HEAD_WIDTH, Attention, CrossAttention, ResBlock, TimeEmbedding
+from audio_diffusion.networks.layers import HEAD_WIDTH, Attention, CrossAttention, ResBlock, TimeEmbedding, check_input
 
 
 class FineBands(nn.Module):
@@ -229,10 +229,7 @@ class UNet1d(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """``[B, C, T] -> [B, C, T]``; T is a multiple of ``self.multiple``, t ``[B]``, cond as prepared by
         ``conditions``."""
-        if x_t.shape[1] != self.channels or x_t.shape[2] % self.multiple:
-            raise ValueError(
-                f"x_t: expected [B, {self.channels}, a multiple of {self.multiple}], got {list(x_t.shape)}"
-            )
+        check_input(x_t, self.channels, self.multiple)
         told = self.conditions(cond)
         embedding = self.time(t) if told.vector is None else self.time(t) + told.vector
         amplified = x_t * self.log_gain(embedding).exp()[:, :, None]
