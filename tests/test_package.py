@@ -147,7 +147,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--no-index",
     ]
-    done = subprocess.run([*pip, str(wheel)], capture_output=True, text=True, timeout=300)
+    environment = {
+        k: v for k, v in os.environ.items() if k != "PYTHONPATH"
+    }  # a checkout on it would count as installed
+    done = subprocess.run([*pip, str(wheel)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (packages,) = folder.rglob("site-packages")
     dependencies = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]

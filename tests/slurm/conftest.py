@@ -64,7 +64,7 @@ def cluster(*command: str) -> str:
     return ended.stdout
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not "session": its environment would reach the tests of other folders
 def slurm_cluster(require: Callable[[str], None]) -> Iterator[Callable[..., str]]:
     """The cluster is up; slurm_cluster("crash", "node2") runs its script."""
     require("slurm")
