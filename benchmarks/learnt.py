@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from audio_diffusion.cli import config
 from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import Shards, by_name, held_out
 from audio_diffusion.data.stream import read_in_order
@@ -44,7 +45,8 @@ def main(cfg: DictConfig) -> None:
     val, val_labels = real(model, held_out(data["train"], data["val"]).values())
 
     count = options["num_samples"]
-    sampler = build(options["sampler"], "sampler") if "sampler" in options else None
+    given = options.get("sampler")
+    sampler = build(sampler_of(model.config["sampler"], given), "sampler") if given else None
     model = model.using(sampler=sampler, guidance=options["guidance_scale"])
     labels = [model.classes[i % len(model.classes)] for i in range(count)]
     seeds = [seed_of(options["seed"], "learnt", i) for i in range(count)]

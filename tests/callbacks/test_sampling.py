@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 
+import pytest
 import soundfile
 import torch
 
@@ -78,3 +79,18 @@ def test_levels_of_a_known_clip():
     assert level_row(clip) == {
         "peak": 2.0, "rms": round((5.00000025 / 4) ** 0.5, 5), "clipped_percent": 25.0, "silence_percent": 50.0,
     }  # fmt: skip
+
+
+def test_clip_bounds_the_samples_and_other_values_are_refused(make_run, tmp_path):
+    run = make_run(max_steps=1)
+    run.fit()
+    free = sampling(tmp_path / "a").sample(run.trainer, run.module)
+    bound = 0.5 * free.abs().max().item()
+    clip = bound * run.module.representation.scale
+    bounded = sampling(tmp_path / "b", clip=clip).sample(run.trainer, run.module)
+    assert bounded.abs().max().item() <= bound * 1.0001
+    assert torch.equal(free, sampling(tmp_path / "c", clip=None).sample(run.trainer, run.module))
+    with pytest.raises(ValueError, match="clip: expected a positive bound"):
+        sampling(tmp_path, clip=0)
+    with pytest.raises(ValueError, match="guidance_scale: expected 0 or more"):
+        sampling(tmp_path, guidance_scale=-1)

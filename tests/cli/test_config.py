@@ -6,16 +6,18 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from audio_diffusion.cli import config
+from audio_diffusion.cli import config, own_parts
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
 from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
+from audio_diffusion.diffusion.solvers.heun import heun
 
 ROOT = Path(__file__).parents[2]
 
@@ -313,6 +315,31 @@ def test_whole_numbers_may_be_written_as_floats() -> None:
     assert [type(value) for value in (cfg.max_steps, cfg.audio.num_samples)] == [int, int]
 
 
-def test_an_option_of_the_runs_own_sampler_is_answered_with_what_to_write() -> None:
-    with pytest.raises(ConfigError, match=r"sampler\.num_steps=50: .* write sampler=unipc sampler\.num_steps=50\."):
-        config._check_command_line("sample", ["ckpt=x", "sampler.num_steps=50"])
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        (["sampler.num_steps=50"], {"num_steps": 50}),
+        (["sampler=null", "sampler.num_steps=50", "sampler.grid.share=0.2"], {"num_steps": 50, "grid": {"share": 0.2}}),
+        (
+            ["sampler/grid=karras", "sampler.grid.rho=5"],
+            {"grid": {"_target_": "audio_diffusion.diffusion.grids.karras", "_partial_": True, "rho": 5,
+                      "sigma_min": None, "sigma_max": None}},
+        ),
+    ],
+)  # fmt: skip
+def test_options_without_a_sampler_are_those_of_the_runs_own(options: list[str], added: dict[str, Any]) -> None:
+    cfg = config._check_command_line("sample", ["ckpt=x", *options])
+    given = config.to_plain(cfg)["sampler"]
+    assert given == added
+    own = config.to_plain(config._check_command_line("train", ["name=x", "sampler=heun"]))["sampler"]
+    changed = own_parts.sampler_of(own, given)
+    assert {key for key in own if own[key] != changed[key]} == set(given)
+    assert config.build(changed, "sampler").func is heun
+    assert own_parts.sampler_of(own, None) is own
+
+
+def test_a_misspelt_option_of_the_runs_own_sampler_is_refused_with_the_nearest() -> None:
+    given = config.to_plain(config._check_command_line("sample", ["ckpt=x", "sampler.num_stepz=5"]))["sampler"]
+    own = config.to_plain(config._check_command_line("train", ["name=x"]))["sampler"]
+    with pytest.raises(ConfigError, match=r"sampler\.num_stepz: .* Did you mean 'num_steps'"):
+        config.build(own_parts.sampler_of(own, given), "sampler")

@@ -22,6 +22,7 @@ from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch, counted
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.inference.levels import limited, limited_name, told, trouble
 from audio_diffusion.metrics import pictures
@@ -88,11 +89,13 @@ class SampleAudio(L.Callback):
         every_n_steps: optimizer steps between rounds.
         num_samples: number of slots.
         guidance_scale: scale of classifier-free guidance, 1 for none; unconditional models use none.
+        clip: bound on the magnitude of the estimates of x0; None for no bound.
         seed: seed of the slots' noise.
         num_process_points: number of x0 estimates shown of the first slot's reverse process; 0 for none.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``num_samples`` is below 1.
+        ValueError: if ``every_n_steps`` or ``num_samples`` is below 1, or ``clip`` or ``guidance_scale`` is out of its
+            range.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class SampleAudio(L.Callback):
         every_n_steps: int = 1000,
         num_samples: int = 8,
         guidance_scale: float = 1.0,
+        clip: float | None = None,
         seed: int = 0,
         num_process_points: int = 6,
     ):
@@ -113,7 +117,7 @@ class SampleAudio(L.Callback):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
         self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
-        self.guidance_scale, self.num_process_points = guidance_scale, num_process_points
+        self.guidance, self.num_process_points = Guidance(guidance_scale, clip=clip), num_process_points
         self.told: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self._sampled_at, self._tolerance = -1, FailureTolerance("sampling")
@@ -170,7 +174,7 @@ class SampleAudio(L.Callback):
 
     def _generate(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
         cond, words = self._tell(trainer, module)
-        scale = self.guidance_scale if cond else 1.0  # nothing to be guided by
+        guidance = self.guidance if cond else replace(self.guidance, scale=1.0)  # nothing to be guided by
         points: list[tuple[float, Tensor]] = []
         bar = progress(trainer, len(slots))
 
@@ -187,11 +191,11 @@ class SampleAudio(L.Callback):
                 module.representation.shape(*self.shape),
                 [self.seeds[slot] for slot in slots],
                 {name: value[slots] for name, value in cond.items()},
-                guidance_scale=scale,
+                guidance=guidance,
                 device=module.device,
                 on_step=on_step,
             )
-        return _Made(module.representation.decode(x0), words, points, scale)
+        return _Made(module.representation.decode(x0), words, points, guidance.scale)
 
     def _tell(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
         """Returns the conditions of all slots, and the name of each."""

@@ -140,12 +140,6 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return f"{match[1]}={match[2]}: there is no such config.{nearest(match[2], _groups().get(match[1], []))}"
     if (match := re.search(r"full_key: (\S+)", text + cause)) and match[1] in _groups():
-        option = next((o for o in overrides if o.startswith(f"{match[1]}.")), f"{match[1]}.OPTION=VALUE")
-        if config_name == "sample" and match[1] == "sampler":
-            return (
-                f"{option}: options of a sampler need its name beside them, as the run's own is used as it is: write "
-                f"sampler=unipc {option}.{nearest('', _groups()[match[1]])}"
-            )
         named = nearest("", _groups()[match[1]])
         return f"{match[1]}: none is chosen; choose one as well: {match[1]}=NAME.{named}"
     if match:
@@ -181,6 +175,14 @@ def _none_as_list(option: str, config_name: str) -> str:
     return f"{name}=[]" if value in ("null", "None") and name in _MAY_BE_NONE.get(config_name, ()) else option
 
 
+def _opened(options: list[str], config_name: str) -> list[str]:
+    """Marks options that the program's YAML does not have as allowed, for Hydra: arguments of a user's own classes, and
+    options of a sampler that is known once the model is loaded."""
+    options = own_parts.open_for_arguments(options)
+    has_own_sampler = "sampler" in _MAY_BE_NONE.get(config_name, ())
+    return own_parts.open_for_own_sampler(options) if has_own_sampler else options
+
+
 def _check_option(override: str, config_name: str) -> None:
     """Checks a single option, before all options are composed."""
     if override.startswith("+") or override.startswith("~"):
@@ -212,7 +214,7 @@ def _check_command_line(config_name: str, overrides: list[str]) -> DictConfig:
     overrides = [_none_as_list(override, config_name) for override in overrides]
     for override in overrides:
         _check_option(override, config_name)
-    overrides = own_parts.open_for_arguments(overrides)
+    overrides = _opened(overrides, config_name)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             return compose(config_name, overrides=[*overrides, *own_parts.search_path(_own_dir)])
@@ -287,7 +289,7 @@ def run(
             cfg = _check_command_line(config_name, options)
             if check is not None and len(options) == len(arguments):  # flags such as --cfg only print
                 check(cfg)
-        sys.argv[1:] = [*own_parts.open_for_arguments(arguments), *own_parts.search_path(_own_dir)]
+        sys.argv[1:] = [*_opened(arguments, config_name), *own_parts.search_path(_own_dir)]
     except ConfigError as error:
         refuse(error)
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()

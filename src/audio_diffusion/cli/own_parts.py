@@ -1,9 +1,11 @@
 """Supports parts from a user's own package (``model._target_=my_package.MyNet``) and YAMLs in a user's own folder."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
@@ -52,6 +54,33 @@ def open_for_arguments(options: Sequence[str]) -> list[str]:
     """Marks the arguments of chosen classes among the options as ones that the YAML need not have, for Hydra."""
     places = targets_in(options)
     return [f"++{o}" if o.partition("=")[0].rpartition(".")[0] in places else o for o in options]
+
+
+def open_for_own_sampler(options: Sequence[str]) -> list[str]:
+    """Marks options of a sampler as the run's own, for Hydra, unless ``sampler=`` chooses another one."""
+    chosen = [option for option in options if option.startswith("sampler=") and option != "sampler=[]"]
+    if chosen or "sampler" in targets_in(options):
+        return list(options)
+    return [
+        re.sub(r"^sampler/grid=", "+sampler/grid@sampler.grid=", re.sub(r"^sampler\.", "++sampler.", o))
+        for o in options
+    ]
+
+
+def sampler_of(own: dict[str, Any], given: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the config node of the sampler to use.
+
+    Args:
+        own: node of the sampler that the model was trained with.
+        given: node of the sampler on the command line: another sampler; or, without a ``_target_``, options of the
+            model's own; None for none.
+    """
+    if not given or "_target_" in given:
+        return given or own
+    node = {**own, **given}
+    if isinstance(grid := given.get("grid"), dict) and "_target_" not in grid and isinstance(own.get("grid"), dict):
+        node["grid"] = {**own["grid"], **grid}
+    return node
 
 
 def fit(cfg: DictConfig, options: Sequence[str]) -> None:

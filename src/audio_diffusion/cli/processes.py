@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from audio_diffusion.checkpoints import signals
+from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.cli.requests import Sample, guidance_of
 from audio_diffusion.cli.results import Result
 from audio_diffusion.cli.tasks import perform
@@ -44,7 +45,8 @@ def load(options: dict[str, Any], device: str) -> Generator:
     load_on = partial(load_model, weights=options["weights"], device=device, trust=options["trust"])
     model = load_on(options["ckpt"])
     weak = options["weak_ckpt"] and load_on(options["weak_ckpt"])
-    sampler = build(options["sampler"], "sampler") if "sampler" in options else None
+    given = options.get("sampler")
+    sampler = build(sampler_of(model.config["sampler"], given), "sampler") if given else None
     model = model.using(guidance=guidance_of(model, options, weak))
     return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
 

@@ -21,6 +21,7 @@ from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command, typed
 from audio_diffusion.cli.interruption import CtrlC, end
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
+from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.cli.processes import devices_of, load, run
 from audio_diffusion.cli.requests import Sample, batches, samples
 from audio_diffusion.cli.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
@@ -91,7 +92,7 @@ def record(model: Generator, options: dict[str, Any], work: Work) -> Path:
         "command": [*command("sample").split(), *typed()],
         "checkpoint": {"path": str(model.source), "sha256": sha256_of(model.source), "step": model.step},
         "options": options,
-        "sampler": options.get("sampler") or model.config["sampler"],
+        "sampler": sampler_of(model.config["sampler"], options.get("sampler")),
         "guidance_scale": model.guidance.scale if model.guidance else model.guidance_scale,
         "versions": {"audio_diffusion": audio_diffusion.__version__, "torch": torch.__version__},
         "sample_rate": model.sample_rate,
