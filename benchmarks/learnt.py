@@ -24,7 +24,7 @@ from audio_diffusion.inference import checkpoint_reader
 from audio_diffusion.metrics.labelled import LabelProbe, nearest_ratio, spread_ratio
 
 
-def real(model: checkpoint_reader.Generator, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
+def real(model: checkpoint_reader.Model, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
     """All clips of the shards, ``[N, C, T]``, and their labels."""
     audio, shards = model.config["audio"], Shards.open(list(patterns), RemoteStore(None))
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)

@@ -174,7 +174,7 @@ def test_the_installed_command_trains_and_samples_from_another_folder(
 
     shutil.copytree(drum_shards, tmp_path / "shards")
     trained = run("train", "data.train=shards", *tiny, "name=one", "max_steps=2")
-    assert trained.count("next: audio-diffusion sample ckpt=runs/one") == trained.count("starting anew") == 1
+    assert trained.count("next: audio-diffusion sample ckpt=runs/one") == trained.count("starting a new run") == 1
     assert '"git_commit": "version 0.1.0"' in (tmp_path / "runs/one/details.json").read_text()
     run("sample", "ckpt=runs/one", "num_samples=1", "device=cpu")
     assert len(list((tmp_path / "runs/one/generated").glob("*.wav"))) == 1

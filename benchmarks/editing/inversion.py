@@ -41,7 +41,7 @@ def euler(denoise: Denoiser, clip: Tensor, schedule: Schedule, *, num_steps: int
 def there_and_back(
     way_back: Callable, denoise: Denoiser, clip: Tensor, schedule: Schedule, num_steps: int, grid: Grid = balanced
 ) -> tuple[Tensor, int]:
-    """Error of each clip in dB of its level ``[B]``, and how often the network was asked."""
+    """Error of each clip in dB of its level ``[B]``, and how often the network was args."""
     calls = 0
 
     def counted(x_t: Tensor, t: Tensor | float):  # type: ignore[no-untyped-def]
@@ -61,14 +61,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=9)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    model = audio_diffusion.load(asked.run)
-    audio, labels = held_out(str(asked.data), model, asked.clips)
+    model = audio_diffusion.load(args.run)
+    audio, labels = held_out(str(args.data), model, args.clips)
     clip, process = model.representation.encode(audio), model.process
 
-    def measure(name: str, told: list[str] | None, guidance: float, steps: int) -> None:
-        denoise = Guidance(guidance).denoiser(process, model.net, model._told(len(clip), told, None))
+    def measure(name: str, labels: list[str] | None, guidance: float, steps: int) -> None:
+        denoise = Guidance(guidance).denoiser(process, model.net, model._context(len(clip), labels, None))
         cells = []
         for way_back in (euler, invert):
             errors, calls = there_and_back(way_back, denoise, clip, process.schedule, steps)
@@ -77,9 +77,9 @@ def main() -> None:
 
     print("| median (worst), dB; calls | Euler's steps | ours |\n|---|---|---|")
     for steps in (25, 50, 100):
-        measure("nothing told", None, 1.0, steps)
+        measure("no condition", None, 1.0, steps)
     if labels:
-        measure("labels told", labels, 1.0, 50)
+        measure("labels given", labels, 1.0, 50)
         measure("guided by 2", labels, 2.0, 50)
 
 

@@ -23,7 +23,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 import audio_diffusion
-from audio_diffusion import Generator
+from audio_diffusion import Model
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
@@ -37,7 +37,7 @@ from audio_diffusion.networks.conditions.mel import Mel
 Row = tuple[str, str, str, str]  # task, what was measured, ours, beside it
 
 
-def held_out(data: str, model: Generator, count: int) -> tuple[Tensor, list[str] | None]:
+def held_out(data: str, model: Model, count: int) -> tuple[Tensor, list[str] | None]:
     """Clips ``[count, C, T]`` and their labels."""
     tested = sorted(Path(data).glob("test-*.tar"))
     shards = Shards.open([f"{data}/{'test' if tested else 'val'}-*.tar"], RemoteStore(None))
@@ -102,9 +102,9 @@ def packaged(noisy: Tensor, std: Tensor, proportion: float, rate: int) -> Tensor
 class Bench:
     """A model and its clips; each method measures a task."""
 
-    def __init__(self, model: Generator, audio: Tensor, labels: list[str] | None):
+    def __init__(self, model: Model, audio: Tensor, labels: list[str] | None):
         self.model, self.audio = model, audio
-        self.told = {"seeds": list(range(len(audio))), "labels": labels}
+        self.given = {"seeds": list(range(len(audio))), "labels": labels}
         self.shown = {"recorded": audio}
 
     def mel(self, made: Tensor) -> str:
@@ -115,7 +115,7 @@ class Bench:
 
     def one(self, i: int) -> dict:
         """What is told of clip i."""
-        return {name: value and value[i : i + 1] for name, value in self.told.items()}
+        return {name: value and value[i : i + 1] for name, value in self.given.items()}
 
     def inpaint(self) -> Iterator[Row]:
         """A gap right after where each clip is loudest, as long as a 16th of it."""
@@ -150,7 +150,7 @@ class Bench:
     def continue_(self) -> Iterator[Row]:
         """The second half anew."""
         half = self.audio.shape[-1] // 2
-        made = self.model.continue_(self.audio[..., :half], half / self.model.sample_rate, **self.told)
+        made = self.model.continue_(self.audio[..., :half], half / self.model.sample_rate, **self.given)
         assert torch.equal(made[..., :half], self.audio[..., :half])
         silent = torch.cat([self.audio[..., :half], torch.zeros_like(made[..., half:])], dim=-1)
         again = torch.cat([self.audio[..., :half], self.audio[..., :half]], dim=-1)
@@ -169,7 +169,7 @@ class Bench:
         cutoff = self.model.sample_rate / 8
         silence = torch.zeros_like(self.audio)
         dull = LowBand(self.audio, 1 / 8).onto(silence)
-        made = self.model.extend_bandwidth(dull, cutoff, **self.told)
+        made = self.model.extend_bandwidth(dull, cutoff, **self.given)
         self.shown[f"up to {cutoff:g} Hz"], self.shown["extended"] = dull, made
         kept = snr(LowBand(made, 1 / 8).onto(silence), dull)
         name = f"extend_bandwidth from {cutoff:g} Hz"
@@ -180,7 +180,7 @@ class Bench:
         """Clipped at a quarter of the peak."""
         level = self.audio.abs().amax((1, 2), keepdim=True) / 4
         clipped = self.audio.clamp(-level, level)
-        made = self.model.declip(clipped, **self.told)
+        made = self.model.declip(clipped, **self.given)
         at = clipped.abs() >= level - 1.5 / 2**15  # as the task takes it, of files of 16 bits
         assert torch.equal(made[~at], self.audio[~at])
         splined = clipped.clone()
@@ -244,7 +244,7 @@ class Bench:
         """How far what is made is from the clip."""
         distances = []
         for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
-            made = self.model.vary(self.audio, strength, **self.told)
+            made = self.model.vary(self.audio, strength, **self.given)
             if strength == 0:
                 assert torch.equal(made, self.audio)
                 continue
@@ -268,7 +268,7 @@ class Bench:
 
     def seeds(self) -> Iterator[Row]:
         """A batch beside one by one."""
-        together = self.model.generate(**self.told)
+        together = self.model.generate(**self.given)
         alone = torch.cat([self.model.generate(**self.one(i)) for i in range(len(together))])
         self.shown["generated"] = together
         yield "generate", "one by one beside in a batch: difference, dB", spread(-snr(alone, together)), ""
@@ -277,7 +277,7 @@ class Bench:
     def joins(self, windows: int = 6) -> Iterator[Row]:
         """Long clips: 32 ms around each place where a window begins or ends, beside all other places."""
         model, rate, window = self.model, self.model.sample_rate, self.model.num_samples
-        made = model.generate(**self.told, seconds=windows * window / rate)
+        made = model.generate(**self.given, seconds=windows * window / rate)
         frame, half = 512, window // 2
         mel = Mel(rate, model.channels, n_mels=40, n_fft=frame, hop=frame // 4)
         frames = (mel.spectrogram(made) * 20 / torch.log(torch.tensor(10.0))).unflatten(1, (model.channels, -1)).mean(1)

@@ -75,7 +75,7 @@ def griffin_lim(iterations: int) -> Vocoder:
     return vocode
 
 
-def sampler_of(model: checkpoint_reader.Generator, nfe: int) -> tuple[str, Callable]:
+def sampler_of(model: checkpoint_reader.Model, nfe: int) -> tuple[str, Callable]:
     """What a model is sampled with in so many calls, and its name."""
     num_steps = model.process.schedule.num_steps
     if num_steps == nfe:
@@ -86,7 +86,7 @@ def sampler_of(model: checkpoint_reader.Generator, nfe: int) -> tuple[str, Calla
     return "UniPC", partial(unipc, num_steps=nfe)
 
 
-def learnt(model: checkpoint_reader.Generator, sampler: Callable) -> Vocoder:
+def learnt(model: checkpoint_reader.Model, sampler: Callable) -> Vocoder:
     """A model and how it is sampled."""
     model.config["audio"]["num_samples"] = LENGTH  # it was trained on shorter crops, maybe
 

@@ -47,16 +47,16 @@ _wait_without_spinning()
 
 if TYPE_CHECKING:
     from audio_diffusion.inference.exporting import export, push
-    from audio_diffusion.inference.generator import Generator
     from audio_diffusion.inference.loading import load
+    from audio_diffusion.inference.model import Model
 
-__all__ = ["Generator", "export", "load", "push"]
+__all__ = ["Model", "export", "load", "push"]
 
 
 def __getattr__(name: str) -> Any:
     """What is named above, imported when it is asked for: train.py has things to do before torch is there."""
     homes = {
-        "Generator": "inference.generator", "export": "inference.exporting", "push": "inference.exporting",
+        "Model": "inference.model", "export": "inference.exporting", "push": "inference.exporting",
         "load": "inference.loading",
     }  # fmt: skip
     if name not in homes:

@@ -179,9 +179,15 @@ def test_an_optimizer_is_one_option_and_experiments_set_its_rate(name: str) -> N
 
 def test_a_debug_run_has_a_folder_of_its_own_and_begins_anew() -> None:
     plain = config.to_plain(read("trainer=debug", "name=x", "classes=[a]"))
-    assert (plain["run_dir"], plain["ckpt"], plain["trainer"]["max_steps"]) == ("runs/x_debug", "anew", 4)
+    assert (plain["run_dir"], plain["ckpt"], plain["trainer"]["max_steps"]) == ("runs/x_debug", "overwrite", 4)
     assert plain["trainer"]["limit_val_batches"] == 2
     assert plain["trainer"]["_target_"] == "lightning.Trainer"
+
+
+def test_the_old_name_of_ckpt_overwrite_is_accepted() -> None:
+    cfg = read("name=x", "ckpt=anew")
+    config.check_root(cfg)
+    assert cfg.ckpt == "overwrite"
 
 
 def commands_in(text: str) -> list[str]:

@@ -116,7 +116,7 @@ def user(tmp_path_factory: pytest.TempPathFactory, shards: Path, small: dict[str
 
 
 @pytest.fixture
-def trained(user: Path) -> checkpoint_reader.Generator:
+def trained(user: Path) -> checkpoint_reader.Model:
     """The model, its weights moved off their start."""
     model = checkpoint_reader.load(checkpoint_reader.find(str(user / "runs/run")))
     generator = torch.Generator().manual_seed(1)
@@ -127,7 +127,7 @@ def trained(user: Path) -> checkpoint_reader.Generator:
 
 
 def test_the_text_encoder_is_neither_trained_nor_averaged_nor_saved(
-    user: Path, trained: checkpoint_reader.Generator, text_encoders: dict[str, Path]
+    user: Path, trained: checkpoint_reader.Model, text_encoders: dict[str, Path]
 ) -> None:
     from transformers import T5EncoderModel
 
@@ -143,7 +143,7 @@ def test_the_text_encoder_is_neither_trained_nor_averaged_nor_saved(
     assert len(optimizer["state"]) == len(learnt)
 
 
-def test_what_is_generated_follows_from_the_seed_and_the_conditions_alone(trained: checkpoint_reader.Generator) -> None:
+def test_what_is_generated_follows_from_the_seed_and_the_conditions_alone(trained: checkpoint_reader.Model) -> None:
     def generated(seeds: list[int], scale: float = 2.0, **cond: Any) -> Tensor:
         return trained.using(sampler=partial(ddim, num_steps=2), guidance=scale).generate(seeds, cond=cond)
 
@@ -158,7 +158,7 @@ def test_what_is_generated_follows_from_the_seed_and_the_conditions_alone(traine
     )  # nothing to be guided by
 
 
-def test_guidance_moves_away_from_what_no_condition_makes(trained: checkpoint_reader.Generator) -> None:
+def test_guidance_moves_away_from_what_no_condition_makes(trained: checkpoint_reader.Model) -> None:
     """The network is called once a step, with the conditions and without any."""
     calls: list[dict[str, Tensor]] = []
     trained.net.register_forward_pre_hook(lambda _, args: calls.append(args[2]))

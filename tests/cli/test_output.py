@@ -16,11 +16,11 @@ import pytest
 import soundfile
 import torch
 
-from audio_diffusion import Generator
+from audio_diffusion import Model
 from audio_diffusion.cli.interruption import CtrlC
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.requests import Input, Sample, samples
-from audio_diffusion.cli.results import made_anew
+from audio_diffusion.cli.results import regenerated
 from audio_diffusion.data.held_out import real_clips
 
 
@@ -53,7 +53,7 @@ def test_of_a_folder_that_is_named_it_is_said_what_is_there(tmp_path: Path) -> N
     ],
 )
 def test_two_models_do_not_share_a_folder(
-    model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, ckpt: str, folder: str
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, ckpt: str, folder: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if not source.endswith(".ckpt"):
@@ -79,7 +79,7 @@ def test_ctrl_c_waits_for_what_is_held_and_is_over_after_the_block() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_files_of_unlike_length_are_padded_and_named(model: Generator, tmp_path: Path) -> None:
+def test_files_of_unlike_length_are_padded_and_named(model: Model, tmp_path: Path) -> None:
     for name, length in (("short", 700), ("long", 1000)):
         soundfile.write(tmp_path / f"{name}.wav", np.full(length, 0.5, np.float32), model.sample_rate)
     options = {
@@ -103,12 +103,12 @@ def test_files_of_unlike_length_are_padded_and_named(model: Generator, tmp_path:
         ({"task": "vary"}, []),
     ],
 )
-def test_what_was_made_anew_is_shaded(options: dict[str, Any], made: list[tuple[float, float]]) -> None:
+def test_regenerated_regions_are_shaded(options: dict[str, Any], made: list[tuple[float, float]]) -> None:
     sample = Sample(0, 0, files=(Input(Path("a.wav"), None, torch.zeros(1, 8000)),))
-    assert made_anew(sample, options, 8000) == made
+    assert regenerated(sample, options, 8000) == made
 
 
-def test_real_clips_have_their_own_titles(model: Generator, drum_shards: Path) -> None:
+def test_real_clips_have_their_own_titles(model: Model, drum_shards: Path) -> None:
     known = replace(model, config={**model.config, "classes": ["kick", "snare", "gong"], "data": {"train": "nowhere"}})
     found = real_clips(known.config, str(drum_shards / "val-*.tar"), ["snare", "gong", "kick"], 3)
     assert [title for title, _ in found] == ["snare", "gong", "kick"]

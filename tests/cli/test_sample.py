@@ -194,7 +194,7 @@ def test_a_file_of_a_mel_spectrogram_is_vocoded_as_its_sound_is(user: Path, samp
         (["task=vary", "input=no.wav"], "input: 'no.wav' cannot be used: cannot be decoded"),
         (["task=interpolate", "input=pcm16.wav"], "input: expected two files or more to go between, got 1"),
         (["task=vary", "input=spectrum.npy"], "input: 'spectrum.npy' cannot be used"),
-        (["task=vocode", "input=pcm16.wav"], "vocode: expected a model that is told its mel spectrogram"),
+        (["task=vocode", "input=pcm16.wav"], "vocode: expected a model with a mel condition"),
         (["task=vary", "input=pcm16.wav", "labels=[kik]"], "label 'kik' is unknown to this model. Did you mean"),
         (["strength=1"], "strength: there is no such option."),
         (["format=mp3"], "format: expected wav or flac, got 'mp3'"),

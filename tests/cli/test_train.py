@@ -134,7 +134,7 @@ def test_resuming_goes_on_in_the_same_run(train: Run, run_program: Run, trained:
     through = train(trained, drum_shards, "name=through", "max_steps=6", "trainer=cpu", "logger=csv")
     train(trained, drum_shards, "name=again", "max_steps=4", "trainer=cpu", "logger=tensorboard")
     done = train(trained, drum_shards, "name=again", "max_steps=6", "trainer=cpu", "logger=tensorboard", "ckpt=last")
-    assert "starting anew" in through.stdout + through.stderr
+    assert "starting a new run" in through.stdout + through.stderr
     assert "resuming from runs/again/checkpoints/step_00000004.ckpt" in done.stdout + done.stderr
     counted = [int(n) for n in re.findall(r"(\d+)/6 \[", done.stdout)]
     assert (counted[0], counted[-1]) == (4, 6)  # the bar goes on where it was

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from audio_diffusion.data.batch import AudioBatch, BatchSplit, Clip, Skipped, collate
+from audio_diffusion.data.batch import AudioBatch, BatchSplit, Crop, Skipped, collate
 
 SKIPPED = Skipped("s.tar", "bad", "corrupt", "broken")
 CLIPS = [
-    Clip(7, 0, "a", 3, 1.5, 4.0, 1, ("one", np.array([1.0, 2.0], dtype=np.float32))),
-    Clip(8, 1, "bad", skipped=SKIPPED),
-    Clip(9),
-    Clip(10, 1, "b", 5, 0.0, 0.5, 0, ("two", np.array([3.0, 4.0], dtype=np.float32))),
+    Crop(7, 0, "a", 3, 1.5, 4.0, 1, ("one", np.array([1.0, 2.0], dtype=np.float32))),
+    Crop(8, 1, "bad", skipped=SKIPPED),
+    Crop(9),
+    Crop(10, 1, "b", 5, 0.0, 0.5, 0, ("two", np.array([3.0, 4.0], dtype=np.float32))),
 ]
 
 
-def to_batch(clips: list[Clip], with_label: bool = True) -> AudioBatch:
+def to_batch(clips: list[Crop], with_label: bool = True) -> AudioBatch:
     audio = torch.zeros(len(clips), 2, 5)
     audio[0], audio[3] = 1, 0.5
     return collate(audio, clips, with_label, ("caption", "e.npy"))

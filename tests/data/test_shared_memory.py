@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_diffusion.data.batch import AudioBatch, Clip
+from audio_diffusion.data.batch import AudioBatch, Crop
 from audio_diffusion.data.shared_memory import Parcel, SharedSlots
 
 SHAPE = (2, 1, 5000)  # no whole number of pages
@@ -27,7 +27,7 @@ def send(slots: SharedSlots, worker: int, value: float) -> AudioBatch:
     slot = slots.take(worker)
     assert slot is not None
     slots.tensor(worker, slot, lease=False).fill_(value)
-    clips = [Clip(i, 0, str(i), 5000) for i in range(2)]
+    clips = [Crop(i, 0, str(i), 5000) for i in range(2)]
     return pickle.loads(pickle.dumps(Parcel(slots, worker, slot, clips, False, ())))
 
 
@@ -77,7 +77,7 @@ def _fill(slots: SharedSlots, worker: int, queue) -> None:  # type: ignore[no-un
     slot = slots.take(worker)
     assert slot is not None
     slots.tensor(worker, slot, lease=False).copy_(torch.arange(10_000.0).reshape(SHAPE))
-    queue.put(Parcel(slots, worker, slot, [Clip(0), Clip(1)], False, ()))
+    queue.put(Parcel(slots, worker, slot, [Crop(0), Crop(1)], False, ()))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

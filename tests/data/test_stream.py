@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import KINDS, AudioBatch, Clip
+from audio_diffusion.data.batch import KINDS, AudioBatch, Crop
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.shared_memory import SharedSlots
 from audio_diffusion.data.stream import BatchReader, ClipReader, read_in_order
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]
-Read = Callable[[int], tuple[Clip, Tensor]]
+Read = Callable[[int], tuple[Crop, Tensor]]
 
 
 def reader_of(
@@ -40,12 +40,12 @@ def make_reader(drum_shards: Path) -> Callable[..., ClipReader]:
     return lambda **options: reader_of(shards, **options)
 
 
-def read(reader: ClipReader, position: int, num_samples: int = 1024, channels: int = 1) -> tuple[Clip, Tensor]:
+def read(reader: ClipReader, position: int, num_samples: int = 1024, channels: int = 1) -> tuple[Crop, Tensor]:
     audio = torch.full((channels, num_samples), 7.0)
     return reader(position, audio), audio
 
 
-def same(a: tuple[Clip, Tensor], b: tuple[Clip, Tensor]) -> bool:
+def same(a: tuple[Crop, Tensor], b: tuple[Crop, Tensor]) -> bool:
     return a[0] == b[0] and torch.equal(a[1], b[1])
 
 

@@ -101,7 +101,7 @@ def test_init_takes_the_weights_alone_and_names_what_is_new(train, tmp_path: Pat
     train("name=one", "max_steps=2")
     said = train("name=two", "max_steps=1", "init=runs/one", "init_weights=raw", "training.optimizer.lr=0.0")
     assert "init: 73 weights from runs/one/checkpoints/step_00000002.ckpt, step 2, RAW" in said
-    assert "starting anew" in said
+    assert "starting a new run" in said
     one, two = (torch.load(all_in(tmp_path / f"runs/{n}/checkpoints")[-1], weights_only=True) for n in ("one", "two"))
     for name, value in two["state_dict"].items():
         if name.startswith("net."):  # a step of length 0 was trained since
@@ -130,11 +130,11 @@ def test_a_debug_run_leaves_the_real_one_alone_and_can_be_repeated(train, tmp_pa
     for _ in range(2):
         said = train(*debug)
         assert "to step 4, in runs/one_debug/" in said
-        assert "starting anew" in said
+        assert "starting a new run" in said
     said = train("name=one", "max_steps=6", "logger=null", "trainer.limit_val_batches=1")
-    assert "starting anew" in said
+    assert "starting a new run" in said
     with pytest.raises(
-        config.ConfigError, match=r"ckpt=anew: \S+ holds step_00000006\.ckpt, which is beyond the 4 steps"
+        config.ConfigError, match=r"ckpt=overwrite: \S+ holds step_00000006\.ckpt, which is beyond the 4 steps"
     ):
         run_folder._remove_checkpoints(tmp_path / "runs/one", 4)
 

@@ -18,7 +18,7 @@ from audio_diffusion.checkpoints.folder import newest_verified, recover, step_of
 
 KILLS = int(os.environ.get("AUDIO_DIFFUSION_KILLS", "10"))
 STEPS = 60
-BEGUN = ("resuming from", "starting anew", "is finished")  # one of which every life prints
+BEGUN = ("resuming from", "starting a new run", "is finished")  # one of which every life prints
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 

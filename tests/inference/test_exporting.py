@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import audio_diffusion
-from audio_diffusion import Generator
+from audio_diffusion import Model
 from audio_diffusion.inference import exporting
 from audio_diffusion.inference.targets import ConfigError
 
@@ -30,11 +30,11 @@ torch.save(model.generate([1], ["kick"]), sys.argv[2])
 
 
 @pytest.fixture
-def folder(model: Generator, tmp_path: Path) -> Path:
+def folder(model: Model, tmp_path: Path) -> Path:
     return audio_diffusion.export(model, tmp_path / "exported")
 
 
-def test_an_exported_model_makes_the_same_sound(model: Generator, folder: Path, tiny_checkpoint: Path) -> None:
+def test_an_exported_model_makes_the_same_sound(model: Model, folder: Path, tiny_checkpoint: Path) -> None:
     again = audio_diffusion.load(folder)
     assert (again.step, again.weights, again.source) == (7, "ema", folder)
     assert again.guidance_scale == model.guidance_scale == 1.5
@@ -51,7 +51,7 @@ def test_it_holds_the_weights_and_nothing_of_where_the_data_were(folder: Path) -
         assert words in card
 
 
-def test_it_loads_where_there_is_neither_lightning_nor_hydra(model: Generator, folder: Path, tmp_path: Path) -> None:
+def test_it_loads_where_there_is_neither_lightning_nor_hydra(model: Model, folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT, str(folder), str(tmp_path / "audio.pt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_no_foreign_code_is_run(folder: Path) -> None:
         audio_diffusion.load(folder)
 
 
-def test_what_is_broken_is_named(model: Generator, folder: Path, tmp_path: Path) -> None:
+def test_what_is_broken_is_named(model: Model, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is there already and not empty"):
         audio_diffusion.export(model, folder)
     with pytest.raises(ConfigError, match="was exported with ema weights, got 'raw'"):
@@ -82,7 +82,7 @@ def test_what_is_broken_is_named(model: Generator, folder: Path, tmp_path: Path)
 
 
 def test_push_and_load_go_through_the_hub(
-    model: Generator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub that is a folder, called as huggingface_hub is."""
     hub = tmp_path / "hub"

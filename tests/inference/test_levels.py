@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audio_diffusion.inference.levels import limited, limited_name, told, trouble
+from audio_diffusion.inference.levels import limited, limited_name, summary, trouble
 
 SINE = 0.5 * torch.sin(torch.arange(1000) * 0.1)[None]
 
@@ -35,5 +35,5 @@ def test_previews_fit_full_scale_in_their_own_shape() -> None:
 
 
 def test_the_first_five_are_named() -> None:
-    assert told({"a": "silent"}, 3) == "1 of 3 are hardly sound: a: silent"
-    assert told(dict.fromkeys("abcdefg", "x"), 9).endswith("; e: x; and 2 more")
+    assert summary({"a": "silent"}, 3) == "1 of 3 are hardly sound: a: silent"
+    assert summary(dict.fromkeys("abcdefg", "x"), 9).endswith("; e: x; and 2 more")

@@ -7,14 +7,14 @@ import torch
 from fixtures.tiny_models import LABEL, LENGTH, RATE, recipe, state_of
 
 import audio_diffusion
-from audio_diffusion import Generator
+from audio_diffusion import Model
 from audio_diffusion.inference.checkpoint_reader import Weights, assemble
 
 BAND_STD = [0.3 / (1 + k) for k in range(16)]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["mono", "stereo"])
-def model(request: pytest.FixtureRequest) -> Generator:
+def model(request: pytest.FixtureRequest) -> Model:
     channels = request.param
     config = recipe(LABEL, channels)
     config["representation"] = {
@@ -25,12 +25,12 @@ def model(request: pytest.FixtureRequest) -> Generator:
 
 
 @pytest.fixture(scope="module")
-def clip(model: Generator) -> torch.Tensor:
+def clip(model: Model) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return 0.2 * torch.randn(1, model.channels, LENGTH + 100, generator=generator)
 
 
-def test_what_is_generated_is_audio_of_the_length_wanted(model: Generator) -> None:
+def test_what_is_generated_is_audio_of_the_length_wanted(model: Model) -> None:
     audio = model.generate([0, 1], ["kick", "hat"])
     assert audio.shape == (2, model.channels, LENGTH)
     assert audio.isfinite().all()
@@ -38,13 +38,13 @@ def test_what_is_generated_is_audio_of_the_length_wanted(model: Generator) -> No
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.2, 0.4003])
-def test_shorter_and_longer_than_the_network_was_trained_on(model: Generator, seconds: float) -> None:
+def test_shorter_and_longer_than_the_network_was_trained_on(model: Model, seconds: float) -> None:
     audio = model.generate([0], ["kick"], seconds=seconds)
     assert audio.shape[-1] == round(seconds * RATE)
     assert audio.isfinite().all()
 
 
-def test_what_is_kept_comes_back_bit_by_bit(model: Generator, clip: torch.Tensor) -> None:
+def test_what_is_kept_comes_back_bit_by_bit(model: Model, clip: torch.Tensor) -> None:
     made = model.inpaint(clip, [(0.05, 0.1)], [0], ["kick"])
     start, end = round(0.05 * RATE), round(0.1 * RATE)
     assert torch.equal(made[..., :start], clip[..., :start])
@@ -54,7 +54,7 @@ def test_what_is_kept_comes_back_bit_by_bit(model: Generator, clip: torch.Tensor
     assert torch.equal(longer[..., : clip.shape[-1]], clip)
 
 
-def test_the_other_tasks(model: Generator, clip: torch.Tensor) -> None:
+def test_the_other_tasks(model: Model, clip: torch.Tensor) -> None:
     assert torch.equal(model.vary(clip, 0.0, [0], ["kick"]), clip)
     assert model.vary(clip, 0.5, [0], ["kick"]).shape == clip.shape
     between = model.interpolate(clip, clip.flip(-1), [0.0, 0.5, 1.0], ["kick"], num_steps=3)
@@ -68,11 +68,11 @@ def test_the_other_tasks(model: Generator, clip: torch.Tensor) -> None:
     assert torch.allclose(spectrum[..., :100], of_clip[..., :100], atol=1e-4)
 
 
-def test_white_noise_is_not_white_there_and_that_is_said(model: Generator, clip: torch.Tensor) -> None:
+def test_white_noise_is_not_white_there_and_that_is_said(model: Model, clip: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"denoise: expected a model of the waveform .* diffuses Mdct"):
         model.denoise(clip, [0], ["kick"])
 
 
-def test_it_is_exported_with_the_deviations_of_its_bands(model: Generator, tmp_path: Path) -> None:
+def test_it_is_exported_with_the_deviations_of_its_bands(model: Model, tmp_path: Path) -> None:
     again = audio_diffusion.load(audio_diffusion.export(model, tmp_path / "exported"))
     assert torch.equal(again.generate([3], ["hat"]), model.generate([3], ["hat"]))

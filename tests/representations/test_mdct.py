@@ -8,7 +8,7 @@ from torch import Tensor
 
 from audio_diffusion.diffusion.editing.consistency import _correction
 from audio_diffusion.diffusion.editing.constraints import Kept
-from audio_diffusion.diffusion.editing.through import Through, known_of
+from audio_diffusion.diffusion.editing.through import Through, constraint_on_x0
 from audio_diffusion.representations.mdct import Mdct, dct4
 from audio_diffusion.representations.representation import Representation, check_representation
 from audio_diffusion.representations.waveform import Waveform
@@ -109,7 +109,7 @@ def test_with_as_many_directions_as_known_samples_the_conditional_mean_is_exact(
     root = noise(size, size, dtype=torch.float64)
     cov, mean, clip = root @ root.T / size, noise(1, 4, 3, dtype=torch.float64), noise(1, 1, 12, dtype=torch.float64)
     keep = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0], dtype=torch.bool)
-    known = known_of(mdct, clip, lambda audio: Kept(audio, keep[None, None]))
+    known = constraint_on_x0(mdct, clip, lambda audio: Kept(audio, keep[None, None]))
     assert isinstance(known, Through)
     found = mean + _correction(mean, known, lambda v: (v.flatten(1) @ cov).unflatten(1, (4, 3)), 5)
     a, gap = matrix[keep], clip[0, 0, keep] - matrix[keep] @ mean.flatten()
@@ -118,7 +118,7 @@ def test_with_as_many_directions_as_known_samples_the_conditional_mean_is_exact(
     assert torch.allclose(mdct.decode(known.onto(mean))[..., keep], clip[..., keep], atol=1e-12)
 
 
-def test_of_a_waveform_what_is_known_is_known_of_x0_itself() -> None:
+def test_of_a_waveform_what_is_known_is_constraint_on_x0_x0_itself() -> None:
     clip = noise(1, 1, 12)
-    known = known_of(Waveform(3.0), clip, lambda x0: Kept(x0, torch.ones(1, 1, 12, dtype=torch.bool)))
+    known = constraint_on_x0(Waveform(3.0), clip, lambda x0: Kept(x0, torch.ones(1, 1, 12, dtype=torch.bool)))
     assert torch.equal(known.onto(torch.zeros_like(clip)), clip * 3.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.data.batch import AudioBatch, Clip, collate
+from audio_diffusion.data.batch import AudioBatch, Crop, collate
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Cond, Diffusion
@@ -44,7 +44,7 @@ def module(net: nn.Module, cond_dropout: float | dict[str, float], seed: int = 0
 
 def batch(positions: list[int]) -> AudioBatch:
     """Two samples of silence at each position, everything known of them."""
-    clips = [Clip(p, 0, "key", 2, 1.0, 2.0, p % 3, (f"clip {p}",)) for p in positions]
+    clips = [Crop(p, 0, "key", 2, 1.0, 2.0, p % 3, (f"clip {p}",)) for p in positions]
     return collate(torch.zeros(len(clips), 1, 2), clips, with_label=True, field_names=("caption",))
 
 
@@ -129,7 +129,7 @@ def test_a_condition_that_the_data_does_not_have_is_named_with_what_to_do() -> N
 def test_a_batch_of_empty_slots_tells_nothing_and_loses_nothing() -> None:
     """As the last one of a rank in validation; its fields are words, whatever they are in other batches."""
     net = Recorder(text=Embedding(8, field="text.npy"), caption=Text("never/loaded", 8), seconds_start=Number(0, 1))
-    empty = collate(torch.zeros(2, 1, 2), [Clip(0), Clip(1)], with_label=True, field_names=("text.npy", "caption"))
+    empty = collate(torch.zeros(2, 1, 2), [Crop(0), Crop(1)], with_label=True, field_names=("text.npy", "caption"))
     subject = module(net, 0.5)
     assert subject.training_step(empty, 0)["loss"] == 0
     assert subject.validation_step(empty, 0)["raw"] == 0

@@ -24,7 +24,7 @@ from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
-from audio_diffusion.inference.levels import limited, limited_name, told, trouble
+from audio_diffusion.inference.levels import limited, limited_name, summary, trouble
 from audio_diffusion.metrics import pictures
 from audio_diffusion.training.module import DiffusionModule
 
@@ -118,7 +118,7 @@ class SampleAudio(L.Callback):
         self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
         self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
         self.guidance, self.num_process_points = Guidance(guidance_scale, clip=clip), num_process_points
-        self.told: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
+        self.context: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self._sampled_at, self._tolerance = -1, FailureTolerance("sampling")
 
@@ -173,7 +173,7 @@ class SampleAudio(L.Callback):
         return replace(first, audio=torch.cat([first.audio, *(made.audio for made in rest)]))
 
     def _generate(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
-        cond, words = self._tell(trainer, module)
+        cond, words = self._conditions(trainer, module)
         guidance = self.guidance if cond else replace(self.guidance, scale=1.0)  # nothing to be guided by
         points: list[tuple[float, Tensor]] = []
         bar = progress(trainer, len(slots))
@@ -197,7 +197,7 @@ class SampleAudio(L.Callback):
             )
         return _Made(module.representation.decode(x0), words, points, guidance.scale)
 
-    def _tell(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
+    def _conditions(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
         """Returns the conditions of all slots, and the name of each."""
         count, names = len(self.seeds), set(module.conditions.by_name)
         if not names:
@@ -205,21 +205,21 @@ class SampleAudio(L.Callback):
         if names == {"label"}:
             label = torch.arange(count) % len(self.classes)
             return {"label": label.to(module.device)}, [self.classes[i] for i in label.tolist()]
-        if self.told is None:
+        if self.context is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, AudioDataModule)
-            self.told = data.held_out(count)
-        return module.cond_of(self.told.to(module.device)), self._words(module, self.told)
+            self.context = data.held_out(count)
+        return module.cond_of(self.context.to(module.device)), self._words(module, self.context)
 
-    def _words(self, module: DiffusionModule, told: AudioBatch) -> list[str]:
+    def _words(self, module: DiffusionModule, context: AudioBatch) -> list[str]:
         """Returns the name of each slot: its text condition, else its class."""
         for name, condition in module.conditions.by_name.items():
-            words = told.cond.get(condition.field or name)
+            words = context.cond.get(condition.field or name)
             if isinstance(words, tuple):
                 return list(words)
-        if told.label is None:
-            return ["sample"] * len(told)
-        return [self.classes[i] if i >= 0 else "sample" for i in told.label.tolist()]
+        if context.label is None:
+            return ["sample"] * len(context)
+        return [self.classes[i] if i >= 0 else "sample" for i in context.label.tolist()]
 
     def _write(self, trainer: L.Trainer, module: DiffusionModule, made: "_Made", audio: Tensor) -> None:
         words, points, scale = made.words, made.points, made.scale
@@ -240,7 +240,7 @@ class SampleAudio(L.Callback):
             writer.writeheader()
             writer.writerows(table)
         if troubles := {file: wrong for clip, file in zip(audio, names, strict=True) if (wrong := trouble(clip))}:
-            warnings.warn(f"samples of step {trainer.global_step}: {told(troubles, len(names))}", stacklevel=2)
+            warnings.warn(f"samples of step {trainer.global_step}: {summary(troubles, len(names))}", stacklevel=2)
         heard = [limited(clip) for clip in audio]  # their own levels are in the table, picture and captions
         captions = [limited_name(file, clip) for file, clip in zip(names, audio, strict=True)]
         grid = pictures.sample_grid([pictures.Row("generated", list(audio[:12]), names[:12])], self.sample_rate)

@@ -360,6 +360,8 @@ def check_root(cfg: DictConfig) -> None:
     for name in ("name", "run_dir", "ckpt", "init"):  # names of files, which may be numbers
         if not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], bool | int | float):
             cfg[name] = str(cfg[name])
+    if cfg.ckpt == "anew":  # the name of ckpt=overwrite in 0.1
+        cfg.ckpt = "overwrite"
     repeated = [label for label, count in Counter(cfg.classes or []).items() if count > 1]
     if repeated:
         raise ConfigError(f"classes: expected each class once, got {repeated[0]!r} more than once")

@@ -26,14 +26,14 @@ from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.inference.checkpoint_reader import device_of
-from audio_diffusion.inference.generator import Generator
 from audio_diffusion.inference.loading import load
+from audio_diffusion.inference.model import Model
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import ClipBounds, Estimate, count_dims, estimate, value_counts, white_gaussian
 from audio_diffusion.metrics.coding import coded_samples
 
 
-def patterns(model: Generator, data: str | None) -> list[str]:
+def patterns(model: Model, data: str | None) -> list[str]:
     """The patterns of the shards to evaluate on, by the rules of ``shards`` in configs/evaluate.yaml.
 
     Raises:
@@ -61,13 +61,13 @@ def patterns(model: Generator, data: str | None) -> list[str]:
     return list(found.values())
 
 
-def make_store(model: Generator) -> RemoteStore:
+def make_store(model: Model) -> RemoteStore:
     """Creates the store that reads remote shards."""
     options = ((model.config.get("data") or {}).get("store") or {}).get("storage_options")
     return RemoteStore(None, storage_options=without_redacted(options))
 
 
-def find_shards(model: Generator, data: str | None) -> Shards:
+def find_shards(model: Model, data: str | None) -> Shards:
     """Opens the shards to evaluate on.
 
     Raises:
@@ -80,7 +80,7 @@ def find_shards(model: Generator, data: str | None) -> Shards:
         raise ConfigError(f"data: {error}") from error
 
 
-def read(model: Generator, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
+def read(model: Model, shards: Shards, num_clips: int | None, batch_size: int) -> Iterator[AudioBatch]:
     """Yields batches of the first usable clips, cropped at their start."""
     audio, fields = model.config["audio"], model.conditions.fields
     clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes, fields)
@@ -90,7 +90,7 @@ def read(model: Generator, shards: Shards, num_clips: int | None, batch_size: in
         yield collate(audios, known, bool(model.classes), fields)
 
 
-def likelihood(model: Generator, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device) -> dict:
+def likelihood(model: Model, batches: Iterable[AudioBatch], options: dict[str, Any], device: torch.device) -> dict:
     """Measures bits per dimension by the bound and by the flow, as plain data; after Ctrl-C of the finished batches."""
     bound = build(options["bound"], "bound") if options["bound"] else None
     flow = build(options["flow"], "flow") if options["flow"] else None

@@ -66,7 +66,7 @@ def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
         raise ValueError(f"output: expected a folder, made if there is none, but {str(output)!r} is a file")
     stages: dict[str, Progress] = {}
 
-    def told(stage: str, *counts: float) -> None:
+    def show(stage: str, *counts: float) -> None:
         if stage not in stages:
             for earlier in stages.values():
                 earlier.close()
@@ -84,7 +84,7 @@ def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
             num_workers=workers,
             store=store,
             picture=True,
-            progress=told,
+            progress=show,
         )
     finally:
         if stages:

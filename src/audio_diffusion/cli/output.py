@@ -4,7 +4,7 @@ from itertools import count
 from pathlib import Path
 
 from audio_diffusion.inference.exporting import HUB
-from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.model import Model
 
 
 def beside(folder: Path, ending: str) -> Path:
@@ -12,7 +12,7 @@ def beside(folder: Path, ending: str) -> Path:
     return folder.parent / f"{folder.name}{ending}"
 
 
-def default_folder(model: Generator, ckpt: str, task: str) -> Path:
+def default_folder(model: Model, ckpt: str, task: str) -> Path:
     """The folder for results of a task if the user names none.
 
     For a run it is inside the run's folder. For any other file or folder it is next to it and begins with its name, so

@@ -17,8 +17,8 @@ from audio_diffusion.cli.requests import Sample, guidance_of
 from audio_diffusion.cli.results import Result
 from audio_diffusion.cli.tasks import perform
 from audio_diffusion.inference.checkpoint_reader import device_of
-from audio_diffusion.inference.generator import Generator
 from audio_diffusion.inference.loading import load as load_model
+from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError, build
 
 
@@ -40,7 +40,7 @@ def devices_of(device: str, count: int) -> list[str]:
     return [f"cuda:{i}" for i in range(count)]
 
 
-def load(options: dict[str, Any], device: str) -> Generator:
+def load(options: dict[str, Any], device: str) -> Model:
     """Loads the model on a device, with the sampler and guidance of the options."""
     load_on = partial(load_model, weights=options["weights"], device=device, trust=options["trust"])
     model = load_on(options["ckpt"])
@@ -51,7 +51,7 @@ def load(options: dict[str, Any], device: str) -> Generator:
     return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
 
 
-_worker: tuple[Generator, dict[str, Any]] | None = None  # model and options, in a worker process
+_worker: tuple[Model, dict[str, Any]] | None = None  # model and options, in a worker process
 
 
 def _begin(options: dict[str, Any], devices: Any) -> None:
@@ -90,7 +90,7 @@ def _in_order(pool: ProcessPoolExecutor, work: Sequence[list[Sample]], ahead: in
 
 
 def run(
-    model: Generator, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
+    model: Model, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
 ) -> Iterator[list[Result]]:
     """Yields the results of each batch, in order, from this process or from one for each of several devices.
 

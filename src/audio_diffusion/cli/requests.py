@@ -19,7 +19,7 @@ from audio_diffusion.data.audio.recording import probe, read_file
 from audio_diffusion.data.shards.members import read_npy
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
-from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError, nearest
 from audio_diffusion.networks.conditions.mel import Mel
 
@@ -156,7 +156,7 @@ def _at_rate(mask: Tensor, length: int, from_rate: int, to_rate: int) -> Tensor:
 
 
 def read_inputs(
-    model: Generator,
+    model: Model,
     given: str | Sequence[str],
     mel: Mel | None = None,
     *,
@@ -191,7 +191,7 @@ def read_inputs(
     return inputs
 
 
-def _labels(model: Generator, labels: list[str] | None, num: int, needed: bool) -> list[str | None]:
+def _labels(model: Model, labels: list[str] | None, num: int, needed: bool) -> list[str | None]:
     """The label of every sample, taking the given labels in turn.
 
     Without labels, all classes are taken in turn if a label is ``needed`` and is the model's only condition.
@@ -206,7 +206,7 @@ def _labels(model: Generator, labels: list[str] | None, num: int, needed: bool) 
     return [names[i % len(names)] if names else None for i in range(num)]
 
 
-def _value(model: Generator, name: str, value: Any, num_samples: int) -> Any:
+def _value(model: Model, name: str, value: Any, num_samples: int) -> Any:
     """Converts a condition's value from the command line: reads files of audio or .npy; words and numbers stay."""
     condition = model.conditions.by_name.get(name)
     try:
@@ -247,7 +247,7 @@ def _of_one_length(first: Input, second: Input, sample_rate: int) -> tuple[Input
     return padded[0], padded[1]
 
 
-def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
+def samples(model: Model, options: dict[str, Any]) -> list[Sample]:
     """Returns all samples that the options of sample.py request.
 
     Raises:
@@ -268,10 +268,10 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
     length = round((options.get("seconds") or 0) * model.sample_rate) if not inputs else 0
     length = length or (inputs[0].clip.shape[1] if inputs else model.num_samples)
     labels = _labels(model, options["labels"], num, needed=not inputs)
-    told = _conds(options["cond"], num)
+    conds = _conds(options["cond"], num)
     read: dict[tuple[str, str], Any] = {}
     result = []
-    for i, (label, written) in enumerate(zip(labels, told, strict=True)):
+    for i, (label, written) in enumerate(zip(labels, conds, strict=True)):
         for name, value in written.items():
             if (name, str(value)) not in read:
                 read[name, str(value)] = _value(model, name, value, length)
@@ -281,9 +281,9 @@ def samples(model: Generator, options: dict[str, Any]) -> list[Sample]:
     return result
 
 
-def batches(asked: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+def batches(requests: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
     """Groups samples into batches, in order: all clips of one batch have the same length."""
-    for _, alike in groupby(asked, lambda sample: [file.clip.shape for file in sample.files]):
+    for _, alike in groupby(requests, lambda sample: [file.clip.shape for file in sample.files]):
         group = list(alike)
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
@@ -295,7 +295,7 @@ def together(conds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: torch.stack(v) if isinstance(v[0], Tensor) else v for name, v in columns.items()}
 
 
-def guidance_of(model: Generator, options: dict[str, Any], weak: Generator | None) -> Guidance:
+def guidance_of(model: Model, options: dict[str, Any], weak: Model | None) -> Guidance:
     """Builds the guidance that the options describe.
 
     Raises:
@@ -316,7 +316,7 @@ def guidance_of(model: Generator, options: dict[str, Any], weak: Generator | Non
     )
 
 
-def _negative(model: Generator, negative: str | dict[str, Any]) -> dict[str, Tensor]:
+def _negative(model: Model, negative: str | dict[str, Any]) -> dict[str, Tensor]:
     """Converts negative conditions, a class name or conditions by name, to tensors; one for all samples."""
     if isinstance(negative, dict):
         written = _conds(negative, 1)[0]

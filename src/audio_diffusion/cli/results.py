@@ -56,12 +56,12 @@ def sha256_of(path: Path) -> str:
 
 
 def write_files(
-    asked: Sequence[Sample], results: Sequence[Result], folder: Path, sample_rate: int, task: str, format: str
+    requests: Sequence[Sample], results: Sequence[Result], folder: Path, sample_rate: int, task: str, format: str
 ) -> list[dict[str, Any]]:
     """Writes <index>_<name>.<format>; returns the record of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for sample, result in zip(asked, results, strict=True):
+    for sample, result in zip(requests, results, strict=True):
         subtype = subtype_of(sample, task, format)
         for clip, suffix in zip(result.clips, result.suffixes, strict=True):
             file = f"{sample.index:03d}_{sample.name}{suffix}.{format}"
@@ -82,7 +82,7 @@ def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
     path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
 
 
-def made_anew(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
+def regenerated(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
     """The generated regions of a result, (start, end) in seconds; empty for tasks that change the whole clip."""
     task = options["task"]
     if task == "inpaint":
@@ -115,7 +115,7 @@ def draw(
             for sample, result in shown[:ROWS]
         ]
     else:
-        made = [made_anew(sample, options, sample_rate) for sample, _ in shown]
+        made = [regenerated(sample, options, sample_rate) for sample, _ in shown]
         title = "result" if of_files else "generated"
         rows = [pictures.Row(title, [result.clips[0] for _, result in shown], names, made)]
         if of_files and all(sample.files[0].info for sample, _ in shown):

@@ -95,10 +95,12 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
                 f"ckpt=none: {run_dir} already holds {there[-1].name}; choose another name=, or remove it"
             )
         return None
-    if ckpt == "anew":
+    if ckpt == "overwrite":
         return None
     if not Path(ckpt).exists():
-        raise ConfigError(f"ckpt: expected auto, last, none, anew, a checkpoint file or a run folder, got {ckpt!r}")
+        raise ConfigError(
+            f"ckpt: expected auto, last, none, overwrite, a checkpoint file or a run folder, got {ckpt!r}"
+        )
     if not there:
         return find(ckpt)
     is_folder = Path(ckpt).is_dir() and not manifest_of(Path(ckpt)).is_file()
@@ -131,7 +133,7 @@ def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
 def stored_config(run_dir: Path, ckpt: str, init: str | None) -> dict[str, Any] | None:
     """The configuration of the checkpoint that a run resumes from (its own newest one, else ``ckpt``) or whose weights
     it starts with (``init``); None for a run that starts from scratch."""
-    own = None if ckpt == "anew" else newest_in(run_dir)
+    own = None if ckpt == "overwrite" else newest_in(run_dir)
     if own or Path(ckpt).exists():
         return _stored(own or find(ckpt))[1]
     return read_weights(init, "ema").config if init else None
@@ -212,7 +214,7 @@ def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
     for line in recover(run_dir / "checkpoints"):
         rank_zero_info(line)
     try:
-        if plain["ckpt"] == "anew":
+        if plain["ckpt"] == "overwrite":
             _remove_checkpoints(run_dir, plain["trainer"]["max_steps"])
         found = _find_checkpoint(plain["ckpt"], run_dir)
         if found is not None:
@@ -229,7 +231,7 @@ def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
 
 
 def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
-    """Removes the checkpoints of an earlier attempt, for ``ckpt=anew``.
+    """Removes the checkpoints of an earlier attempt, for ``ckpt=overwrite``.
 
     Raises:
         ConfigError: if one of them is beyond ``max_steps``: then it is not an attempt at the same run.
@@ -237,15 +239,15 @@ def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
     there = all_in(run_dir / "checkpoints")
     if there and step_of(there[-1]) > max_steps:
         raise ConfigError(
-            f"ckpt=anew: {run_dir} holds {there[-1].name}, which is beyond the {max_steps} steps of this run; choose "
-            "another name="
+            f"ckpt=overwrite: {run_dir} holds {there[-1].name}, which is beyond the {max_steps} steps of this run; "
+            "choose another name="
         )
     for checkpoint in there:
         manifest_of(checkpoint).unlink(missing_ok=True)
         remove(checkpoint)
 
 
-def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:
+def checkpoint_to_resume(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:
     """Returns, on all ranks, the checkpoint that rank 0 resumes from; it is read, for verification, only once.
 
     Ranks that this process starts get it from the environment, those of torchrun or srun over the process group. If
@@ -255,17 +257,17 @@ def checkpoint_to_go_on_from(trainer: L.Trainer, plain: dict[str, Any], git_comm
         return Path(os.environ[RESUME_FROM]) if os.environ[RESUME_FROM] else None
     strategy = trainer.strategy
     environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
-    told = environment is not None and environment.creates_processes_externally
+    is_external = environment is not None and environment.creates_processes_externally
     found, problem = None, ""
     if trainer.is_global_zero:
         found, problem = _prepare(plain, git_commit)
-    elif not told:
+    elif not is_external:
         found = _find_checkpoint(plain["ckpt"], Path(plain["run_dir"]))
-    if told:
+    if is_external:
         strategy.setup_environment()
         found, problem = strategy.broadcast((found, problem))
     if problem:
         raise ConfigError(problem)
-    if not told and trainer.world_size > 1:
+    if not is_external and trainer.world_size > 1:
         os.environ[RESUME_FROM] = str(found or "")
     return found

@@ -28,20 +28,20 @@ from audio_diffusion.cli.results import COLUMNS, Result, draw, sha256_of, write_
 from audio_diffusion.data.batch import counted
 from audio_diffusion.data.held_out import real_clips
 from audio_diffusion.diffusion.levels import describe_levels
-from audio_diffusion.inference.generator import Generator
-from audio_diffusion.inference.levels import told
+from audio_diffusion.inference.levels import summary
+from audio_diffusion.inference.model import Model
 
 FAILED_DB = -10.0  # error of an inversion from which on it is audible next to the clip
 
 
-def announce(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str]) -> None:
+def announce(model: Model, options: dict[str, Any], requests: list[Sample], devices: list[str]) -> None:
     """Prints the model, its device, warnings about the sampler, and the conversions of the input files."""
     where = devices[0] if len(devices) == 1 else f"{len(devices)} processes, {', '.join(sorted(set(devices)))}"
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
     if "sampler" in options:  # train.py has reported the levels of the training's own sampler
         for line in describe_levels(model.process, model.sampler)[1:]:
             print(line)
-    files = [file for sample in asked for file in sample.files]
+    files = [file for sample in requests for file in sample.files]
     for line in dict.fromkeys(f"{f.path}: {words}" for f in files for words in (f.converted, f.note) if words):
         print(line)
 
@@ -63,13 +63,13 @@ class Work:
         self.shown += list(zip(batch, results, strict=True))[: COLUMNS - len(self.shown)]
 
 
-def make(model: Generator, options: dict[str, Any], asked: list[Sample], devices: list[str], work: Work) -> bool:
+def make(model: Model, options: dict[str, Any], requests: list[Sample], devices: list[str], work: Work) -> bool:
     """Generates and writes batch after batch; returns whether Ctrl-C ended it early."""
-    planned = list(batches(asked, options["batch_size"]))
+    planned = list(batches(requests, options["batch_size"]))
     seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
     with (
         CtrlC() as ctrl_c,
-        tqdm(total=len(asked), desc=options["task"], unit="sample", mininterval=seconds, miniters=0) as bar,
+        tqdm(total=len(requests), desc=options["task"], unit="sample", mininterval=seconds, miniters=0) as bar,
     ):
         if len(devices) == 1:  # a batch may take minutes: network calls show progress within it
             calls = count(1)
@@ -86,7 +86,7 @@ def make(model: Generator, options: dict[str, Any], asked: list[Sample], devices
     return ctrl_c.received
 
 
-def record(model: Generator, options: dict[str, Any], work: Work) -> Path:
+def record(model: Model, options: dict[str, Any], work: Work) -> Path:
     """Writes the json that records how each file was made; returns its path."""
     about = {
         "command": [*command("sample").split(), *typed()],
@@ -107,8 +107,8 @@ def main(cfg: DictConfig) -> None:
     options: dict[str, Any] = config.to_plain(cfg)
     task, devices = options["task"], devices_of(options["device"], options["devices"])
     model = load(options, devices[0] if len(devices) == 1 else "cpu")
-    asked = samples(model, options)
-    announce(model, options, asked, devices)
+    requests = samples(model, options)
+    announce(model, options, requests, devices)
 
     default = default_folder(model, options["ckpt"], task)
     work = Work(Path(options["output"] or default), options["output"] is not None)
@@ -116,7 +116,7 @@ def main(cfg: DictConfig) -> None:
         print(note)
     interrupted = False
     try:
-        interrupted = make(model, options, asked, devices, work)
+        interrupted = make(model, options, requests, devices, work)
     finally:  # the finished files get their json even after an error
         if work.rows:
             written = record(model, options, work)
@@ -141,7 +141,7 @@ def tell(rows: list[dict[str, Any]], task: str, format: str) -> None:
     if clipped:
         print(f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files")
     if troubles := {row["file"]: row["trouble"] for row in rows if "trouble" in row}:
-        print(f"warning: {told(troubles, len(rows))}")
+        print(f"warning: {summary(troubles, len(rows))}")
     if format == "flac" and any(row["subtype"] == "PCM_24" for row in rows):
         print("FLAC holds no floats: 24 bits; format=wav keeps every bit")
     if task == "interpolate":

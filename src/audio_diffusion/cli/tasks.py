@@ -8,23 +8,23 @@ from torch import Tensor
 
 from audio_diffusion.cli.requests import Sample, together
 from audio_diffusion.cli.results import Result, to_cpu
-from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.model import Model
 
 Options = dict[str, Any]
 #: tasks with one input file per result: (model, clips [B, C, T], options of the task, common arguments) -> clips
-_EDITS: dict[str, Callable[[Generator, Tensor, Options, Options], Tensor]] = {
-    "inpaint": lambda model, audio, o, told: model.inpaint(audio, o["regions"], **told),
-    "outpaint": lambda model, audio, o, told: model.outpaint(audio, before=o["before"], after=o["after"], **told),
-    "continue": lambda model, audio, o, told: model.continue_(audio, o["seconds"], **told),
-    "vary": lambda model, audio, o, told: model.vary(audio, o["strength"], **told),
-    "extend_bandwidth": lambda model, audio, o, told: model.extend_bandwidth(audio, o["cutoff"], **told),
-    "declip": lambda model, audio, o, told: model.declip(audio, **told),
-    "denoise": lambda model, audio, o, told: model.denoise(audio, snr_db=o["snr_db"], mean=o["mean"], **told),
-    "vocode": lambda model, audio, o, told: model.vocode(audio, **told),
+_EDITS: dict[str, Callable[[Model, Tensor, Options, Options], Tensor]] = {
+    "inpaint": lambda model, audio, o, given: model.inpaint(audio, o["regions"], **given),
+    "outpaint": lambda model, audio, o, given: model.outpaint(audio, before=o["before"], after=o["after"], **given),
+    "continue": lambda model, audio, o, given: model.continue_(audio, o["seconds"], **given),
+    "vary": lambda model, audio, o, given: model.vary(audio, o["strength"], **given),
+    "extend_bandwidth": lambda model, audio, o, given: model.extend_bandwidth(audio, o["cutoff"], **given),
+    "declip": lambda model, audio, o, given: model.declip(audio, **given),
+    "denoise": lambda model, audio, o, given: model.denoise(audio, snr_db=o["snr_db"], mean=o["mean"], **given),
+    "vocode": lambda model, audio, o, given: model.vocode(audio, **given),
 }
 
 
-def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list[Result]:
+def perform(model: Model, options: Options, batch: Sequence[Sample]) -> list[Result]:
     """Generates the results of a batch of samples.
 
     Raises:
@@ -32,8 +32,8 @@ def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list
     """
     task = options["task"]
     labels = [sample.label for sample in batch if sample.label is not None] or None
-    told: Options = {"labels": labels, "cond": together([sample.cond for sample in batch])}
-    seeded: Options = {"seeds": [sample.seed for sample in batch], **told}
+    given: Options = {"labels": labels, "cond": together([sample.cond for sample in batch])}
+    seeded: Options = {"seeds": [sample.seed for sample in batch], **given}
     if task == "generate":
         return [Result([clip]) for clip in to_cpu(model.generate(seconds=options["seconds"], **seeded))]
     if task == "process":
@@ -43,7 +43,7 @@ def perform(model: Generator, options: Options, batch: Sequence[Sample]) -> list
     audio = [torch.stack([sample.files[i].clip for sample in batch]) for i in range(len(batch[0].files))]
     if task == "interpolate":
         made = model.interpolate(
-            audio[0], audio[1], options["at"], strength=options["strength"], num_steps=options["num_steps"], **told
+            audio[0], audio[1], options["at"], strength=options["strength"], num_steps=options["num_steps"], **given
         )
         names = [f"_{place:.3f}" for place in options["at"]]
         return [

@@ -33,7 +33,7 @@ from audio_diffusion.checkpoints.redaction import redacted, redacted_config
 from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError, build
-from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_go_on_from, finished, own
+from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_resume, finished, own
 from audio_diffusion.cli.statistics import with_statistics
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch import BatchSplit
@@ -68,7 +68,7 @@ def device_type(accelerator: str) -> str:
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in options that depend on the data and the machine, checks everything, and returns plain data."""
-    if cfg.init and cfg.ckpt not in ("auto", "last", "none", "anew"):
+    if cfg.init and cfg.ckpt not in ("auto", "last", "none", "overwrite"):
         raise ConfigError(
             "init, ckpt: give one: ckpt goes on with optimizer and step, init starts from the weights alone"
         )
@@ -200,7 +200,7 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
 def what_next(plain: dict[str, Any]) -> str:
     """The line printed after a finished run: the location of its results, and the next command."""
     run_dir, callbacks = plain["run_dir"], plain["callbacks"]
-    saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "no checkpoint was asked for, "
+    saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "checkpoints are off, "
     sampling = callbacks.get("sampling")
     listen = f"listen in {sampling['folder']}/, " if sampling else ""
     last = f"curves in {run_dir}/metrics.jsonl"
@@ -274,7 +274,7 @@ def main(cfg: DictConfig) -> None:
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
         commit = git_commit()
-        ckpt = checkpoint_to_go_on_from(trainer, plain, commit)
+        ckpt = checkpoint_to_resume(trainer, plain, commit)
         if done := finished(ckpt, plain):
             rank_zero_info(done)
             return
@@ -295,7 +295,7 @@ def main(cfg: DictConfig) -> None:
             rank_zero_info(line)
         if not plain["callbacks"].get("checkpoint"):
             rank_zero_info("callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from")
-        rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting anew")
+        rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting a new run")
         fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         if trainer.global_step >= steps:
             rank_zero_info(what_next(plain))

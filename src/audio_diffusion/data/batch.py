@@ -46,7 +46,7 @@ class Skipped(NamedTuple):
         return f"clip {self.key!r} of {self.shard}: {self.reason}"
 
 
-class Clip(NamedTuple):
+class Crop(NamedTuple):
     """The properties of one crop without its audio; ``num_valid`` is 0 if there is no clip."""
 
     position: int  # in the endless stream
@@ -130,7 +130,7 @@ def _field(name: str, values: list[str | np.ndarray | None]) -> Field:
     return torch.from_numpy(np.stack([empty if value is None else value for value in values]))
 
 
-def collate(audio: Tensor, clips: list[Clip], with_label: bool, field_names: tuple[str, ...] = ()) -> AudioBatch:
+def collate(audio: Tensor, clips: list[Crop], with_label: bool, field_names: tuple[str, ...] = ()) -> AudioBatch:
     """Combines crops ``[B, C, T]`` and their properties into a batch, without labels if ``with_label`` is False."""
     columns = [[clip.fields[i] if clip.fields else None for clip in clips] for i in range(len(field_names))]
     return AudioBatch(

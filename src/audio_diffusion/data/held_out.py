@@ -8,7 +8,7 @@ from torch import Tensor
 from audio_diffusion.checkpoints.redaction import without_redacted
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.shards import Shards, held_out
-from audio_diffusion.data.stream import Clip, read_in_order
+from audio_diffusion.data.stream import Crop, read_in_order
 
 
 def _open(config: Mapping[str, Any], shards: str | None) -> Shards | None:
@@ -55,7 +55,7 @@ def real_clips(
     return found if any(kept is not None for _, kept in found) else []
 
 
-def _title(clip: Clip, classes: list[str]) -> str:
+def _title(clip: Crop, classes: list[str]) -> str:
     """The title of a clip: its own words, else its label, else its key."""
     words = next((value for value in clip.fields if isinstance(value, str)), "")
     return words or (classes[clip.label] if clip.label >= 0 else clip.key.rpartition("/")[2])

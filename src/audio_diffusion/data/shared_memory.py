@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_diffusion.data.batch import AudioBatch, Clip, collate
+from audio_diffusion.data.batch import AudioBatch, Crop, collate
 
 _opened: "weakref.WeakValueDictionary[str, SharedSlots]" = weakref.WeakValueDictionary()
 
@@ -92,7 +92,7 @@ class Parcel:
     """A filled slot on its way: pickled as its number, it is an ``AudioBatch`` when it is unpickled."""
 
     def __init__(
-        self, slots: SharedSlots, worker: int, slot: int, clips: list[Clip], with_label: bool, fields: tuple[str, ...]
+        self, slots: SharedSlots, worker: int, slot: int, clips: list[Crop], with_label: bool, fields: tuple[str, ...]
     ):
         self._contents = (slots.id, worker, slot, clips, with_label, fields)
 
@@ -100,5 +100,5 @@ class Parcel:
         return _open, self._contents
 
 
-def _open(id: str, worker: int, slot: int, clips: list[Clip], with_label: bool, fields: tuple[str, ...]) -> AudioBatch:
+def _open(id: str, worker: int, slot: int, clips: list[Crop], with_label: bool, fields: tuple[str, ...]) -> AudioBatch:
     return collate(_opened[id].tensor(worker, slot, lease=True), clips, with_label, fields)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from audio_diffusion.data.audio.reading import UnusableAudio, read_crop
-from audio_diffusion.data.batch import AudioBatch, Clip, Skipped, collate
+from audio_diffusion.data.batch import AudioBatch, Crop, Skipped, collate
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.data.shards.members import READERS
@@ -59,11 +59,11 @@ class ClipReader:
         self.seed, self.last, self.crops_per_clip, self.fields = seed, last, crops_per_clip, tuple(fields)
         self.convert, self.pad, self.augment = convert, pad, augment
 
-    def __call__(self, position: int, out: Tensor) -> Clip:
+    def __call__(self, position: int, out: Tensor) -> Crop:
         """Writes the crop at a position to ``out``, float32 ``[C, T]``; zeros if there is no usable clip."""
         if self.last is not None and position >= self.last:
             out.zero_()
-            return Clip(position)
+            return Crop(position)
         source, epoch, shard, number = self.mixture.locate(position)
         shards, (number, crop_number) = self.sources[source], divmod(number, self.crops_per_clip)
         key = str(number)
@@ -85,10 +85,10 @@ class ClipReader:
         except (UnusableAudio, RemoteError, OSError) as error:
             out.zero_()
             kind = getattr(error, "kind", "read") if not isinstance(error, RemoteError) else "remote"
-            return Clip(position, source, key, skipped=Skipped(shards.paths[shard], key, kind, str(error)))
+            return Crop(position, source, key, skipped=Skipped(shards.paths[shard], key, kind, str(error)))
         if self.augment:
             self.augment(out, seed_of(self.seed or 0, "augment", epoch, key, crop_number))
-        return Clip(position, source, key, *crop, label, fields)
+        return Crop(position, source, key, *crop, label, fields)
 
     def _where(self, epoch: int, key: str, crop_number: int) -> float:
         if self.seed is None:
@@ -199,7 +199,7 @@ def read_in_order(
     classes: Sequence[str],
     fields: Sequence[str] = (),
     seed: int | None = None,
-) -> Iterator[tuple[Clip, Tensor]]:
+) -> Iterator[tuple[Crop, Tensor]]:
     """Each clip once, in the shards' order or shuffled by ``seed``, and the start of it as a new ``[C, T]``."""
     order = ClipOrder(shards.num_clips, seed)
     reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None, fields=fields)

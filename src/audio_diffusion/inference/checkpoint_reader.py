@@ -15,7 +15,7 @@ from torch import Tensor
 from audio_diffusion.checkpoints import sharded
 from audio_diffusion.checkpoints.folder import manifest_of, newest_verified, path_of, problem_of, step_of
 from audio_diffusion.checkpoints.redaction import INSTEAD, find_redacted, with_instead
-from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError, build, with_moved
 from audio_diffusion.networks.network import check_network
 from audio_diffusion.representations.representation import check_representation
@@ -182,7 +182,7 @@ def read_weights(path: str | Path, weights: str = "ema") -> Weights:
 
 def load(
     path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
-) -> Generator:
+) -> Model:
     """Loads a checkpoint for generating.
 
     Args:
@@ -219,7 +219,7 @@ def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
     return completed
 
 
-def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()) -> Generator:
+def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()) -> Model:
     """Builds a generator from a network's weights and the run's configuration.
 
     Raises:
@@ -238,7 +238,7 @@ def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()
         raise ConfigError(f"ckpt: {str(has.source)!r} has other weights than its network: {error}") from error
     except ValueError as error:
         raise ConfigError(f"ckpt: {str(has.source)!r}: {error}") from error
-    return Generator(
+    return Model(
         net=net.to(device).eval().requires_grad_(False),
         process=build(parts["diffusion"], "diffusion"),
         representation=representation,

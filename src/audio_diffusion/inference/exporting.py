@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from audio_diffusion import __version__
 from audio_diffusion.inference import checkpoint_reader
-from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError, with_moved
 
 HUB = "hub:"
@@ -32,7 +32,7 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "callbacks": {"sampling": {"guidance_scale": scale}}}
 
 
-def export(model: Generator, folder: str | Path) -> Path:
+def export(model: Model, folder: str | Path) -> Path:
     """Writes a model as a folder that ``audio_diffusion.load`` accepts; returns the folder.
 
     Raises:
@@ -51,7 +51,7 @@ def export(model: Generator, folder: str | Path) -> Path:
     return folder
 
 
-def _card(model: Generator) -> str:
+def _card(model: Model) -> str:
     """The model card."""
     audio, name = model.config["audio"], model.config["name"]
     parameters = sum(p.numel() for p in model.net.parameters())
@@ -67,7 +67,7 @@ tags: [audio, diffusion, audio-generation]
 A diffusion model of audio: {audio["num_samples"] / audio["sample_rate"]:g} s of {audio["channels"]} channel(s) at \
 {audio["sample_rate"]} Hz, {parameters / 1e6:.2f} M parameters, {model.weights.upper()} weights of step {model.step}.
 
-Labels: {", ".join(model.classes) or "none"}. Told: {", ".join(model.conditions.by_name) or "nothing"}.
+Labels: {", ".join(model.classes) or "none"}. Conditions: {", ".join(model.conditions.by_name) or "none"}.
 
     import audio_diffusion
     model = audio_diffusion.load("FOLDER")                        # or "hub:USER/NAME"
@@ -109,9 +109,7 @@ def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weight
     return checkpoint_reader.Weights(state, config, step, has, folder)
 
 
-def read(
-    folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
-) -> Generator:
+def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Model:
     """Loads the model in an exported folder.
 
     Raises:

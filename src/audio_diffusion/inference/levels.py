@@ -47,7 +47,7 @@ def limited_name(name: str, clip: Tensor) -> str:
     return f"{name} (peak {dbfs(peak):+.0f} dBFS)" if peak > 1 else name
 
 
-def told(troubles: dict[str, str], count: int) -> str:
+def summary(troubles: dict[str, str], count: int) -> str:
     """Formats the faults of some of ``count`` clips, by name, in one line; the first five are named."""
     named = [f"{name}: {words}" for name, words in list(troubles.items())[:5]]
     more = [f"and {len(troubles) - 5} more"] if len(troubles) > 5 else []

@@ -1,4 +1,4 @@
-"""Loads a Generator from the file, folder or hub model that a user names."""
+"""Loads a Model from the file, folder or hub model that a user names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from audio_diffusion.inference import checkpoint_reader, exporting
-from audio_diffusion.inference.generator import Generator
+from audio_diffusion.inference.model import Model
 
 
 def read_weights(ckpt: str | Path, weights: str = "ema") -> checkpoint_reader.Weights:
@@ -23,7 +23,7 @@ def read_weights(ckpt: str | Path, weights: str = "ema") -> checkpoint_reader.We
 
 def load(
     ckpt: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
-) -> Generator:
+) -> Model:
     """Loads a trained model, ready to generate.
 
     Args:

@@ -183,10 +183,10 @@ class DiffWave(nn.Module):
         """``[B, C, T] -> [B, C, T]``; T is a multiple of ``self.multiple``, t ``[B]``, cond as prepared by
         ``conditions``."""
         check_input(x_t, self.channels, self.multiple)
-        told = self.conditions(cond)
-        frames = None if told.frames is None else along_time(told.frames, x_t.shape[2] // self.multiple)
+        context = self.conditions(cond)
+        frames = None if context.frames is None else along_time(context.frames, x_t.shape[2] // self.multiple)
         step, h, total = self.step(t), F.relu(self.first(x_t)), None
         for layer in self.layers:
-            h, skipped = layer(h, step, told.vector, frames)
+            h, skipped = layer(h, step, context.vector, frames)
             total = skipped if total is None else total + skipped
         return self.last(F.relu(self.mix(total * len(self.layers) ** -0.5)))

@@ -230,12 +230,12 @@ class UNet1d(nn.Module):
         """``[B, C, T] -> [B, C, T]``; T is a multiple of ``self.multiple``, t ``[B]``, cond as prepared by
         ``conditions``."""
         check_input(x_t, self.channels, self.multiple)
-        told = self.conditions(cond)
-        embedding = self.time(t) if told.vector is None else self.time(t) + told.vector
+        context = self.conditions(cond)
+        embedding = self.time(t) if context.vector is None else self.time(t) + context.vector
         amplified = x_t * self.log_gain(embedding).exp()[:, :, None]
         h = self.patch(torch.cat([x_t, amplified.tanh()], dim=1))
         if self.frames is not None:
-            h = h + along_time(self.frames(told.frames), h.shape[2])
+            h = h + along_time(self.frames(context.frames), h.shape[2])
         skips = []
         # down: residual blocks, whose outputs are kept for the way up
         for level, blocks in enumerate(self.down):
@@ -246,7 +246,7 @@ class UNet1d(nn.Module):
                 h = self.shrink[level](h)
         h = self.attention(self.middle(h, embedding))
         if self.cross is not None:
-            h = self.cross(h, told.tokens, told.mask)
+            h = self.cross(h, context.tokens, context.mask)
         # up: each block also takes the output of its counterpart on the way down
         for level in reversed(range(len(self.up))):
             for block in self.up[level]:  # type: ignore[attr-defined]

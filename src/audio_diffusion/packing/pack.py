@@ -29,7 +29,7 @@ from audio_diffusion.packing.statistics import Tally
 __all__ = ["PackReport", "Source", "pack", "scan_folder", "scan_manifest", "split_of"]
 
 REFUSED, PICTURE = "refused.csv", "manifest.png"
-Told = Callable[[str, int, int, float, float], None]  # stage, files done, files, seconds done, seconds
+Progress = Callable[[str, int, int, float, float], None]  # stage, files done, files, seconds done, seconds
 
 
 @dataclass
@@ -57,7 +57,7 @@ def pack(
     num_workers: int = 1,
     store: RemoteStore | None = None,
     picture: bool = False,
-    progress: Told = lambda *told: None,
+    progress: Progress = lambda *counts: None,
 ) -> PackReport:
     """Decodes every file to its end, and writes shards, indexes, ``manifest.json``, ``refused.csv``, ``manifest.png``.
 
@@ -75,7 +75,7 @@ def pack(
         num_workers: processes that decode.
         store: for sources that are URLs.
         picture: also draw durations, levels and classes.
-        progress: told how far it is.
+        progress: called with stage, files done, files, seconds done and seconds.
 
     Raises:
         ValueError: if the output holds other shards, a number is out of range, or no clip is left to train on.
@@ -128,7 +128,12 @@ def _write_refused(rows: list[tuple[str, str]], output: Path) -> None:
 
 
 def _plan(
-    sources: list[Source], form: Form, val_fraction: float, store: RemoteStore | None, num_workers: int, progress: Told
+    sources: list[Source],
+    form: Form,
+    val_fraction: float,
+    store: RemoteStore | None,
+    num_workers: int,
+    progress: Progress,
 ) -> tuple[Plan, list[list[int]]]:
     """What each source holds, and which are copies. Few files may be cut to hold out their ends: then they are looked
     at for that."""
@@ -144,7 +149,7 @@ def _plan(
     return [look(again[i], store, sources[i]) if i in again else info for i, info in enumerate(plan)], copies
 
 
-def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Told) -> Plan:
+def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Progress) -> Plan:
     """What each source holds, by its header, or why it is refused."""
     plan: Plan = []
     seconds = 0.0
@@ -180,7 +185,7 @@ class _Run:
         form: Form,
         val_fraction: float,
         store: RemoteStore | None,
-        progress: Told,
+        progress: Progress,
     ):
         assert journal.plan is not None
         self.journal, self.form, self.store, self._progress = journal, form, store, progress

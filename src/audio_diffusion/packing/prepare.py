@@ -364,8 +364,8 @@ def _loudness(audio: NDArray[np.float32], sample_rate: int, peak: float, target:
         return 0.0, {"lufs": None}
     wanted_db, most_db = target - loudness, PEAK_DB - 20 * math.log10(peak)
     gain_db, limited = min(wanted_db, most_db), wanted_db > most_db
-    told = {"lufs": round(loudness + gain_db, 2), "gain_db": round(gain_db, 2)}
-    return gain_db, told | ({"gain_limited": True} if limited else {})
+    measured = {"lufs": round(loudness + gain_db, 2), "gain_db": round(gain_db, 2)}
+    return gain_db, measured | ({"gain_limited": True} if limited else {})
 
 
 def _meta(source: Source, known: dict[str, Any]) -> dict[str, Any]:

@@ -148,11 +148,11 @@ def _described(path: Path | str, name: str, label_from_folder: bool, sidecar: st
     if data is None:
         return Source(path, name, fields)
     try:
-        told = {key: value for key, value in read_json(data()).items() if value is not None}
-        for key, value in told.items():
+        given = {key: value for key, value in read_json(data()).items() if value is not None}
+        for key, value in given.items():
             if key not in _KEYS and isinstance(value, str | int | float):  # a list may mean something else
-                refuse_misspelt(key, [known for known in _KEYS if known not in told], f"key {key!r}")
-        return Source(path, name, fields | fields_of(told, sidecar))
+                refuse_misspelt(key, [known for known in _KEYS if known not in given], f"key {key!r}")
+        return Source(path, name, fields | fields_of(given, sidecar))
     except (ValueError, OSError, RemoteError) as error:
         return Source(path, name, fields, f"its sidecar {sidecar} cannot be used: {error}")
 

@@ -58,7 +58,7 @@ def verify(
     place: str,
     num_workers: int = 1,
     store: RemoteStore | None = None,
-    progress: Callable[[int, int, float, float], None] = lambda *told: None,
+    progress: Callable[[int, int, float, float], None] = lambda *counts: None,
 ) -> Verified:
     """Reads all shards of a folder, local or a URL: sizes and hashes against the manifest, indexes against the tars,
     every clip's hash, json and audio to its end, and that no clip comes twice and no source is in two splits.
@@ -204,8 +204,8 @@ def _compare_index(found: _Found, text: bytes | None, built: ShardIndex) -> None
         for column in ("frames", "sample_rate", "channels", "sha256"):
             found.expect(f"its index: {column}", getattr(built, column)[i], getattr(index, column)[i], key)
         for ending, places in built.fields.items():
-            told = index.fields.get(ending, [(0, 0)] * len(built.keys))
-            found.expect(f"its index: place of {ending}", tuple(places[i]), tuple(told[i]), key)
+            stored = index.fields.get(ending, [(0, 0)] * len(built.keys))
+            found.expect(f"its index: place of {ending}", tuple(places[i]), tuple(stored[i]), key)
 
 
 def _check_clips(found: _Found, path: str, built: ShardIndex, needs_json: bool) -> None:
@@ -232,8 +232,8 @@ def _check_fields(found: _Found, memory: memoryview, built: ShardIndex, i: int, 
         if not size:
             continue
         try:
-            told = READERS[ending.rpartition(".")[2]](memory[offset : offset + size])
-            meta = told if ending == "json" and isinstance(told, dict) else meta
+            stored = READERS[ending.rpartition(".")[2]](memory[offset : offset + size])
+            meta = stored if ending == "json" and isinstance(stored, dict) else meta
         except ValueError as error:
             found.say(f"expected {ending} of at most {MAX_JSON_BYTES} bytes that can be read, found: {error}",
                       built.keys[i])  # fmt: skip
@@ -255,8 +255,8 @@ def _check_audio(found: _Found, memory: memoryview, built: ShardIndex, i: int, i
     if info.missing and not is_ours:
         found.say(f"expected audio that decodes to its end, found: {info.missing}", key)
     for column in ("frames", "sample_rate", "channels"):
-        if (told := getattr(built, column)[i]) or is_ours:
-            found.expect(f"{column} in the json", getattr(info, column), told or "none", key)
+        if (stored := getattr(built, column)[i]) or is_ours:
+            found.expect(f"{column} in the json", getattr(info, column), stored or "none", key)
 
 
 def _across(found: list[_Found], stretches: set[str]) -> Iterator[str]:
@@ -287,5 +287,5 @@ def _against(manifest: dict[str, Any], found: list[_Found]) -> Iterator[str]:
             yield f"{MANIFEST}: seconds of {split}: expected {told_seconds:.3f}, found {seconds:.3f}"
     labels = sum((one.labels for one in found), Counter())
     for label in sorted({*labels, *manifest.get("labels", {})}):
-        if (told := manifest.get("labels", {}).get(label, 0)) != labels[label]:
-            yield f"{MANIFEST}: clips with the label {label!r}: expected {told}, found {labels[label]}"
+        if (stored := manifest.get("labels", {}).get(label, 0)) != labels[label]:
+            yield f"{MANIFEST}: clips with the label {label!r}: expected {stored}, found {labels[label]}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from audio_diffusion.data.batch import Clip
+from audio_diffusion.data.batch import Crop
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import Shards
@@ -27,7 +27,7 @@ def clip(encode: Callable[..., bytes], noise: Callable[..., Any]) -> Callable[..
     return lambda seed=0, format="WAV": encode(noise(100, seed=seed), 16_000, format)
 
 
-def clips_of(shard: Path, classes: list[str], **options: Any) -> list[Clip]:
+def clips_of(shard: Path, classes: list[str], **options: Any) -> list[Crop]:
     shards = Shards.open([str(shard)], **options)
     order = ClipOrder(shards.num_clips, None)
     reader = ClipReader([shards], Mixture([order], [1], None), 16_000, classes, None)

@@ -45,7 +45,7 @@ class StopWhenAsked(L.Callback):
             raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         name = file or os.environ.get(signals.STOP_FILE)
         self.file, self.every_n_steps = Path(name) if name else None, every_n_steps
-        self._asked_by = 0  # the request that all ranks know of: _BY_FILE, the signal's number, or 0 for none
+        self._request = 0  # the request that all ranks know of: _BY_FILE, the signal's number, or 0 for none
         self._seen_step, self._looked_at, self._file_is_there = -1, -_SECONDS_BETWEEN_LOOKS, False
         self._listening = contextlib.ExitStack()
 
@@ -53,14 +53,14 @@ class StopWhenAsked(L.Callback):
     def status(self) -> int:
         """Exit status of the program: 128 + the signal's number, or 0 without a signal or if a batch script waits for
         ``<file>.done``."""
-        if self._asked_by in (0, _BY_FILE) or (self.file is not None and self._asked_by != signal.SIGINT):
+        if self._request in (0, _BY_FILE) or (self.file is not None and self._request != signal.SIGINT):
             return 0
-        return 128 + self._asked_by
+        return 128 + self._request
 
-    def asked(self, trainer: L.Trainer) -> int:
+    def request(self, trainer: L.Trainer) -> int:
         """Returns the stop request that this rank knows of, or 0; only rank 0 checks for the file."""
-        if self._asked_by or signals.received():
-            return self._asked_by or signals.received() or 0
+        if self._request or signals.received():
+            return self._request or signals.received() or 0
         if self.file is None or not trainer.is_global_zero:
             return 0
         if not self._file_is_there and time.monotonic() - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
@@ -95,7 +95,7 @@ class StopWhenAsked(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._agree(trainer)
-        if self._asked_by:
+        if self._request:
             raise StopIteration  # ends the loop over the batches
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,17 +106,17 @@ class StopWhenAsked(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         unfinished = trainer.global_step < trainer.max_steps
-        if self._asked_by and unfinished and self.file is not None and trainer.is_global_zero:
+        if self._request and unfinished and self.file is not None and trainer.is_global_zero:
             Path(f"{self.file}.done").touch()
 
     def _agree(self, trainer: L.Trainer) -> None:
-        asked_by = self.asked(trainer)
+        request = self.request(trainer)
         if trainer.world_size > 1:
-            mine = torch.tensor(asked_by, device=trainer.strategy.root_device)
-            asked_by = int(trainer.strategy.reduce(mine, reduce_op="max"))
-        if asked_by and not self._asked_by:
-            self._asked_by = asked_by
-            what = f"{self.file} is there" if asked_by == _BY_FILE else f"{signal.Signals(asked_by).name} received"
+            mine = torch.tensor(request, device=trainer.strategy.root_device)
+            request = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if request and not self._request:
+            self._request = request
+            what = f"{self.file} is there" if request == _BY_FILE else f"{signal.Signals(request).name} received"
             rank_zero_info(f"{what}: stopping at step {trainer.global_step}")
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # Lightning would validate once more
@@ -130,7 +130,7 @@ def stop_of(trainer: L.Trainer) -> StopWhenAsked | None:
 def is_stopping(trainer: L.Trainer) -> bool:
     """Whether the ranks have agreed to stop."""
     stop = stop_of(trainer)
-    return stop is not None and stop._asked_by != 0
+    return stop is not None and stop._request != 0
 
 
 def beat_or_stop(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
@@ -146,5 +146,5 @@ def beat_or_stop(trainer: L.Trainer, doing: str, may_stop: bool = True) -> None:
     """
     beat(trainer, doing)
     stop = stop_of(trainer)
-    if may_stop and stop is not None and stop.asked(trainer):
+    if may_stop and stop is not None and stop.request(trainer):
         raise Interrupted

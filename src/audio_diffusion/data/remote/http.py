@@ -217,8 +217,8 @@ def _check_status(response: aiohttp.ClientResponse) -> None:
     if status == 416:
         raise RemoteError(f"{text}: the object is shorter than its index says", "short")
     if status in (408, 429) or status >= 500:
-        asked = response.headers.get("Retry-After", "")
-        raise RemoteError(text, "server", min(float(asked), _MAX_WAIT_S) if asked.isdigit() else 0.0)
+        delay = response.headers.get("Retry-After", "")
+        raise RemoteError(text, "server", min(float(delay), _MAX_WAIT_S) if delay.isdigit() else 0.0)
     raise RemoteError(text, "refused")
 
 
@@ -232,7 +232,7 @@ def _check_start(response: aiohttp.ClientResponse, start: int) -> None:
     if response.status == 206:
         came = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if came and int(came[1]) != start:
-            raise RemoteError(f"asked for bytes from {start}, the server sent those from {came[1]}", "server")
+            raise RemoteError(f"requested bytes from {start}, the server sent those from {came[1]}", "server")
 
 
 def explain(error: Exception, url: str, stall_s: float) -> RemoteError:

@@ -50,7 +50,7 @@ class Through(Constraint):
         return torch.autograd.grad(audio, leaf, self.transform.decode(v).detach())[0]
 
 
-def known_of(transform: Transform, audio: Tensor, constraint: Callable[[Tensor], Constraint]) -> Constraint:
+def constraint_on_x0(transform: Transform, audio: Tensor, constraint: Callable[[Tensor], Constraint]) -> Constraint:
     """Creates a constraint on x0 from one on audio.
 
     Args:

@@ -71,8 +71,8 @@ class Windowed:
             )
         places = starts(length, self.window, self.hop)
         windows = torch.cat([x_t[..., start : start + self.window] for start in places])
-        told = [self.cond_at(cond, start) for start in places]
-        every = {name: torch.cat([one[name] for one in told]) for name in told[0]}
+        conds = [self.cond_at(cond, start) for start in places]
+        every = {name: torch.cat([one[name] for one in conds]) for name in conds[0]}
         outputs = self._outputs(windows, t.repeat(len(places)), every).chunk(len(places))
         weight = self.weight.to(x_t)
         total, weights = torch.zeros_like(x_t), x_t.new_zeros(length)

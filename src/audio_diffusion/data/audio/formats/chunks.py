@@ -19,7 +19,7 @@ class _Wav(NamedTuple):
     """Header of a WAV: offset of the audio, its size in bytes by the header, and the offsets of the size fields."""
 
     begin: int
-    told: int
+    declared: int
     place: int
     place_64: int  # 0: there is none
 
@@ -54,12 +54,12 @@ def _ends_with_chunks(data: Data, at: int) -> bool:
     return False
 
 
-def _lost(told: int, there: int, sample_bytes: float) -> list[Loss]:
+def _lost(declared: int, there: int, sample_bytes: float) -> list[Loss]:
     """Returns the loss if a file has fewer bytes of audio than its header declares."""
-    if told <= there or sample_bytes <= 0:
+    if declared <= there or sample_bytes <= 0:
         return []
-    reason = f"ends after {there} bytes of audio, though its header says {told}"
-    return [Loss(there / sample_bytes, (told - there) / sample_bytes, reason)]
+    reason = f"ends after {there} bytes of audio, though its header says {declared}"
+    return [Loss(there / sample_bytes, (declared - there) / sample_bytes, reason)]
 
 
 def _riff(data: Data, frames: int, sample_rate: int) -> Layout:
@@ -69,14 +69,14 @@ def _riff(data: Data, frames: int, sample_rate: int) -> Layout:
     start = 0
     while start >= 0 and (wav := _wav(data, start)) is not None:
         there = data.size - wav.begin
-        if wav.told in _UNKNOWN_64 and there and not _ends_with_chunks(data, wav.begin):
+        if wav.declared in _UNKNOWN_64 and there and not _ends_with_chunks(data, wav.begin):
             parts.append(Part(_with_size(start, wav, there)))
             return Layout(parts, losses)
-        if wav.told > there:
-            if not is_placeholder(wav.told):
-                losses += _lost(wav.told, there, there * sample_rate / frames if frames else 0.0)
+        if wav.declared > there:
+            if not is_placeholder(wav.declared):
+                losses += _lost(wav.declared, there, there * sample_rate / frames if frames else 0.0)
             break
-        end = wav.begin + wav.told + wav.told % 2
+        end = wav.begin + wav.declared + wav.declared % 2
         parts.append(Part([(start, min(end, data.size))]))
         start = _following(data, end)
     return Layout(parts if len(parts) > 1 else [], losses)
@@ -103,7 +103,7 @@ def _following(data: Data, at: int) -> int:
     return -1
 
 
-def _told(data: Data) -> tuple[int, int] | None:
+def _data_chunk(data: Data) -> tuple[int, int] | None:
     """Returns (offset, size by the header) of the audio's bytes in AIFF, W64, CAF and AU; None if unknown."""
     head = data.read(0, 16)
     if head[:4] == b".snd":
@@ -149,10 +149,10 @@ def layout(data: Data, frames: int, sample_rate: int) -> Layout:
     head = data.read(0, 12)
     if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
         return _riff(data, frames, sample_rate)
-    told = _told(data)
-    if told is None:
+    found = _data_chunk(data)
+    if found is None:
         return Layout()
-    begin, size = told
+    begin, size = found
     there, losses = data.size - begin, []
     if head[:4] == b"riff" and (size + 24 in _UNKNOWN_64 or size > 1 << 62):  # libsndfile refuses those in memory
         sizes = pack("<Q", data.size), pack("<Q", there + 24)
