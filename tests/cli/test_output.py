@@ -19,8 +19,8 @@ import torch
 from audio_diffusion import Model
 from audio_diffusion.cli.interruption import CtrlC
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
-from audio_diffusion.cli.requests import Input, Sample, samples
-from audio_diffusion.cli.results import regenerated
+from audio_diffusion.cli.requests import samples
+from audio_diffusion.cli.tasks.task import make_task
 from audio_diffusion.data.held_out import real_clips
 
 
@@ -86,7 +86,7 @@ def test_files_of_unlike_length_are_padded_and_named(model: Model, tmp_path: Pat
         "task": "interpolate", "input": [str(tmp_path / "short.wav"), str(tmp_path / "long.wav")], "num_samples": None,
         "labels": None, "cond": None, "seed": 0,
     }  # fmt: skip
-    (sample,) = samples(model, options)
+    (sample,) = samples(model, options, make_task({**options, "at": [0.5], "strength": 0.9, "num_steps": 5}))
     short, long = sample.files
     assert short.clip.shape == long.clip.shape == (1, 1000)
     assert not short.clip[:, 700:].any()
@@ -100,12 +100,11 @@ def test_files_of_unlike_length_are_padded_and_named(model: Model, tmp_path: Pat
         ({"task": "inpaint", "regions": [[0.1, 0.2]]}, [(0.1, 0.2)]),
         ({"task": "outpaint", "before": 0.5, "after": 0.25}, [(0.0, 0.5), (1.5, 1.75)]),
         ({"task": "continue", "seconds": 0.5}, [(1.0, 1.5)]),
-        ({"task": "vary"}, []),
+        ({"task": "vary", "strength": 0.5}, []),
     ],
 )
 def test_regenerated_regions_are_shaded(options: dict[str, Any], made: list[tuple[float, float]]) -> None:
-    sample = Sample(0, 0, files=(Input(Path("a.wav"), None, torch.zeros(1, 8000)),))
-    assert regenerated(sample, options, 8000) == made
+    assert make_task(options).regenerated(1.0) == made
 
 
 def test_real_clips_have_their_own_titles(model: Model, drum_shards: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from audio_diffusion.cli.requests import _clipped
+from audio_diffusion.cli.tasks.declip import find_clipped
 from audio_diffusion.data.audio.recording import probe, read_file
 
 
@@ -24,7 +24,7 @@ def test_clipped_samples_are_found_at_any_rate(sample_rate: int, tmp_path: Path)
     path = tmp_path / "a.wav"
     was = write(path, sample_rate, 0.3)
     clip = read_file(path, 16000, 1)
-    found, note = _clipped(path, probe(path), clip, 16000, None)
+    found, note = find_clipped(path, probe(path), clip, 16000, None)
     assert found.shape == clip.shape
     share = was.float().mean().item()
     assert 0 <= int(note.split()[0]) - int(was.sum()) < 5  # those within a 16-bit step of the level as well
@@ -41,7 +41,7 @@ def test_a_file_that_is_not_clipped_is_refused(tmp_path: Path) -> None:
     write(path, 16000, 1.0)
     clip = read_file(path, 8000, 1)
     with pytest.raises(ValueError, match="it is not clipped: 1 of 8000 samples are at its peak of"):
-        _clipped(path, probe(path), clip, 8000, None)
+        find_clipped(path, probe(path), clip, 8000, None)
     with pytest.raises(ValueError, match=r"none of its samples is at level=1.5 or above; its peak is 1.0000"):
-        _clipped(path, probe(path), clip, 8000, 1.5)
-    assert "are at the clip level 0.5000 or above" in _clipped(path, probe(path), clip, 8000, 0.5)[1]
+        find_clipped(path, probe(path), clip, 8000, 1.5)
+    assert "are at the clip level 0.5000 or above" in find_clipped(path, probe(path), clip, 8000, 0.5)[1]

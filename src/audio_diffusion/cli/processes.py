@@ -13,9 +13,9 @@ import torch
 
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.cli.own_parts import sampler_of
-from audio_diffusion.cli.requests import Sample, guidance_of
-from audio_diffusion.cli.results import Result
-from audio_diffusion.cli.tasks import perform
+from audio_diffusion.cli.requests import guidance_of
+from audio_diffusion.cli.samples import Result, Sample
+from audio_diffusion.cli.tasks.task import Task, make_task
 from audio_diffusion.inference.checkpoint_reader import device_of
 from audio_diffusion.inference.loading import load as load_model
 from audio_diffusion.inference.model import Model
@@ -51,7 +51,7 @@ def load(options: dict[str, Any], device: str) -> Model:
     return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
 
 
-_worker: tuple[Model, dict[str, Any]] | None = None  # model and options, in a worker process
+_worker: tuple[Model, Task] | None = None  # of a worker process
 
 
 def _begin(options: dict[str, Any], devices: Any) -> None:
@@ -59,7 +59,7 @@ def _begin(options: dict[str, Any], devices: Any) -> None:
     global _worker
     signals.end_with_parent()  # otherwise a SIGTERM to all processes would end only the parent
     torch.set_num_threads(max(1, torch.get_num_threads() // options["devices"]))
-    _worker = load(options, devices.get()), options
+    _worker = load(options, devices.get()), make_task(options)
 
 
 def _work(batch: bytes) -> bytes | str:
@@ -68,8 +68,9 @@ def _work(batch: bytes) -> bytes | str:
     Batch and results are passed as bytes: in shared memory each clip would be an open file.
     """
     assert _worker is not None
+    model, task = _worker
     try:
-        return pickle.dumps(perform(*_worker, pickle.loads(batch)))
+        return pickle.dumps(task.perform(model, pickle.loads(batch)))
     except ValueError as error:
         return str(error)
 
@@ -90,7 +91,7 @@ def _in_order(pool: ProcessPoolExecutor, work: Sequence[list[Sample]], ahead: in
 
 
 def run(
-    model: Model, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
+    model: Model, task: Task, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
 ) -> Iterator[list[Result]]:
     """Yields the results of each batch, in order, from this process or from one for each of several devices.
 
@@ -99,7 +100,7 @@ def run(
         BrokenProcessPool: if a process was killed.
     """
     if len(devices) == 1:
-        yield from (perform(model, options, batch) for batch in work)
+        yield from (task.perform(model, batch) for batch in work)
         return
     context = multiprocessing.get_context("spawn")  # a GPU cannot be used in a forked process
     places = context.Queue()

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from audio_diffusion.cli.requests import Sample
+from audio_diffusion.cli.samples import Result, Sample
+from audio_diffusion.cli.tasks.task import Task
 from audio_diffusion.data.audio.reading import write_audio
 from audio_diffusion.inference.levels import trouble
 from audio_diffusion.metrics import pictures
@@ -20,16 +19,7 @@ COLUMNS, ROWS = 10, 5  # clips in the picture
 _EXACT = {"PCM_U8": "PCM_16", "PCM_S8": "PCM_16", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
 
 
-@dataclass
-class Result:
-    """The results of one sample: clips ``[C, T]``, the suffix of each clip's name, and figures."""
-
-    clips: list[Tensor]
-    suffixes: list[str] = field(default_factory=lambda: [""])
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
-def subtype_of(sample: Sample, task: str, format: str) -> str:
+def subtype_of(sample: Sample, task: Task, format: str) -> str:
     """Chooses the encoding of a file, so that the kept parts of an input are stored exactly if the format permits.
 
     Generated audio has 16 bits. An edited file has as many bits as its input (at least 16), or floats if the input was
@@ -40,7 +30,7 @@ def subtype_of(sample: Sample, task: str, format: str) -> str:
     if not files:
         return "PCM_16"
     kinds = {None if converted else _EXACT.get(kind) for kind, converted in files}
-    if task == "declip" or None in kinds:
+    if task.exceeds_full_scale or None in kinds:
         return "PCM_24" if format == "flac" else "FLOAT"
     return max(str(kind) for kind in kinds)  # PCM_24 if both occur
 
@@ -56,7 +46,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_files(
-    requests: Sequence[Sample], results: Sequence[Result], folder: Path, sample_rate: int, task: str, format: str
+    requests: Sequence[Sample], results: Sequence[Result], folder: Path, sample_rate: int, task: Task, format: str
 ) -> list[dict[str, Any]]:
     """Writes <index>_<name>.<format>; returns the record of each file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,24 +72,11 @@ def write_record(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
     path.write_text(json.dumps({**about, "files": rows}, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
 
 
-def regenerated(sample: Sample, options: Mapping[str, Any], sample_rate: int) -> list[tuple[float, float]]:
-    """The generated regions of a result, (start, end) in seconds; empty for tasks that change the whole clip."""
-    task = options["task"]
-    if task == "inpaint":
-        return [(start, end) for start, end in options["regions"]]
-    if task not in ("outpaint", "continue"):
-        return []
-    seconds = sample.files[0].clip.shape[-1] / sample_rate
-    before, after = (options["before"], options["after"]) if task == "outpaint" else (0, options["seconds"])
-    parts = [(0.0, before), (before + seconds, before + seconds + after)]
-    return [(start, end) for start, end in parts if end > start]
-
-
 def draw(
     shown: Sequence[tuple[Sample, Result]],
     real: Sequence[tuple[str, Tensor | None]],
     sample_rate: int,
-    options: Mapping[str, Any],
+    task: Task,
     path: Path,
 ) -> Path:
     """Draws the picture: inputs, or real clips with titles, above the results.
@@ -115,7 +92,10 @@ def draw(
             for sample, result in shown[:ROWS]
         ]
     else:
-        made = [regenerated(sample, options, sample_rate) for sample, _ in shown]
+        made = [
+            task.regenerated(sample.files[0].clip.shape[-1] / sample_rate) if sample.files else []
+            for sample, _ in shown
+        ]
         title = "result" if of_files else "generated"
         rows = [pictures.Row(title, [result.clips[0] for _, result in shown], names, made)]
         if of_files and all(sample.files[0].info for sample, _ in shown):
@@ -124,8 +104,3 @@ def draw(
             titles = [title if clip is not None else f"no {title!r}\nis held out" for title, clip in real]
             rows.insert(0, pictures.Row("real", [clip for _, clip in real], titles))
     return pictures.save(pictures.sample_grid(rows, sample_rate), path)
-
-
-def to_cpu(audio: Tensor) -> list[Tensor]:
-    """Splits ``[B, C, T]`` into B clips ``[C, T]`` on the CPU."""
-    return list(torch.unbind(audio.detach().cpu().contiguous()))

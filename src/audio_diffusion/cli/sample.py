@@ -7,6 +7,7 @@ python sample.py ckpt=runs/mine task=inpaint input=hit.wav 'regions=[[0.2,0.4]]'
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -23,15 +24,15 @@ from audio_diffusion.cli.interruption import CtrlC, end
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.cli.processes import devices_of, load, run
-from audio_diffusion.cli.requests import Sample, batches, samples
-from audio_diffusion.cli.results import COLUMNS, Result, draw, sha256_of, write_files, write_record
+from audio_diffusion.cli.requests import batches, samples
+from audio_diffusion.cli.results import COLUMNS, draw, sha256_of, write_files, write_record
+from audio_diffusion.cli.samples import Result, Sample
+from audio_diffusion.cli.tasks.task import Task, make_task
 from audio_diffusion.data.batch import counted
 from audio_diffusion.data.held_out import real_clips
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.inference.levels import summary
 from audio_diffusion.inference.model import Model
-
-FAILED_DB = -10.0  # error of an inversion from which on it is audible next to the clip
 
 
 def announce(model: Model, options: dict[str, Any], requests: list[Sample], devices: list[str]) -> None:
@@ -50,6 +51,7 @@ def announce(model: Model, options: dict[str, Any], requests: list[Sample], devi
 class Work:
     """The results so far."""
 
+    task: Task
     output: Path
     is_named: bool  # whether the user named the folder; else a new one is created with the first result
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -59,7 +61,7 @@ class Work:
         """Writes the results of a batch."""
         if not self.rows and not self.is_named:
             self.output = claim(self.output)
-        self.rows += write_files(batch, results, self.output, sample_rate, options["task"], options["format"])
+        self.rows += write_files(batch, results, self.output, sample_rate, self.task, options["format"])
         self.shown += list(zip(batch, results, strict=True))[: COLUMNS - len(self.shown)]
 
 
@@ -79,7 +81,7 @@ def make(model: Model, options: dict[str, Any], requests: list[Sample], devices:
                 bar.update(0)
 
             model.net.register_forward_pre_hook(called)
-        for batch, results in zip(planned, run(model, options, planned, devices), strict=True):
+        for batch, results in zip(planned, run(model, work.task, options, planned, devices), strict=True):
             with ctrl_c.held():
                 work.write(batch, results, model.sample_rate, options)
                 bar.update(len(batch))
@@ -105,13 +107,13 @@ def record(model: Model, options: dict[str, Any], work: Work) -> Path:
 def main(cfg: DictConfig) -> None:
     """Loads the model, generates batch by batch, and writes the results."""
     options: dict[str, Any] = config.to_plain(cfg)
-    task, devices = options["task"], devices_of(options["device"], options["devices"])
+    task, devices = make_task(options), devices_of(options["device"], options["devices"])
     model = load(options, devices[0] if len(devices) == 1 else "cpu")
-    requests = samples(model, options)
+    requests = samples(model, options, task)
     announce(model, options, requests, devices)
 
-    default = default_folder(model, options["ckpt"], task)
-    work = Work(Path(options["output"] or default), options["output"] is not None)
+    default = default_folder(model, options["ckpt"], options["task"])
+    work = Work(task, Path(options["output"] or default), options["output"] is not None)
     if work.is_named and (note := note_of(work.output)):
         print(note)
     interrupted = False
@@ -126,28 +128,25 @@ def main(cfg: DictConfig) -> None:
         end(f"{counted(len(work.rows), 'file')} finished and kept: {work.output}/   how each was made: {written}")
 
     real = []
-    if task == "generate":
+    if options["task"] == "generate":
         real = real_clips(model.config, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
-    picture = draw(work.shown, real, model.sample_rate, options, beside(work.output, ".png"))
-    tell(work.rows, task, options["format"])
+    picture = draw(work.shown, real, model.sample_rate, task, beside(work.output, ".png"))
+    for line in notes(work.rows, task, options["format"]):
+        print(line)
     if work.output.name != default.name and not work.is_named:
         print(f"{default} is of an earlier command: a new folder was made")
     print(f"{counted(len(work.rows), 'file')}: {work.output}/   how each was made: {written}   picture: {picture}")
 
 
-def tell(rows: list[dict[str, Any]], task: str, format: str) -> None:
-    """Prints notes about the files."""
+def notes(rows: list[dict[str, Any]], task: Task, format: str) -> Iterator[str]:
+    """Yields the lines about the files that are printed at the end."""
     clipped = sum(row["samples_clipped"] > 0 for row in rows)
     if clipped:
-        print(f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files")
+        yield f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files"
     if troubles := {row["file"]: row["trouble"] for row in rows if "trouble" in row}:
-        print(f"warning: {summary(troubles, len(rows))}")
+        yield f"warning: {summary(troubles, len(rows))}"
     if format == "flac" and any(row["subtype"] == "PCM_24" for row in rows):
-        print("FLAC holds no floats: 24 bits; format=wav keeps every bit")
-    if task == "interpolate":
-        worst = max(max(row["round_trip_error_db"]) for row in rows)
-        print(f"to noise and back: {worst:.1f} dB at worst (0 dB would be the clip's own level)")
-        if worst > FAILED_DB:
-            print("the network does not know such sounds well enough to come back to them: doubt what is between")
+        yield "FLAC holds no floats: 24 bits; format=wav keeps every bit"
+    yield from task.notes(rows)
     kinds = ", ".join(sorted({row["subtype"] for row in rows}))
-    print(f"listen with any player: the files are {format.upper()} ({kinds}), named <index>_<name>.{format}")
+    yield f"listen with any player: the files are {format.upper()} ({kinds}), named <index>_<name>.{format}"

@@ -330,7 +330,7 @@ class Model:
         self, audio: Tensor, strength: float, seeds: Seeds, labels: Labels = None, *, cond: Given = None
     ) -> Tensor:
         """Regenerates the clip to the degree ``strength``: 0 returns the clip itself, 1 a fresh sample (SDEdit)."""
-        made = self._edit(audio, seeds, labels, cond, strength=strength)
+        made = self.edit(audio, seeds, labels, cond, strength=strength)
         return audio.clone() if strength == 0 else made
 
     def interpolate(
@@ -396,7 +396,7 @@ class Model:
         if not 0 < cutoff < self.sample_rate / 2:
             raise ValueError(f"cutoff: expected Hz inside (0, {self.sample_rate / 2:g}), got {cutoff}")
         part = cutoff / self.sample_rate
-        made = self._edit(audio, seeds, labels, cond, lambda clip: LowBand(clip, part))
+        made = self.edit(audio, seeds, labels, cond, lambda clip: LowBand(clip, part))
         return LowBand(audio, part).onto(made)  # again at the clip's own length: the generated signal may be longer
 
     def declip(
@@ -439,7 +439,7 @@ class Model:
         def unclipped(clip: Tensor) -> Constraint:
             return Unclipped(clip, F.pad(clipped, (0, clip.shape[-1] - clipped.shape[-1])).to(clip.device))
 
-        made = self._edit(audio, seeds, labels, cond, unclipped)
+        made = self.edit(audio, seeds, labels, cond, unclipped)
         made = torch.where(audio > 0, made.maximum(audio), made.minimum(audio))  # decoding rounds
         return torch.where(clipped, made, audio)
 
@@ -543,11 +543,11 @@ class Model:
             return Kept(clip, mask.to(clip.device).expand(len(clip), 1, -1))
 
         made = audio.clone()
-        edited = self._edit(audio[..., near], seeds, labels, cond, kept)
+        edited = self.edit(audio[..., near], seeds, labels, cond, kept)
         made[..., near] = torch.where(seen.to(audio.device), audio[..., near], edited)
         return made
 
-    def _edit(
+    def edit(
         self,
         audio: Tensor,
         seeds: Seeds,
@@ -556,7 +556,17 @@ class Model:
         constraint: Callable[[Tensor], Constraint] | None = None,
         strength: float = 1.0,
     ) -> Tensor:
-        """Applies ``diffusion.editing.vary.edit`` to audio; ``constraint`` is called with the padded clip."""
+        """Regenerates clips under a constraint; the methods above and tasks of your own consist of it.
+
+        Args:
+            audio: clips ``[B, C, T]``.
+            seeds: one per clip.
+            labels: class names, one per clip.
+            cond: other conditions by name.
+            constraint: called with the clips, padded with silence to the length that is generated; returns what the
+                result must satisfy, see ``diffusion.editing.constraints``. None for no constraint.
+            strength: 0 returns the clips themselves, 1 fresh samples (SDEdit).
+        """
         self._check(audio, seeds)
         length = self._length(audio.shape[-1])
         padded = length.pad(audio.to(self.device))

@@ -125,7 +125,7 @@ def check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
             raise ConfigError(f"{name}: {problem}")
 
 
-def _load(target: str) -> Any:
+def load_object(target: str) -> Any:
     """Imports the object that a dotted ``_target_`` names.
 
     Raises:
@@ -157,7 +157,7 @@ def arguments_of(target: str) -> set[str]:
     Raises:
         ConfigError: if it cannot be imported.
     """
-    return set(_signature(_load(target)))
+    return set(_signature(load_object(target)))
 
 
 def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> list[str]:
@@ -171,7 +171,7 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
     problems = []
     for place, target in _targets(node, path):
         try:
-            parameters = _signature(_load(target["_target_"]))
+            parameters = _signature(load_object(target["_target_"]))
         except ConfigError as error:
             problems.append(f"{place}._target_: {error}")
             continue
@@ -205,7 +205,7 @@ def _make(node: Any, path: str, given: dict[str, Any]) -> Any:
     arguments = {k: _make(v, f"{path}.{k}", {}) for k, v in node.items() if k not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return arguments
-    target, arguments = _load(node["_target_"]), {**arguments, **given}
+    target, arguments = load_object(node["_target_"]), {**arguments, **given}
     if node.get("_partial_"):
         return partial(target, **arguments)
     try:

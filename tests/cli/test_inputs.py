@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from audio_diffusion.cli.requests import _paths
+from audio_diffusion.cli.inputs import find_files
 from audio_diffusion.inference.targets import ConfigError
 
 
@@ -20,14 +20,16 @@ def test_of_a_folder_all_audio_is_taken_and_the_rest_is_named(
     (tmp_path / "e.wav").mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert [path.name for path in _paths(str(tmp_path), ("wav",))] == ["a.wav", "b.WAV", "c.wave", "d"]
+        assert [path.name for path in find_files(str(tmp_path), ("wav",))] == ["a.wav", "b.WAV", "c.wave", "d"]
     for number in range(7):
         (tmp_path / f"notes{number}.txt").write_text("words")
     with pytest.warns(UserWarning, match=r"left out, as they hold no audio: notes0.txt, .*, notes4.txt and 2 more"):
-        assert len(_paths([str(tmp_path), str(tmp_path / "notes0.txt")], ("wav",))) == 5  # what is named is not judged
+        assert (
+            len(find_files([str(tmp_path), str(tmp_path / "notes0.txt")], ("wav",))) == 5
+        )  # named files are not filtered
 
 
 def test_a_folder_without_audio_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("words")
     with pytest.raises(ConfigError, match=r"holds none of wav, flac, only notes.txt"):
-        _paths(str(tmp_path), ("wav", "flac"))
+        find_files(str(tmp_path), ("wav", "flac"))
