@@ -102,9 +102,16 @@ def test_an_encoder_in_the_current_folder_is_found_again(
     call(tmp_path, "train.py", "condition=caption", f"data.train={shards}", *TINY, *small["caption"][1:], encoder)
     assert f"encoder: {tmp_path}/enc\n" in (tmp_path / "runs/run/config.yaml").read_text()
     assert call(tmp_path, "sample.py", "ckpt=runs/run", "num_samples=1", "cond={caption: rain}") == ["000_rain.wav"]
-    call(tmp_path, "evaluate.py", "ckpt=runs/run", "num_clips=2", "flow=null", "bound.num_levels=2")
+    call(
+        tmp_path,
+        "evaluate.py",
+        "ckpt=runs/run",
+        "num_clips=2",
+        "metrics.likelihood.flow=null",
+        "metrics.likelihood.bound.num_levels=2",
+    )
     evaluation = json.loads((tmp_path / "runs/run/evaluation/evaluation.json").read_text())
-    assert evaluation["likelihood"]["clips"] == 2
+    assert evaluation["metrics"]["likelihood"]["clips"] == 2
 
 
 @pytest.fixture(scope="module")

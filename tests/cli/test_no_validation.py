@@ -28,13 +28,19 @@ def test_training_sampling_and_evaluation_without_held_out_shards(
     assert list((tmp_path / "one" / "samples").rglob("*.wav"))
     made = launch(tmp_path, "sample.py", "ckpt=one", "num_samples=2", "device=cpu")
     assert made.wait() == [0], made.text
-    refused = launch(tmp_path, "evaluate.py", "ckpt=one", "device=cpu", "flow=null")
+    refused = launch(tmp_path, "evaluate.py", "ckpt=one", "device=cpu", "metrics.likelihood.flow=null")
     assert refused.wait() == [2]
     assert "error: data: expected held-out shards (val-*.tar) in all, found none; give shards to eval" in refused.text
     assert "Traceback" not in refused.text
     if options == ["val_every_steps=null"]:
         done = launch(
-            tmp_path, "evaluate.py", "ckpt=one", "device=cpu", "flow=null", "data=all/train-*.tar", "num_clips=2"
+            tmp_path,
+            "evaluate.py",
+            "ckpt=one",
+            "device=cpu",
+            "metrics.likelihood.flow=null",
+            "data=all/train-*.tar",
+            "num_clips=2",
         )
         assert done.wait() == [0], done.text
 

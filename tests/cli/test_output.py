@@ -165,13 +165,14 @@ def test_ctrl_c_in_an_evaluation_keeps_the_figures_of_what_is_finished(
 ) -> None:
     running = launch(
         tmp_path, "evaluate.py", f"ckpt={tiny_checkpoint}", "device=cpu", f"data={drum_shards}/train-*.tar",
-        "num_clips=null", "batch_size=1", "bound.num_levels=500", "flow=null", "output=out",
+        "num_clips=null", "batch_size=1", "metrics.likelihood.bound.num_levels=500", "metrics.likelihood.flow=null",
+        "output=out",
     )  # fmt: skip
-    running.until(lambda: re.search(r"[1-9]batch", running.text))  # the first of them is done
+    running.until(lambda: re.search(r"[1-9]clip", running.text))  # the first of them is done
     os.killpg(running.pids[0], signal.SIGINT)
     assert running.wait() == [130], running.text
     assert "Traceback" not in running.text
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["likelihood"]
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["interrupted"]
     clips = f"{found['clips']} clip" + "s" * (found["clips"] > 1)
     said = f"interrupted: the figures are of the {clips} that were finished; kept in out/"
@@ -184,10 +185,14 @@ def test_ctrl_c_before_anything_is_made_is_one_line(
 ) -> None:
     slow = {
         "sample.py": ["num_samples=1", "sampler=ddim", "sampler.num_steps=1000"],
-        "evaluate.py": [f"data={drum_shards}/train-*.tar", "bound.num_levels=100000", "flow=null"],
+        "evaluate.py": [
+            f"data={drum_shards}/train-*.tar",
+            "metrics.likelihood.bound.num_levels=100000",
+            "metrics.likelihood.flow=null",
+        ],
     }[program]
     running = launch(tmp_path, program, f"ckpt={tiny_checkpoint}", "device=cpu", "output=out", *slow)
-    running.until(lambda: "0/1" in running.text or "0batch" in running.text)
+    running.until(lambda: "0/1" in running.text or "0clip" in running.text)
     os.killpg(running.pids[0], signal.SIGINT)
     assert running.wait() == [130], running.text
     assert "Traceback" not in running.text

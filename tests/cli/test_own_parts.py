@@ -106,15 +106,24 @@ def test_all_programs_run_the_code_of_a_package_that_the_user_names(
     trusted = "trust=[own_parts_pkg]"
     program("sample.py", "ckpt=runs/own", "num_samples=1", trusted)
     assert len(list((project / "runs/own/generated").glob("*.wav"))) == 1
-    assert "variational bound" in program("evaluate.py", "ckpt=runs/own", "num_clips=2", "flow=null", trusted)
+    assert "variational bound" in program(
+        "evaluate.py", "ckpt=runs/own", "num_clips=2", "metrics.likelihood.flow=null", trusted
+    )
     program("export.py", "ckpt=runs/own", "output=exported", trusted)
-    of_export = ["ckpt=exported", "num_clips=2", "flow=null", trusted]  # an exported model does not know its data
+    of_export = [
+        "ckpt=exported",
+        "num_clips=2",
+        "metrics.likelihood.flow=null",
+        trusted,
+    ]  # an exported model does not know its data
     assert "give shards: data=SHARDS" in program("evaluate.py", *of_export, status=2)
     program("evaluate.py", *of_export, f"data={drum_shards}")
     figures = [
         folder / "evaluation.json" for folder in (project / "runs/own/evaluation", project / "exported_evaluation")
     ]
-    ours, exported = (json.loads(file.read_text())["likelihood"]["bound"]["bits_per_dim"] for file in figures)
+    ours, exported = (
+        json.loads(file.read_text())["metrics"]["likelihood"]["bound"]["bits_per_dim"] for file in figures
+    )
     assert ours == exported
 
     monkeypatch.syspath_prepend(str(project))

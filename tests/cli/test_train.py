@@ -233,7 +233,7 @@ def test_sample_says_what_is_wrong(run_program: Run, trained: Path, arguments: l
     assert "Traceback" not in done.stderr
 
 
-FEW = ("bound.num_levels=2", "flow.tolerance=0.1", "device=cpu")
+FEW = ("metrics.likelihood.bound.num_levels=2", "metrics.likelihood.flow.tolerance=0.1", "device=cpu")
 
 
 def test_evaluate_prints_and_writes_bits_that_agree_with_training(
@@ -247,9 +247,9 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(
     folder = trained / "runs" / "one" / "evaluation"
     assert (folder / "noise_levels.png").is_file()
     results = json.loads((folder / "evaluation.json").read_text())
-    assert (results["step"], results["likelihood"]["clips"]) == (step, 6)
-    bound, flow = results["likelihood"]["bound"], results["likelihood"]["flow"]
-    assert results["likelihood"]["dimensions"] == 6 * 2048
+    assert (results["step"], results["clips"], results["metrics"]["likelihood"]["clips"]) == (step, 6, 6)
+    bound, flow = results["metrics"]["likelihood"]["bound"], results["metrics"]["likelihood"]["flow"]
+    assert results["metrics"]["likelihood"]["dimensions"] == 6 * 2048
     assert bound["bits_per_dim"] == pytest.approx(metrics(trained / "runs/one", "val/bits_per_dim")[step], rel=1e-4)
     assert flow["monte_carlo_error"] is None  # one repeat
     assert 0 < flow["bits_per_dim"] < 50  # a network after few steps may do worse than the 16 bits of the file
@@ -259,7 +259,7 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(
         *FEW,
     )  # fmt: skip
     assert other.returncode == 0, other.stderr
-    again = json.loads((trained / "other" / "evaluation.json").read_text())["likelihood"]
+    again = json.loads((trained / "other" / "evaluation.json").read_text())["metrics"]["likelihood"]
     assert again["bound"]["bits_per_dim"] == pytest.approx(bound["bits_per_dim"], rel=1e-4)
     assert again["flow"]["bits_per_dim"] == pytest.approx(flow["bits_per_dim"], rel=1e-3)
 
@@ -270,10 +270,25 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(
         (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
         (["ckpt=runs/one", "data=nowhere-*.tar"], "error: data: shards: expected files at 'nowhere-*.tar'"),
         (["ckpt=runs/one", "num_clips=0"], "num_clips: expected at least 1, got 0"),
-        (["ckpt=runs/one", "bound.num_levels=0"], "bound.num_levels: expected at least 1, got 0"),
-        (["ckpt=runs/one", "flow.tolerance=2"], "flow.tolerance: expected between 0 and 1, got 2"),
-        (["ckpt=runs/one", "flow.tolerence=2"], "Did you mean 'tolerance'?"),
-        (["ckpt=runs/one", "flow=null", "bound=null"], "bound, flow: both are null"),
+        (
+            ["ckpt=runs/one", "metrics.likelihood.bound.num_levels=0"],
+            "metrics.likelihood.bound.num_levels: expected at least 1, got 0",
+        ),
+        (
+            ["ckpt=runs/one", "metrics.likelihood.flow.tolerance=2"],
+            "metrics.likelihood.flow.tolerance: expected between 0 and 1, got 2",
+        ),
+        (["ckpt=runs/one", "metrics.likelihood.flow.tolerence=2"], "Did you mean 'tolerance'?"),
+        (
+            ["ckpt=runs/one", "metrics.likelihood.flow=null", "metrics.likelihood.bound=null"],
+            "metrics.likelihood.bound, flow: both are null",
+        ),
+        (["ckpt=runs/one", "flow.tolerance=2"], "flow.tolerance=2: write metrics.likelihood.flow.tolerance=2"),
+        (["ckpt=runs/one", "metrics=[]"], "metrics: expected at least one"),
+        (["ckpt=runs/one", "metrics=[likelyhood]"], "Did you mean 'likelihood'?"),
+        ([], "ckpt: expected a model, ckpt=RUN, or a folder of audio, folder=AUDIO; got neither"),
+        (["folder=nowhere", "reference=x"], "folder: expected a folder of audio files, but 'nowhere' is none"),
+        (["folder=."], "reference: expected shards or a folder of audio to compare folder with"),
     ],
 )
 def test_evaluate_says_what_is_wrong(run_program: Run, trained: Path, arguments: list[str], message: str) -> None:

@@ -21,8 +21,8 @@ _FLAGS = {
 _SWEEP = ("--multirun", "-m")
 #: options whose value is a word, whatever it looks like: name=123
 _WORDS = {
-    "name", "run_dir", "ckpt", "init", "weak_ckpt", "output", "real", "input", "verify", "manifest", "shards",
-    "negative", "device", "data.train", "data.val",
+    "name", "run_dir", "ckpt", "init", "weak_ckpt", "output", "real", "input", "verify", "manifest", "reference",
+    "folder", "negative", "device", "data.train", "data.val",
 }  # fmt: skip
 _EXAMPLES = {
     "train": "max_steps=100", "sample": "num_samples=16", "evaluate": "num_clips=16", "export": "weights=raw",
@@ -102,12 +102,27 @@ def prepare(arguments: Sequence[str], program: str) -> list[str]:
     """
     flags, options = _split(arguments)
     if program == "evaluate":  # to Hydra, data is the group of train.yaml, and data=SHARDS the name of a file in it
-        options = [f"shards={o.removeprefix('data=')}" if o.startswith("data=") else o for o in options]
+        options = [f"reference={o.removeprefix('data=')}" if o.startswith("data=") else o for o in options]
+        _refuse_moved(options)
     for option in options:
         _refuse_positions(option, options, program)
     if any(flag in _SWEEP for flag in flags):
         raise ConfigError(_one_command_a_run(options, program))
     return [*flags, *map(_readable, options)]
+
+
+def _refuse_moved(options: Sequence[str]) -> None:
+    """Explains options of evaluate.py that have other names now.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    for option in options:
+        name = option.partition("=")[0]
+        if name.partition(".")[0] in ("bound", "flow"):
+            raise ConfigError(f"{option}: write metrics.likelihood.{option}")
+        if name == "shards":
+            raise ConfigError(f"{option}: write data={option.removeprefix('shards=')}")
 
 
 def without_flags(arguments: Sequence[str]) -> list[str]:

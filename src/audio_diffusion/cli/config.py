@@ -166,7 +166,12 @@ def _one_line(text: str) -> str:
 #: root keys whose values are integers
 _INTEGERS = ("seed", "max_steps", "batch_size", "val_every_steps", "log_every_steps")
 #: optional config groups, by program
-_MAY_BE_NONE = {"train": ("logger", "diffusion/weight"), "sample": ("sampler",), "learnt": ("sampler",)}
+_MAY_BE_NONE = {
+    "train": ("logger", "diffusion/weight"),
+    "sample": ("sampler",),
+    "evaluate": ("sampler",),
+    "learnt": ("sampler",),
+}
 
 
 def _none_as_list(option: str, config_name: str) -> str:

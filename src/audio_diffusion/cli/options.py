@@ -16,8 +16,9 @@ SAMPLE = {
     "format": str, "output": str | None, "real": str | None, "trust": list[str],
 }  # fmt: skip
 EVALUATE = {
-    "ckpt": str, "shards": str | None, "num_clips": int | None, "weights": str, "batch_size": int, "seed": int,
-    "device": str, "output": str | None, "trust": list[str], "bound": dict | None, "flow": dict | None,
+    "ckpt": str | None, "folder": str | None, "reference": str | None, "num_clips": int | None,
+    "num_generated": int | None, "guidance_scale": float | None, "weights": str, "batch_size": int, "seed": int,
+    "device": str, "output": str | None, "trust": list[str],
 }  # fmt: skip
 EXPORT = {"ckpt": str, "output": str, "weights": str, "trust": list[str]}
 NUMBERS: dict[str, tuple[type, ...]] = {
@@ -63,10 +64,15 @@ def _check_sample(options: dict[str, Any]) -> None:
 
 def _check_evaluate(options: dict[str, Any]) -> None:
     check_types(options, EVALUATE)
-    _check_counts(options, "num_clips", "batch_size")
+    _check_counts(options, "num_clips", "num_generated", "batch_size")
     _check_seed(options)
-    if not options["bound"] and not options["flow"]:
-        raise ConfigError("bound, flow: both are null, which leaves nothing to evaluate")
+    if (options["ckpt"] is None) == (options["folder"] is None):
+        got = "neither" if options["ckpt"] is None else "both"
+        raise ConfigError(f"ckpt: expected a model, ckpt=RUN, or a folder of audio, folder=AUDIO; got {got}")
+    if options["folder"] is not None and not Path(options["folder"]).is_dir():
+        raise ConfigError(f"folder: expected a folder of audio files, but {options['folder']!r} is none")
+    if options["folder"] is not None and options["reference"] is None:
+        raise ConfigError("reference: expected shards or a folder of audio to compare folder with, got nothing")
 
 
 def _check_make_shards(options: dict[str, Any]) -> None:

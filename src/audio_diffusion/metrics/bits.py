@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.seeding import generator_for
-from audio_diffusion.metrics.coding import code, coded_samples
+from audio_diffusion.metrics.coding import Coded, code, coded_samples
 from audio_diffusion.metrics.flow import Flow, flow_likelihood
 from audio_diffusion.metrics.likelihood import LEVELS, Bound, Denoise, Schedule, log_bin, quantise, variational_bound
 from audio_diffusion.representations.representation import Representation
@@ -158,10 +158,7 @@ class BoundMeter:
             representation: exact representation between audio and x0.
             keys: key of each clip's noise.
         """
-        codes = [
-            code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
-            for repeat in range(self.repeats)
-        ]
+        codes = _coded(representation, audio, mask, keys, self.repeats)
         bounds = [
             variational_bound(
                 denoise,
@@ -223,10 +220,7 @@ class FlowMeter:
     ) -> Flow:
         """Computes -log p in nats and the network evaluations of each clip and repeat, ``[B, R]``; see ``BoundMeter``
         for the arguments."""
-        codes = [
-            code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
-            for repeat in range(self.repeats)
-        ]
+        codes = _coded(representation, audio, mask, keys, self.repeats)
         flows = [
             flow_likelihood(
                 denoise,
@@ -242,6 +236,18 @@ class FlowMeter:
         ]
         flows = [flow._replace(nats=flow.nats + coded.nats) for flow, coded in zip(flows, codes, strict=True)]
         return Flow(*(torch.stack(values, dim=1) for values in zip(*flows, strict=True)))
+
+
+def _coded(
+    representation: Representation, audio: Tensor, mask: Tensor, keys: Sequence[tuple[int | str, ...]], repeats: int
+) -> list[Coded]:
+    """The clips as x0, once per repeat; the repeats differ in their dequantisation, which single samples need not."""
+    if representation.elementwise:
+        return [code(representation, audio, mask, [])] * repeats
+    return [
+        code(representation, audio, mask, [generator_for("dequantise", *key, repeat) for key in keys])
+        for repeat in range(repeats)
+    ]
 
 
 def count_dims(audio: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,207 @@
+"""Finds and reads the audio that a model, or a folder of audio, is evaluated with."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from audio_diffusion.checkpoints.redaction import REDACTED, without_redacted
+from audio_diffusion.cli.config import ConfigError
+from audio_diffusion.data.audio.reading import EXTENSIONS, UnusableAudio
+from audio_diffusion.data.audio.recording import probe, read_file
+from audio_diffusion.data.batch import collate
+from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
+from audio_diffusion.data.stream import read_in_order
+from audio_diffusion.inference.model import Model
+from audio_diffusion.metrics.metric import Clips
+
+
+def patterns(model: Model, data: str | None) -> list[str]:
+    """The patterns of the shards to evaluate on, by the rules of ``reference`` in configs/evaluate.yaml.
+
+    Raises:
+        ConfigError: if secrets were redacted from the shards' address in the checkpoint.
+    """
+    trained_on: Any = model.config.get("data")
+    if data is None and not trained_on:
+        raise ConfigError("data: an exported model does not know where its data are; give shards: data=SHARDS")
+    if data is None and REDACTED in str((trained_on["train"], trained_on["val"])):
+        raise ConfigError("data: the address of the training data was stored without its secrets; give it: data=SHARDS")
+    if data is not None and not Path(data).is_dir() and data.endswith(".tar"):
+        return [data]
+    train: Any
+    train, val = (trained_on["train"], trained_on["val"]) if data is None and trained_on else (data, None)
+    try:
+        found = find_held_out(train, val, _store(model))
+    except RemoteError as error:
+        raise ConfigError(f"data: {error}") from error
+    if not found:
+        where = data or ", ".join(by_name(train).values())
+        raise ConfigError(
+            f"data: expected held-out shards (val-*.tar) in {where}, found none; give shards to evaluate on: "
+            "data=SHARDS, or, of those that were trained on, which tells little of new clips: 'data=SHARDS/train-*.tar'"
+        )
+    return list(found.values())
+
+
+def _store(model: Model) -> RemoteStore:
+    """Creates the store that reads remote shards."""
+    options = ((model.config.get("data") or {}).get("store") or {}).get("storage_options")
+    return RemoteStore(None, storage_options=without_redacted(options))
+
+
+def find_shards(model: Model, data: str | None) -> Shards:
+    """Opens the shards to evaluate on.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    found = patterns(model, data)
+    try:
+        return Shards.open(found, _store(model), (model.config.get("data") or {}).get("audio_member"))
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def audio_files(folder: str) -> list[Path]:
+    """The audio files in a folder and the folders in it, sorted by their paths."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file())
+
+
+class OfModel:
+    """The clips that a model is evaluated with: shards, or the files of a folder, cropped at their start.
+
+    Args:
+        model: the model.
+        reference: shards or a folder of audio; None for the shards held out of training.
+        num_clips: number of clips, the first usable ones; None for all.
+        batch_size: clips per batch.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+
+    def __init__(self, model: Model, reference: str | None, num_clips: int | None, batch_size: int):
+        self.model, self.num_clips, self.batch_size = model, num_clips, batch_size
+        self._shards: Shards | None = None
+        self._folder: Folder | None = None
+        if reference is not None and Path(reference).is_dir() and not list(Path(reference).glob("*.tar")):
+            self._folder = Folder(reference, "reference", model.sample_rate, model.channels)
+            self.names = [reference]
+            if model.conditions.fields:
+                raise ConfigError(
+                    f"reference: this model's conditions are read from {', '.join(model.conditions.fields)}, which "
+                    "files do not have: pack the folder first, and give the shards"
+                )
+        else:
+            self._shards, self.names = find_shards(model, reference), patterns(model, reference)
+
+    def __call__(self) -> Iterator[Clips]:
+        """Yields batches, with the conditions of the clips, on the model's device."""
+        if self._folder is not None:
+            yield from self._of_files(self._folder)
+        if self._shards is None:
+            return
+        model = self.model
+        fields, classes = model.conditions.fields, model.classes
+        clips = read_in_order(self._shards, model.sample_rate, model.channels, model.num_samples, classes, fields)
+        usable = islice(((clip, samples) for clip, samples in clips if clip.num_valid), self.num_clips)
+        while chosen := list(islice(usable, self.batch_size)):
+            audios, known = torch.stack([samples for _, samples in chosen]), [clip for clip, _ in chosen]
+            batch = collate(audios, known, bool(classes), fields).to(model.device)
+            cond = model.conditions.read({**batch.cond, "audio": batch.audio}, model.device)
+            labels = [classes[clip.label] if clip.label >= 0 else None for clip in known]
+            yield Clips(batch.audio, batch.mask, batch.keys, labels, cond)
+
+    def _of_files(self, folder: "Folder") -> Iterator[Clips]:
+        """Yields the files; the name of a file's folder is its label, if the model has such a class."""
+        model = self.model
+        for clips in folder(self.num_clips):
+            missing = model.num_samples - clips.audio.shape[-1]
+            audio, mask = (F.pad(x, (0, missing)).to(model.device) for x in (clips.audio, clips.mask))
+            label = clips.labels[0] if clips.labels[0] in model.classes else None
+            number = torch.tensor([model.classes.index(label) if label else -1], device=model.device)
+            cond = model.conditions.read({"label": number, "audio": audio, **_UNKNOWN_TIMES}, model.device)
+            yield Clips(audio, mask, clips.names, [label], cond)
+
+
+_UNKNOWN_TIMES = {name: torch.full((1,), torch.nan) for name in ("seconds_start", "seconds_total")}
+
+
+class Folder:
+    """The audio files of a folder, each read whole, as one batch.
+
+    Args:
+        path: the folder; all folders in it are searched.
+        option: the option that names it, for messages.
+        sample_rate: that the files are converted to; None for the rate of the first file.
+        channels: that the files are converted to; None for the number of the first file.
+
+    Attributes:
+        unusable: the reason by file, of the files read so far that could not be used.
+
+    Raises:
+        ConfigError: if there is no audio, or the first file cannot be read.
+    """
+
+    def __init__(self, path: str, option: str, sample_rate: int | None = None, channels: int | None = None):
+        self.path, self.files = Path(path), audio_files(path)
+        if not self.files:
+            kinds = ", ".join(EXTENSIONS)
+            raise ConfigError(f"{option}: expected a folder with audio files ({kinds}), found none in {path!r}")
+        try:
+            info = probe(self.files[0])
+        except UnusableAudio as error:
+            raise ConfigError(f"{option}: {self.files[0]}: {error}") from error
+        self.sample_rate, self.channels = sample_rate or info.sample_rate, channels or info.channels
+        self.unusable: dict[str, str] = {}
+
+    def __call__(self, num_clips: int | None) -> Iterator[Clips]:
+        """Yields the first usable files, as batches of one; the label of a file is the name of the folder it is in."""
+        count = 0
+        for file in self.files:
+            if count == num_clips:
+                return
+            try:
+                audio = read_file(file, self.sample_rate, self.channels)[None]
+            except UnusableAudio as error:
+                self.unusable[str(file)] = str(error)
+                continue
+            count += 1
+            name, label = file.relative_to(self.path).as_posix(), file.parent.name if file.parent != self.path else None
+            yield Clips(audio, torch.ones(1, 1, audio.shape[-1], dtype=torch.bool), [name], [label])
+
+
+def of_folder(reference: str | None, num_clips: int | None, folder: Folder) -> Iterator[Clips]:
+    """Yields the clips that a folder is compared with, of its sample rate and channels, as batches of one.
+
+    Args:
+        reference: shards, of whose clips the first minute is read, or a folder of audio.
+        num_clips: number of clips, the first usable ones; None for all.
+        folder: the folder that is evaluated.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    if reference is None:
+        raise ConfigError("reference: expected shards or a folder of audio that folder is compared with, got nothing")
+    if Path(reference).is_dir() and not list(Path(reference).glob("*.tar")):
+        real = Folder(reference, "reference", folder.sample_rate, folder.channels)
+        yield from real(num_clips)
+        folder.unusable |= real.unusable
+        return
+    try:
+        shards = Shards.open([reference])
+    except (ValueError, RemoteError) as error:
+        raise ConfigError(f"reference: {error}") from error
+    clips = read_in_order(shards, folder.sample_rate, folder.channels, _SECONDS * folder.sample_rate, [])
+    for clip, audio in islice(((clip, audio) for clip, audio in clips if clip.num_valid), num_clips):
+        own = audio[None, :, : clip.num_valid]
+        yield Clips(own, torch.ones(1, 1, own.shape[-1], dtype=torch.bool), [clip.key], [None])
+
+
+_SECONDS = 60
