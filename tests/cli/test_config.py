@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from audio_diffusion.cli import config, own_parts
+from audio_diffusion.cli import config, evaluate, own_parts
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
 from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
@@ -238,7 +238,7 @@ def test_train_names_a_server_that_is_not_there(run_program: Run, tmp_path: Path
 GROUPS = [
     f"{folder.relative_to(CONFIG_DIR).as_posix()}={file.stem}"
     for folder in sorted(CONFIG_DIR.rglob("*"))
-    if folder.is_dir() and folder.name != "task"  # sample.py's, each run by tests/cli
+    if folder.is_dir() and folder.name not in ("task", "metrics")  # of sample.py and evaluate.py
     for file in sorted(folder.glob("*.yaml"))
 ]
 
@@ -252,6 +252,13 @@ def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> N
     assert [p for p in config.target_problems(plain) if not p.startswith("training.")] == []
     given = ("net", "process", "representation")
     assert config.target_problems(plain["training"], "training", given) == []
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((CONFIG_DIR / "metrics").glob("*.yaml"))])
+def test_every_shipped_metric_composes_and_keeps_the_contract(name: str) -> None:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        plain = config.to_plain(compose("evaluate", overrides=["ckpt=x", f"metrics=[{name}]"]))
+    assert list(evaluate.build_metrics(plain["metrics"])) == [name]
 
 
 @pytest.mark.parametrize("choice", ["default", "v_cosine", "zero_snr", "edm", "flow"])
