@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from omegaconf import DictConfig
 
-from audio_diffusion.cli import config
+from audio_diffusion.cli import config, program
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.data.remote import RemoteStore
@@ -32,7 +32,7 @@ def real(model: checkpoint_reader.Model, patterns: Iterable[str]) -> tuple[torch
     return torch.stack([samples for samples, _ in used]), [label for _, label in used]
 
 
-@config.entry("learnt")
+@program.entry("learnt")
 def main(cfg: DictConfig) -> None:
     """Fit, generate, judge, print."""
     options = config.to_plain(cfg)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from audio_diffusion.cli import command_line, config
+from audio_diffusion.cli import command_line, config, train_options
 from audio_diffusion.cli.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_what_hydra_reads_by_itself_stays_as_it_is(typed: str) -> None:
 def test_a_name_that_is_a_number_passes_the_root_types() -> None:
     cfg = read("classes=[a]")
     cfg.name = 123
-    config.check_root(cfg)
+    train_options.check_root(cfg)
     assert cfg.name == "123"
 
 
@@ -141,7 +141,7 @@ def test_a_sweep_says_one_command_for_each_run() -> None:
 )
 def test_what_is_refused_says_the_way(option: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config._check_command_line("train", [option])
+        config.read_command_line("train", [option])[0]
     assert words in str(caught.value)
 
 
@@ -167,7 +167,7 @@ def test_every_trainer_argument_that_is_said_elsewhere_is_lightnings_and_none_of
     ],
 )
 def test_what_can_be_left_out_or_limited(options: list[str]) -> None:
-    config._check_command_line("train", options)
+    config.read_command_line("train", options)[0]
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop"])
@@ -186,7 +186,7 @@ def test_a_debug_run_has_a_folder_of_its_own_and_begins_anew() -> None:
 
 def test_the_old_name_of_ckpt_overwrite_is_accepted() -> None:
     cfg = read("name=x", "ckpt=anew")
-    config.check_root(cfg)
+    train_options.check_root(cfg)
     assert cfg.ckpt == "overwrite"
 
 

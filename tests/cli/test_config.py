@@ -4,6 +4,7 @@ import math
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf, open_dict
 
-from audio_diffusion.cli import config, evaluate, own_parts
+from audio_diffusion.cli import config, evaluate, own_parts, program, train_options
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
 from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
 from audio_diffusion.diffusion.solvers.heun import heun
+from audio_diffusion.inference.targets import check_types
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +48,7 @@ Run = Callable[..., subprocess.CompletedProcess]
 )
 def test_door_1_names(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config._check_command_line("train", [override])
+        config.read_command_line("train", [override])[0]
     assert message in str(caught.value)
 
 
@@ -78,7 +81,7 @@ def composed(*overrides: str):
 )
 def test_door_2_root_types(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.check_root(composed(override))
+        train_options.check_root(composed(override))
     assert str(caught.value).startswith(message)
 
 
@@ -87,7 +90,7 @@ def test_door_2_unknown_root_key() -> None:
     with open_dict(cfg):
         cfg.max_stepps = 3
     with pytest.raises(ConfigError, match="max_stepps"):
-        config.check_root(cfg)
+        train_options.check_root(cfg)
 
 
 def test_door_2_missing_value() -> None:
@@ -175,9 +178,9 @@ class Bounded:
 )
 def test_types_of_the_other_programs_options(value, kind, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.check_types({"n": value}, {"n": kind})
+        check_types({"n": value}, {"n": kind})
     assert str(caught.value).startswith(message)
-    config.check_types({"n": None}, {"n": int | None})
+    check_types({"n": None}, {"n": int | None})
 
 
 def test_values_inside_a_target_are_named_by_their_whole_place() -> None:
@@ -247,7 +250,7 @@ GROUPS = [
 def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> None:
     cfg = composed(choice)
     cfg.trainer.precision = "32-true"
-    config.check_root(cfg)
+    train_options.check_root(cfg)
     plain = config.to_plain(cfg)
     assert [p for p in config.target_problems(plain) if not p.startswith("training.")] == []
     given = ("net", "process", "representation")
@@ -317,7 +320,7 @@ def test_resolved_config_is_plain_and_yaml() -> None:
 
 def test_whole_numbers_may_be_written_as_floats() -> None:
     cfg = OmegaConf.create({"max_steps": 1e5, "batch_size": 2.5, "audio": {"num_samples": 1e4, "channels": 1}})
-    config._take_whole_floats(cfg)
+    train_options._take_whole_floats(cfg)
     assert cfg == {"max_steps": 100_000, "batch_size": 2.5, "audio": {"num_samples": 10_000, "channels": 1}}
     assert [type(value) for value in (cfg.max_steps, cfg.audio.num_samples)] == [int, int]
 
@@ -335,10 +338,10 @@ def test_whole_numbers_may_be_written_as_floats() -> None:
     ],
 )  # fmt: skip
 def test_options_without_a_sampler_are_those_of_the_runs_own(options: list[str], added: dict[str, Any]) -> None:
-    cfg = config._check_command_line("sample", ["ckpt=x", *options])
+    cfg = config.read_command_line("sample", ["ckpt=x", *options])[0]
     given = config.to_plain(cfg)["sampler"]
     assert given == added
-    own = config.to_plain(config._check_command_line("train", ["name=x", "sampler=heun"]))["sampler"]
+    own = config.to_plain(config.read_command_line("train", ["name=x", "sampler=heun"])[0])["sampler"]
     changed = own_parts.sampler_of(own, given)
     assert {key for key in own if own[key] != changed[key]} == set(given)
     assert config.build(changed, "sampler").func is heun
@@ -346,7 +349,31 @@ def test_options_without_a_sampler_are_those_of_the_runs_own(options: list[str],
 
 
 def test_a_misspelt_option_of_the_runs_own_sampler_is_refused_with_the_nearest() -> None:
-    given = config.to_plain(config._check_command_line("sample", ["ckpt=x", "sampler.num_stepz=5"]))["sampler"]
-    own = config.to_plain(config._check_command_line("train", ["name=x"]))["sampler"]
+    given = config.to_plain(config.read_command_line("sample", ["ckpt=x", "sampler.num_stepz=5"])[0])["sampler"]
+    own = config.to_plain(config.read_command_line("train", ["name=x"])[0])["sampler"]
     with pytest.raises(ConfigError, match=r"sampler\.num_stepz: .* Did you mean 'num_steps'"):
         config.build(own_parts.sampler_of(own, given), "sampler")
+
+
+def test_a_configuration_is_composed_and_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, checked, seen = [], [], []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self, *args, **kwargs):
+        composed.append(args)
+        return load(self, *args, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr(sys, "argv", ["train.py", "name=once", "max_steps=3"])
+    program.run("train", seen.append, lambda cfg: (checked.append(cfg), train_options.check_root(cfg))[1])
+    assert len(composed) == len(checked) == 1
+    assert [(cfg.name, cfg.max_steps, "hydra" in cfg) for cfg in seen] == [("once", 3, False)]
+    assert sys.argv == ["train.py", "name=once", "max_steps=3"]
+
+
+def test_options_of_hydra_itself_are_left_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    monkeypatch.setattr(sys, "argv", ["train.py", "max_steps=3.0", "hydra.verbose=false"])
+    program.run("train", seen.append, train_options.check_root)
+    assert [cfg.max_steps for cfg in seen] == [3]  # the checks, which make an integer of it, were run
+    assert sys.argv == ["train.py", "max_steps=3.0", "hydra.verbose=false"]

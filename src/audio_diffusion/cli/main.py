@@ -7,7 +7,8 @@ from importlib import import_module
 from omegaconf import DictConfig
 
 from audio_diffusion import __version__
-from audio_diffusion.cli import command_line, config, help, options, startup
+from audio_diffusion.cli import command_line, help, options, program, startup
+from audio_diffusion.inference.targets import nearest
 
 #: by the name typed after ``audio-diffusion``: the program, and what it does
 COMMANDS = {
@@ -20,23 +21,22 @@ COMMANDS = {
 }
 
 
-def run(program: str) -> None:
+def run(name: str) -> None:
     """Runs a program with the options in ``sys.argv``. Option names and root options are checked before torch and the
     rest are imported, which takes seconds."""
-    startup.begin(program)
+    startup.begin(name)
     if {"--help", "-h", "help"} & set(sys.argv[1:]):
-        name = command_line.taken() or next(name for name, (of, _) in COMMANDS.items() if of == program)
-        only = ("verify", "num_workers") if name == "verify" else ()
-        typed = f"audio-diffusion {name}" if command_line.taken() else f"python {program}.py"
-        print(help.help_text(typed, program, COMMANDS[name][1], only))
+        command = command_line.taken() or next(command for command, (of, _) in COMMANDS.items() if of == name)
+        only = ("verify", "num_workers") if command == "verify" else ()
+        typed = f"audio-diffusion {command}" if command_line.taken() else f"python {name}.py"
+        print(help.help_text(typed, name, COMMANDS[command][1], only))
         return
 
     def main(cfg: DictConfig) -> None:
-        options.check(program, cfg)  # once more, for what it fills in
         startup.say_loading()
-        import_module(f"audio_diffusion.cli.{program}").main(cfg)
+        import_module(f"audio_diffusion.cli.{name}").main(cfg)
 
-    config.run(program, main, partial(options.check, program))
+    program.run(name, main, partial(options.check, name))
 
 
 def console() -> None:
@@ -50,7 +50,7 @@ def console() -> None:
         command_line.take_command(name)
         run(COMMANDS[name][0])
     else:
-        print(f"error: {name}: there is no such command.{config.nearest(name, list(COMMANDS))}", file=sys.stderr)
+        print(f"error: {name}: there is no such command.{nearest(name, list(COMMANDS))}", file=sys.stderr)
         raise SystemExit(2)
 
 

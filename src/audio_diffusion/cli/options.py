@@ -7,7 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from audio_diffusion.cli.config import ConfigError, check_root, check_types, to_plain
+from audio_diffusion.cli.config import ConfigError, to_plain
+from audio_diffusion.cli.train_options import check_root
+from audio_diffusion.inference.targets import check_types
 
 SAMPLE = {
     "ckpt": str, "num_samples": int | None, "labels": list[str] | None, "cond": dict | None, "seed": int,

@@ -13,6 +13,8 @@ from audio_diffusion.inference.targets import ConfigError, arguments_of
 
 _TARGET, _DIR = "._target_", "config_dir="
 
+_config_dir: Path | None = None  # of this process
+
 
 def make_importable() -> None:
     """Makes packages in the current folder importable, as with ``python -m``; installed packages take precedence."""
@@ -20,8 +22,20 @@ def make_importable() -> None:
         sys.path.append(os.getcwd())
 
 
+def config_dir() -> Path | None:
+    """The folder of ``config_dir=FOLDER``, whose groups are added to the project's."""
+    return _config_dir
+
+
+def take_config_dir(options: Sequence[str]) -> list[str]:
+    """Takes ``config_dir=FOLDER`` for this process; returns the other options."""
+    global _config_dir
+    _config_dir, rest = split_config_dir(options)
+    return rest
+
+
 def split_config_dir(options: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Separates the folder of ``config_dir=FOLDER``, whose groups are added to the project's, from the other options.
+    """Separates the folder of ``config_dir=FOLDER`` from the other options.
 
     Raises:
         ConfigError: if the folder does not exist, or contains no group.
@@ -39,9 +53,9 @@ def split_config_dir(options: Sequence[str]) -> tuple[Path | None, list[str]]:
     return folder, rest
 
 
-def search_path(folder: Path | None) -> list[str]:
-    """Hydra's option that adds the folder to the config search path."""
-    return [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+def search_path() -> list[str]:
+    """Hydra's option that adds the folder of ``config_dir`` to the config search path."""
+    return [] if _config_dir is None else [f"hydra.searchpath=['file://{_config_dir}']"]
 
 
 def targets_in(options: Sequence[str]) -> dict[str, str]:

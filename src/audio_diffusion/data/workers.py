@@ -32,7 +32,7 @@ if sys.platform != "win32":
 
 START_METHODS = sorted(multiprocessing.get_all_start_methods())
 DEFAULT_START = "forkserver" if "forkserver" in START_METHODS else "spawn"
-_PRELOADED = ["audio_diffusion.data.pipeline", "audio_diffusion.data.workers"]
+_PRELOADED = ["audio_diffusion.data.pipeline", "audio_diffusion.data.workers", "torchaudio"]
 _STARTS = 3  # attempts to start a worker that does not answer, before the run is ended
 #: seconds until a worker that was started has to answer. Spawned ones import torch first, from a slow disk maybe.
 ANSWERS_WITHIN_S = {"fork": 60.0, "forkserver": 60.0, "spawn": 600.0}

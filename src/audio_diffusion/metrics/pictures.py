@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 import torch
-import torchaudio
 from torch import Tensor
 
 matplotlib.use("Agg")
@@ -31,6 +30,8 @@ def mel_db(audio: Tensor, sample_rate: int, n_mels: int = 64) -> Tensor:
     """
     n_fft = 2 ** max(6, round(torch.log2(torch.tensor(sample_rate * 0.032)).item()))
     n_fft = min(n_fft, 2 ** (audio.shape[-1].bit_length() - 1))
+    import torchaudio  # not at the top: it takes long, and training begins without it
+
     mel = torchaudio.transforms.MelSpectrogram(
         sample_rate, n_fft, hop_length=max(1, n_fft // 4), n_mels=min(n_mels, n_fft // 8), power=2.0
     )

@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +15,9 @@ _CONTEXT = 64  # samples at the lower of two rates: more than the resampler's fi
 
 
 @lru_cache(maxsize=32)
-def _resampler(rate_in: int, rate_out: int) -> torchaudio.transforms.Resample:
+def _resampler(rate_in: int, rate_out: int) -> torch.nn.Module:
+    import torchaudio  # not at the top: it takes long, and files of the wanted rate do not need it
+
     return torchaudio.transforms.Resample(rate_in, rate_out)
 
 

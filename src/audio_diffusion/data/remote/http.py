@@ -6,13 +6,14 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import aiohttp
 import fsspec
-from yarl import URL
 
 from audio_diffusion.data.remote.address import RemoteError, redact
+
+if TYPE_CHECKING:
+    import aiohttp  # imported where it is used: it takes long, and data on a disk do not need it
 
 _MAX_WAIT_S = 60.0  # upper limit of the pause that a server may request
 _CUT_OFF = {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseStreamingError"}
@@ -53,6 +54,8 @@ class Web:
     the range, nor keeps such an answer out of memory."""
 
     def __init__(self, options: dict[str, Any], stall_s: float):
+        import aiohttp
+
         redirects = aiohttp.TraceConfig()
         redirects.on_request_redirect.append(_check_redirect)
         client = {
@@ -65,7 +68,7 @@ class Web:
     @asynccontextmanager
     async def _response(
         self, url: str, start: int = 0, stop: int | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> "AsyncIterator[aiohttp.ClientResponse]":
         session = await self._fs.set_session()
         # compressed on the way, offsets and lengths would mean something else
         headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
@@ -189,6 +192,7 @@ def _s3(options: dict[str, Any], stall_s: float) -> Any:
 
 def _gs(options: dict[str, Any], stall_s: float) -> Any:
     # not by its protocol's name: that gives a subclass which asks over gRPC first, and gRPC does not survive a fork
+    import aiohttp
     from gcsfs.core import GCSFileSystem
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
@@ -197,7 +201,9 @@ def _gs(options: dict[str, Any], stall_s: float) -> Any:
     return fs
 
 
-async def _check_redirect(session: object, context: object, params: aiohttp.TraceRequestRedirectParams) -> None:
+async def _check_redirect(session: object, context: object, params: "aiohttp.TraceRequestRedirectParams") -> None:
+    from yarl import URL
+
     location = params.response.headers.get("Location", "")
     target = params.url.join(URL(location))
     if target.scheme not in ("https", params.url.scheme):
@@ -205,7 +211,7 @@ async def _check_redirect(session: object, context: object, params: aiohttp.Trac
         raise RemoteError(f"redirected from {params.url.scheme} to {target.scheme}, which is not followed", "refused")
 
 
-def _check_status(response: aiohttp.ClientResponse) -> None:
+def _check_status(response: "aiohttp.ClientResponse") -> None:
     status = response.status
     if status in (200, 206):
         return
@@ -222,13 +228,13 @@ def _check_status(response: aiohttp.ClientResponse) -> None:
     raise RemoteError(text, "refused")
 
 
-def _check_page(response: aiohttp.ClientResponse, first: bytes) -> None:
+def _check_page(response: "aiohttp.ClientResponse", first: bytes) -> None:
     is_page = response.content_type in ("text/html", "application/xhtml+xml") and first.lstrip().startswith(b"<")
     if response.status == 200 and (is_page or looks_html(first)):
         raise RemoteError("the server sent an HTML page instead of data: a login or error page?", "html")
 
 
-def _check_start(response: aiohttp.ClientResponse, start: int) -> None:
+def _check_start(response: "aiohttp.ClientResponse", start: int) -> None:
     if response.status == 206:
         came = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if came and int(came[1]) != start:
@@ -237,6 +243,8 @@ def _check_start(response: aiohttp.ClientResponse, start: int) -> None:
 
 def explain(error: Exception, url: str, stall_s: float) -> RemoteError:
     """A library's exception as a ``RemoteError``."""
+    import aiohttp
+
     if isinstance(error, RemoteError):
         return error
     chain: list[BaseException] = [error]
