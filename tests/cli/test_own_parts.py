@@ -12,6 +12,7 @@ from torch import nn
 import audio_diffusion
 from audio_diffusion.cli.own_parts import open_for_arguments, split_config_dir, targets_in
 from audio_diffusion.inference.targets import ConfigError
+from audio_diffusion.metrics.metric import Clips, Figure, Metric, Subject, check_metric
 from audio_diffusion.networks.conditions.condition import Conditions
 from audio_diffusion.networks.network import check_network
 from audio_diffusion.representations.representation import check_representation
@@ -21,6 +22,7 @@ PACKAGE = """
 import math
 import lightning as L
 from torch import nn
+from audio_diffusion.metrics.metric import Figure, Metric
 from audio_diffusion.networks.conditions.condition import Conditions, Label
 
 class MyNet(nn.Module):
@@ -51,6 +53,18 @@ class MidSide:
 class MyLabel(Label):
     pass
 
+class Counts(Metric):
+    needs = ("real", "train", "generated")
+    def start(self, subject):
+        self.counts = dict.fromkeys(self.needs, 0)
+    def update(self, clips, source):
+        assert clips.audio.isfinite().all() and clips.audio.shape[0] == len(clips.names) == len(clips.labels)
+        self.counts[source] += len(clips)
+    def compute(self):
+        return {source: Figure(float(count)) for source, count in self.counts.items()}
+    def forget_generated(self):
+        self.counts["generated"] = 0
+
 class CountSteps(L.Callback):
     def __init__(self, file):
         self.file = file
@@ -69,13 +83,17 @@ defaults: [default]
 count: {_target_: THE_PACKAGE.CountSteps, file: steps.txt}
 """
 
+METRICS_YAML = """
+counts: {_target_: THE_PACKAGE.Counts}
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with a package of an unusual name, and configs that name it."""
     (tmp_path / "own_parts_pkg").mkdir()
     (tmp_path / "own_parts_pkg" / "__init__.py").write_text(PACKAGE)
-    for name, text in {"model/mine": NET_YAML, "callbacks/mine": CALLBACKS_YAML}.items():
+    for name, text in {"model/mine": NET_YAML, "callbacks/mine": CALLBACKS_YAML, "metrics/mine": METRICS_YAML}.items():
         file = tmp_path / "conf" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.replace("THE_PACKAGE", "own_parts_pkg"))
@@ -125,6 +143,12 @@ def test_all_programs_run_the_code_of_a_package_that_the_user_names(
         json.loads(file.read_text())["metrics"]["likelihood"]["bound"]["bits_per_dim"] for file in figures
     )
     assert ours == exported
+
+    counting = ["config_dir=conf", "metrics=[mine]", "num_clips=5", "num_generated=7", "num_train=3", "output=counted"]
+    assert "generated                      7" in program("evaluate.py", "ckpt=runs/own", *counting, trusted)
+    found = json.loads((project / "counted/evaluation.json").read_text())
+    assert found["clips"] == {"real": 5, "train": 3, "generated": 7}
+    assert {name: figure["value"] for name, figure in found["metrics"]["counts"]["figures"].items()} == found["clips"]
 
     monkeypatch.syspath_prepend(str(project))
     with pytest.raises(ConfigError, match=r"trust=\[own_parts_pkg\]"):
@@ -190,6 +214,40 @@ class TwoArguments(Bare):
 def test_what_a_network_lacks_is_named(net: nn.Module, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         check_network(net)
+
+
+class Half(Metric):
+    needs: tuple[str, ...] = ("generated",)
+
+    def start(self, subject: Subject) -> None: ...
+    def update(self, clips: Clips, source: str) -> None: ...
+    def compute(self) -> dict[str, Figure]:
+        return {}
+
+
+class Wrong(Half):
+    needs = ("validation",)
+
+
+class Short(Half):
+    needs = ("real",)
+
+    def update(self, clips: Clips) -> None:  # type: ignore[override]
+        ...
+
+
+@pytest.mark.parametrize(
+    ("metric", "problem"),
+    [
+        (Half(), "Half has no forget_generated of its own, which a metric of generated clips needs"),
+        (Wrong(), r"Wrong\.needs: a metric needs .*some of real, train, generated, got \('validation',\)"),
+        (Short(), r"Short\.update\(clips.*needs update\(clips: Clips, source: str\) -> None"),
+        (object(), r"object has no 'needs'"),
+    ],
+)
+def test_what_a_metric_lacks_is_named(metric: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check_metric(metric)
 
 
 def test_what_a_representation_lacks_is_named() -> None:

@@ -247,7 +247,7 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(
     folder = trained / "runs" / "one" / "evaluation"
     assert (folder / "noise_levels.png").is_file()
     results = json.loads((folder / "evaluation.json").read_text())
-    assert (results["step"], results["clips"], results["metrics"]["likelihood"]["clips"]) == (step, 6, 6)
+    assert (results["step"], results["clips"]["real"], results["metrics"]["likelihood"]["clips"]) == (step, 6, 6)
     bound, flow = results["metrics"]["likelihood"]["bound"], results["metrics"]["likelihood"]["flow"]
     assert results["metrics"]["likelihood"]["dimensions"] == 6 * 2048
     assert bound["bits_per_dim"] == pytest.approx(metrics(trained / "runs/one", "val/bits_per_dim")[step], rel=1e-4)

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.inference.checkpoint_reader import device_of
 from audio_diffusion.inference.loading import load
 from audio_diffusion.inference.model import Model
-from audio_diffusion.metrics.metric import Clips, EvaluatedModel, Metric, Subject, check_metric
+from audio_diffusion.metrics.metric import SOURCES, Clips, EvaluatedModel, Metric, Subject, check_metric
 
 
 def build_metrics(nodes: dict[str, Any]) -> dict[str, Metric]:
@@ -111,34 +111,31 @@ class Evaluation:
 
     Attributes:
         metrics: by name.
-        real: number of real clips measured.
-        generated: number of generated clips measured, with the present sampler.
+        counts: number of clips measured, by source.
         interrupted: whether Ctrl-C was received.
     """
 
     metrics: dict[str, Metric]
-    real: int = 0
-    generated: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     interrupted: bool = False
 
-    @property
-    def comparing(self) -> dict[str, Metric]:
-        """The metrics that need generated clips."""
-        return {name: metric for name, metric in self.metrics.items() if metric.needs_generated}
+    def of(self, source: str) -> dict[str, Metric]:
+        """The metrics that need clips of a source."""
+        return {name: metric for name, metric in self.metrics.items() if source in metric.needs}
 
-    def update(self, batches: Iterable[Clips], generated: bool, total: int | None = None) -> None:
-        """Updates the metrics with all batches."""
-        metrics = self.comparing if generated else self.metrics
-        name = "generated" if generated else "real"
-        self.generated = 0
-        with CtrlC() as ctrl_c, tqdm(desc=f"{name}: {' '.join(metrics)}", unit="clip", total=total) as bar:
+    def update(self, source: str, batches: Iterable[Clips], total: int | None = None) -> None:
+        """Updates the metrics that need it with all batches of a source, unless it was interrupted before."""
+        metrics = self.of(source)
+        if self.interrupted or not metrics:
+            return
+        with CtrlC() as ctrl_c, tqdm(desc=f"{source}: {' '.join(metrics)}", unit="clip", total=total) as bar:
             for clips in batches:
                 for metric in metrics.values():
-                    metric.update(clips, generated)
+                    metric.update(clips, source)
                 with ctrl_c.held():
-                    setattr(self, name, getattr(self, name) + len(clips))
+                    self.counts[source] += len(clips)
                     bar.update(len(clips))
-        self.interrupted = self.interrupted or ctrl_c.received
+        self.interrupted = ctrl_c.received
 
 
 def evaluate_model(options: dict[str, Any], metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
@@ -156,12 +153,12 @@ def evaluate_model(options: dict[str, Any], metrics: dict[str, Metric]) -> tuple
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
     evaluation = Evaluation(metrics)
-    evaluation.update(real(), generated=False)
-    if not evaluation.real and not evaluation.interrupted:
+    evaluation.update("real", real())
+    if evaluation.of("real") and not evaluation.counts["real"] and not evaluation.interrupted:
         raise ConfigError("data: none of the clips can be used")
-    if evaluation.comparing and not evaluation.interrupted:
-        wanted = options["num_generated"] or evaluation.real
-        evaluation.update(generated_like(model, real, wanted, options["seed"]), generated=True, total=wanted)
+    evaluation.update("train", real.of_training(options["train"], options["num_train"])())
+    wanted = options["num_generated"] or evaluation.counts["real"] or 64
+    evaluation.update("generated", generated_like(model, real, wanted, options["seed"]), wanted)
     about = {"ckpt": str(model.source), "step": model.step, "weights": model.weights, "data": redacted(real.names)}
     return evaluation, about, default_folder(model, options["ckpt"], "evaluation")
 
@@ -173,9 +170,10 @@ def evaluate_folder(options: dict[str, Any], metrics: dict[str, Metric]) -> tupl
     print(f"{folder.path}: {counted(len(folder.files), 'file')}, {folder.sample_rate} Hz")
 
     evaluation = Evaluation(metrics)
-    evaluation.update(reference.of_folder(options["reference"], options["num_clips"], folder), generated=False)
-    if not evaluation.interrupted:
-        evaluation.update(folder(options["num_generated"]), generated=True)
+    evaluation.update("real", reference.of_folder(options["reference"], options["num_clips"], folder))
+    if options["train"] is not None:
+        evaluation.update("train", reference.of_folder(options["train"], options["num_train"], folder))
+    evaluation.update("generated", folder(options["num_generated"]))
     for file, reason in folder.unusable.items():
         print(f"left out: {file}: {reason}")
     path = folder.path.resolve()
@@ -189,8 +187,8 @@ def record(evaluation: Evaluation, about: dict[str, Any], path: Path) -> None:
     for name, metric in evaluation.metrics.items():
         measured[name] = {"figures": {key: asdict(figure) for key, figure in metric.compute().items()}}
         measured[name] |= metric.details()
-    counts = {"clips": evaluation.real, "generated": evaluation.generated, "interrupted": evaluation.interrupted}
-    path.write_text(json.dumps(_without_nan({**about, **counts, "metrics": measured}), indent=1), encoding="utf-8")
+    result = {**about, "clips": evaluation.counts, "interrupted": evaluation.interrupted, "metrics": measured}
+    path.write_text(json.dumps(_without_nan(result), indent=1), encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:
@@ -208,7 +206,7 @@ def main(cfg: DictConfig) -> None:
     metrics = build_metrics(options.get("metrics") or {})  # before any data are read
     evaluate = evaluate_folder if options["folder"] else evaluate_model
     evaluation, about, default = evaluate(options, metrics)
-    if not evaluation.real:
+    if not any(evaluation.counts.values()):
         end("no batch was finished, so there are no figures; a smaller batch_size or num_clips is finished sooner")
 
     output = Path(options["output"] or default)
@@ -220,4 +218,5 @@ def main(cfg: DictConfig) -> None:
         print(f"{what}: {picture}")
     print(f"all figures: {output}/evaluation.json")
     if evaluation.interrupted:
-        end(f"the figures are of the {counted(evaluation.real, 'clip')} that were finished; kept in {output}/")
+        finished = counted(sum(evaluation.counts.values()), "clip")
+        end(f"the figures are of the {finished} that were finished; kept in {output}/")

@@ -19,7 +19,8 @@ SAMPLE = {
 }  # fmt: skip
 EVALUATE = {
     "ckpt": str | None, "folder": str | None, "reference": str | None, "num_clips": int | None,
-    "num_generated": int | None, "guidance_scale": float | None, "weights": str, "batch_size": int, "seed": int,
+    "num_generated": int | None, "train": str | None, "num_train": int | None, "guidance_scale": float | None,
+    "weights": str, "batch_size": int, "seed": int,
     "device": str, "output": str | None, "trust": list[str],
 }  # fmt: skip
 EXPORT = {"ckpt": str, "output": str, "weights": str, "trust": list[str]}
@@ -66,7 +67,7 @@ def _check_sample(options: dict[str, Any]) -> None:
 
 def _check_evaluate(options: dict[str, Any]) -> None:
     check_types(options, EVALUATE)
-    _check_counts(options, "num_clips", "num_generated", "batch_size")
+    _check_counts(options, "num_clips", "num_generated", "num_train", "batch_size")
     _check_seed(options)
     if (options["ckpt"] is None) == (options["folder"] is None):
         got = "neither" if options["ckpt"] is None else "both"

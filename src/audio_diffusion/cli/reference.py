@@ -1,6 +1,6 @@
 """Finds and reads the audio that a model, or a folder of audio, is evaluated with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,12 @@ def find_shards(model: Model, data: str | None) -> Shards:
         raise ConfigError(f"data: {error}") from error
 
 
+def _training_shards(pattern: str) -> str:
+    """The training shards of a folder of shards; any other pattern as it is."""
+    is_folder = not pattern.endswith(".tar") and not (Path(pattern).is_dir() and not list(Path(pattern).glob("*.tar")))
+    return f"{pattern.rstrip('/')}/train-*.tar" if is_folder else pattern
+
+
 def audio_files(folder: str) -> list[Path]:
     """The audio files in a folder and the folders in it, sorted by their paths."""
     return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file())
@@ -99,6 +105,23 @@ class OfModel:
                 )
         else:
             self._shards, self.names = find_shards(model, reference), patterns(model, reference)
+
+    def of_training(self, train: str | None, num_clips: int | None) -> Callable[[], Iterator[Clips]]:
+        """The clips that the model was trained on, or of the given shards or folder; they are found when first read.
+
+        Raises:
+            ConfigError: when they are read, if there are none.
+        """
+
+        def clips() -> Iterator[Clips]:
+            data: Any = self.model.config.get("data")
+            if train is None and (not data or REDACTED in str(data["train"])):
+                raise ConfigError("train: the address of the training data is not known; give it: train=SHARDS")
+            found = [train] if train is not None else list(by_name(data["train"]).values())
+            for pattern in found:
+                yield from OfModel(self.model, _training_shards(pattern), num_clips, self.batch_size)()
+
+        return clips
 
     def __call__(self) -> Iterator[Clips]:
         """Yields batches, with the conditions of the clips, on the model's device."""

@@ -37,7 +37,7 @@ class BitsPerDim(Metric):
         ValueError: if both are None.
     """
 
-    needs_generated = False
+    needs = ("real",)
 
     def __init__(self, bound: BoundMeter | None, flow: FlowMeter | None):
         if bound is None and flow is None:
@@ -55,10 +55,8 @@ class BitsPerDim(Metric):
             raise ValueError(f"likelihood: expected a model with an exact representation, which {name} is not")
         self._model, self._seed, self._found = subject.model, subject.seed, []
 
-    def update(self, clips: Clips, generated: bool) -> None:
+    def update(self, clips: Clips, source: str) -> None:
         assert self._model is not None, "start comes first"
-        if generated:
-            return
         model = self._model
         measured = (
             model.denoiser(clips.cond),

@@ -12,6 +12,9 @@ from audio_diffusion.diffusion.contracts import Member, check
 from audio_diffusion.metrics.likelihood import Denoise, Schedule
 from audio_diffusion.representations.representation import Representation
 
+#: where clips come from: held-out or other real audio, the training data, the model (or the folder) that is evaluated
+SOURCES = ("real", "train", "generated")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -40,12 +43,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of B clips, real or generated.
+    """A batch of B clips.
 
     Attributes:
         audio: float32 ``[B, C, T]``, full scale ±1.
         mask: bool ``[B, 1, T]``, False on padding.
-        names: of the clips, unique within the real and within the generated ones.
+        names: of the clips, unique among those of one source.
         labels: class names; None for clips without a class.
         cond: the model's conditions of the clips, prepared for its network; empty for files.
     """
@@ -100,30 +103,30 @@ class Metric(Protocol):
     The smallest one, which compares levels::
 
         class Loudness(Metric):
-            needs_generated = True
+            needs = ("real", "generated")
 
             def start(self, subject: Subject) -> None:
-                self.rms = {True: [], False: []}
+                self.rms = {"real": [], "generated": []}
 
-            def update(self, clips: Clips, generated: bool) -> None:
-                self.rms[generated] += [audio.square().mean().sqrt().item() for audio in clips.audio]
+            def update(self, clips: Clips, source: str) -> None:
+                self.rms[source] += [audio.square().mean().sqrt().item() for audio in clips.audio]
 
             def compute(self) -> dict[str, Figure]:
-                real, made = (statistics.mean(self.rms[generated]) for generated in (False, True))
+                real, made = (statistics.mean(self.rms[source]) for source in self.needs)
                 return {"level_difference_db": Figure(20 * math.log10(made / real))}
 
             def forget_generated(self) -> None:
-                self.rms[True] = []
+                self.rms["generated"] = []
 
     A YAML in the group ``metrics``, ``loudness: {_target_: my_package.Loudness}``, makes it an option of
     ``evaluate.py``: ``metrics=[likelihood,loudness]``. A subclass of this class need not write ``details``,
     ``describe`` and ``draw``, nor ``forget_generated`` if it measures real clips alone.
 
     Attributes:
-        needs_generated: whether generated clips are compared; otherwise ``update`` is called with real ones alone.
+        needs: what ``update`` is called with, some of ``SOURCES``, in their order.
     """
 
-    needs_generated: bool
+    needs: tuple[str, ...]
 
     def start(self, subject: Subject) -> None:
         """Begins a measurement, and forgets an earlier one.
@@ -133,12 +136,12 @@ class Metric(Protocol):
         """
         ...
 
-    def update(self, clips: Clips, generated: bool) -> None:
-        """Adds a batch of generated or of real clips. May be interrupted (KeyboardInterrupt): it then adds nothing."""
+    def update(self, clips: Clips, source: str) -> None:
+        """Adds a batch of clips of one source. May be interrupted (KeyboardInterrupt): it then adds nothing."""
         ...
 
     def compute(self) -> dict[str, Figure]:
-        """Returns the figures of all clips so far, by name."""
+        """Returns the figures of all clips so far, by name; NaN with a note for one that needs more clips."""
         ...
 
     def forget_generated(self) -> None:
@@ -160,9 +163,9 @@ class Metric(Protocol):
 
 
 _MEMBERS = {
-    "needs_generated": Member("needs_generated: bool", bool),
+    "needs": Member(f"needs: tuple[str, ..], some of {', '.join(SOURCES)}", tuple),
     "start": Member("start(subject: Subject) -> None", arguments=1),
-    "update": Member("update(clips: Clips, generated: bool) -> None", arguments=2),
+    "update": Member("update(clips: Clips, source: str) -> None", arguments=2),
     "compute": Member("compute() -> dict[str, Figure]"),
     "forget_generated": Member("forget_generated() -> None (a subclass of Metric has it)"),
     "details": Member("details() -> dict[str, Any] (a subclass of Metric has it)"),
@@ -178,6 +181,8 @@ def check_metric(metric: Any) -> None:
         ValueError: if it is not; the message names its class, the missing or wrong member and its declaration.
     """
     check(metric, "metric (audio_diffusion.metrics.metric)", _MEMBERS)
-    if metric.needs_generated and type(metric).forget_generated is Metric.forget_generated:
-        name = f"{type(metric).__module__}.{type(metric).__qualname__}"
-        raise ValueError(f"{name} has no 'forget_generated' of its own, which a metric with needs_generated=True needs")
+    name = f"{type(metric).__module__}.{type(metric).__qualname__}"
+    if not metric.needs or not set(metric.needs) <= set(SOURCES):
+        raise ValueError(f"{name}.needs: a metric needs {_MEMBERS['needs'].written}, got {metric.needs!r}")
+    if "generated" in metric.needs and type(metric).forget_generated is Metric.forget_generated:
+        raise ValueError(f"{name} has no forget_generated of its own, which a metric of generated clips needs")
