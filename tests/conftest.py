@@ -29,8 +29,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
-from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO
-from audio_diffusion.callbacks.throughput import ProgressBar
+from audio_diffusion.callbacks.progress_bar import ProgressBar
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
@@ -40,6 +39,7 @@ from audio_diffusion.networks.unet1d import UNet1d
 from audio_diffusion.packing.datasets.drums import write_folder
 from audio_diffusion.packing.pack import pack, scan_folder
 from audio_diffusion.representations.waveform import Waveform
+from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 from audio_diffusion.training.precision import make_precision

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoint, SaveError
+from audio_diffusion.callbacks.checkpoint import SaveCheckpoint, SaveError
 from audio_diffusion.checkpoints import files
 from audio_diffusion.checkpoints.folder import newest_verified, problem_of
 from audio_diffusion.checkpoints.manifest import Manifest, hash_of
+from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 
 
 def names(run_dir: Path) -> list[str]:

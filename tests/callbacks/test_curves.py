@@ -15,7 +15,8 @@ from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.loggers import JsonlLogger, has_wandb_credentials, wandb_logger
-from audio_diffusion.callbacks.throughput import ProgressBar, Throughput
+from audio_diffusion.callbacks.progress_bar import ProgressBar
+from audio_diffusion.callbacks.throughput import Throughput
 
 
 def test_loss_by_noise_level_is_consistent_with_the_whole(make_run):

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.skipped import ReportSkipped
-from audio_diffusion.data.batch import AudioBatch, Skipped
+from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.faults import Skipped
 from audio_diffusion.data.shards.index import load_index
 
 

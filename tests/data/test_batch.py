@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from audio_diffusion.data.batch import AudioBatch, BatchSplit, Crop, Skipped, collate
+from audio_diffusion.data.batch import AudioBatch, Crop, collate
+from audio_diffusion.data.batch_split import BatchSplit
+from audio_diffusion.data.faults import Skipped
 
 SKIPPED = Skipped("s.tar", "bad", "corrupt", "broken")
 CLIPS = [

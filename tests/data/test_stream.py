@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import KINDS, AudioBatch, Crop
+from audio_diffusion.data.batch import AudioBatch, Crop
+from audio_diffusion.data.faults import KINDS
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.shared_memory import SharedSlots

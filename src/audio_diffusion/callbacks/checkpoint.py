@@ -1,95 +1,16 @@
 """Saves checkpoints during training, in the background; ``checkpoints`` has the file formats."""
 
 import time
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-import torch.distributed as dist
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
-from audio_diffusion.checkpoints import sharded
-from audio_diffusion.checkpoints.background import BackgroundWriter, Outcome
-from audio_diffusion.checkpoints.files import FileRecord, is_full, room
-from audio_diffusion.checkpoints.folder import Keep, path_of, step_of, write
-from audio_diffusion.checkpoints.manifest import Manifest, hash_of
-from audio_diffusion.checkpoints.snapshot import HostCopy, non_finite, num_bytes
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Copies a checkpoint to host memory, then writes it with its manifest in the background; reads plain data only.
-
-    One checkpoint is written at a time: the next waits for it. ``wait`` waits for the current write, ``take_outcome``
-    returns its outcome. With a process group as ``storage_options`` every rank writes its own shards
-    (checkpoints.sharded).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.world_size, self.keep = 1, Keep()
-        self.num_bytes = 0  # of the tensors of the last save
-        self._copies, self._writer = HostCopy(), BackgroundWriter()
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        self._writer.wait()
-        self._writer.take_outcome()
-        job = self._write if storage_options is None else partial(self._write_shards, storage_options)
-        copied = self._copies.take(checkpoint)
-        self.num_bytes = num_bytes(copied) * (1 if storage_options is None else dist.get_world_size(storage_options))
-        self._writer.start(partial(job, copied, Path(path)))
-
-    def _write(self, content: dict[str, Any], path: Path) -> None:
-        if problem := self._not_finite(content):
-            raise ValueError(problem)
-        write(path, partial(torch.save, content), partial(self._manifest, content))
-        self.keep.prune(path.parent, step_of(path))
-
-    def _write_shards(self, group: dist.ProcessGroup, content: dict[str, Any], path: Path) -> None:
-        problem = self._not_finite(content)
-        sharded.write(path, *sharded.split(content), problem, partial(self._manifest, content), group)
-        if dist.get_rank(group) == 0:
-            self.keep.prune(path.parent, step_of(path))
-
-    def _not_finite(self, content: dict[str, Any]) -> str | None:
-        place = non_finite(content)
-        return f"{place} is not finite, and what comes after would be of no use" if place else None
-
-    def _manifest(self, content: Mapping[str, Any], files: dict[str, FileRecord]) -> Manifest:
-        config = content.get("config")
-        return Manifest(
-            step=content["global_step"],
-            files=files,
-            world_size=self.world_size,
-            batch_size=config.get("batch_size") if isinstance(config, dict) else None,
-            config=config,
-            config_sha256=hash_of(config),
-        )
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        if Path(path).is_dir():
-            return sharded.read(Path(path))
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-    @property
-    def busy(self) -> bool:
-        """Whether one is being written."""
-        return self._writer.busy
-
-    def wait(self) -> None:
-        """Waits until nothing is being written."""
-        self._writer.wait()
-
-    def take_outcome(self) -> Outcome | None:
-        """Returns the outcome of the last save, once; None while it is being written."""
-        return self._writer.take_outcome()
-
-    def teardown(self) -> None:
-        self.wait()
+from audio_diffusion.checkpoints.files import is_full, room
+from audio_diffusion.checkpoints.folder import Keep, path_of
+from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 
 
 class SaveError(RuntimeError):

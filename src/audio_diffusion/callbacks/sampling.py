@@ -19,8 +19,9 @@ from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_st
 from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_samples
 from audio_diffusion.data.audio.reading import file_name, write_audio
-from audio_diffusion.data.batch import AudioBatch, counted
+from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.generation import Sampler, evenly, generate
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of

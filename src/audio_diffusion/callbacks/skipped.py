@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics, log_table
 from audio_diffusion.checkpoints.redaction import redacted
-from audio_diffusion.data.batch import BY_RULE, KINDS, AudioBatch, Skipped
+from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.faults import BY_RULE, KINDS, Skipped
 
 _TABLE_ROWS = 10_000  # of the latest, in W&B
 _HELD_OUT, _SOURCE, _USED = "held out", "of ", "used"  # keys of counts, beside KINDS

@@ -1,62 +1,15 @@
 """Measures throughput: seconds of audio trained per second, and the fraction of time spent waiting for data."""
 
-import math
 import time
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
 
 _WARN_PERCENT = 50.0
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar over all batches of the run; on resume it continues, with the rate since the resumption.
-
-    On resume Lightning's own bar restarts at 0 of the remaining batches, or of an unknown number, and its rate averages
-    over all.
-
-    Args:
-        every_s: seconds between updates; 0 for one after each batch.
-        refresh_rate: batches between those of validation.
-    """
-
-    def __init__(self, every_s: float, refresh_rate: int = 100):
-        super().__init__(refresh_rate)
-        self.every_s = every_s
-        self._shown, self._done = -math.inf, 0
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What is shown at the bar's end; without the version that Lightning's loggers give a run."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        super().on_train_start()
-        bar, done = self.train_progress_bar, trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        bar.total, bar.initial, bar.n = trainer.num_training_batches, done, done
-        bar.refresh()
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Nothing: the stream has no end, and an epoch of Lightning's is the run."""
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        bar, now, self._done = self.train_progress_bar, time.perf_counter(), batch_idx + 1
-        if now - self._shown >= self.every_s or batch_idx + 1 == bar.total:
-            self._shown, bar.n = now, batch_idx + 1
-            bar.set_postfix(self.get_metrics(trainer, pl_module))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows where training has ended, also where it was stopped between two looks."""
-        if self._done > self.train_progress_bar.n:
-            self.train_progress_bar.n = self._done
-            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
-        super().on_train_end()
 
 
 class Throughput(L.Callback):

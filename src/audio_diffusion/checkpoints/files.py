@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,6 +112,21 @@ def record_of(path: Path) -> FileRecord:
             digest.update(memoryview(block)[:count])
             size += count
     return FileRecord(size, digest.hexdigest())
+
+
+def blocks_of(path: Path) -> Iterator[bytes]:
+    """Reads a file block by block."""
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def sha256_of(blocks: Iterable[bytes]) -> str:
+    """Hash of the concatenated blocks."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _forget(file: BinaryIO) -> None:

@@ -156,7 +156,7 @@ def _clean(text: str) -> str:
 
 def _clean_form(text: str) -> str:
     """Redacts credentials in addresses, and tokens recognised by their form; an existing path is not a token."""
-    without = _URL.sub(lambda match: _clean_url(match[0]), text)
+    without = _URL.sub(lambda match: redacted_url(match[0], is_pattern=True), text)
     return without if _is_path(text) else _TOKENS.sub(REDACTED, without)
 
 
@@ -167,14 +167,22 @@ def _is_path(text: str) -> bool:
         return False
 
 
-def _clean_url(url: str) -> str:
+def redacted_url(url: str, is_pattern: bool = False) -> str:
+    """Redacts user, password, query and fragment of an address; a query may contain signatures and keys.
+
+    Args:
+        url: the address.
+        is_pattern: whether "?" may be a wildcard: then only a query with "=" is redacted, and the fragment is
+            kept.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:  # brackets of a glob
-        return re.sub(r"//[^/@]*@", f"//{REDACTED}@", re.sub(r"\?.*=.*", f"?{REDACTED}", url))
+        query = r"\?.*=.*" if is_pattern else r"\?.*"
+        return re.sub(r"//[^/@]*@", f"//{REDACTED}@", re.sub(query, f"?{REDACTED}", url))
     user, at, host = parts.netloc.rpartition("@")
-    # a query without "=" is the wildcard of a pattern
-    query = REDACTED if "=" in parts.query else parts.query
-    if (not user and query == parts.query) or not parts.netloc:
+    query = REDACTED if "=" in parts.query or (parts.query and not is_pattern) else parts.query
+    fragment = parts.fragment if is_pattern else ""
+    if (not user and (query, fragment) == (parts.query, parts.fragment)) or not parts.netloc:
         return url
-    return parts._replace(netloc=f"{REDACTED}@{host}" if at else host, query=query).geturl()
+    return parts._replace(netloc=f"{REDACTED}@{host}" if at else host, query=query, fragment=fragment).geturl()

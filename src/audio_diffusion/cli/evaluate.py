@@ -23,7 +23,7 @@ from audio_diffusion.cli import config, reference
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.interruption import CtrlC, end
 from audio_diffusion.cli.output import default_folder
-from audio_diffusion.data.batch import counted
+from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError
-from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
+from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.datasets.drums import CLASSES
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import pickle
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +19,7 @@ from audio_diffusion.inference.checkpoint_reader import device_of
 from audio_diffusion.inference.loading import load as load_model
 from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError, build
+from audio_diffusion.packing.parallel import in_order
 
 
 def devices_of(device: str, count: int) -> list[str]:
@@ -75,19 +75,13 @@ def _work(batch: bytes) -> bytes | str:
         return str(error)
 
 
-def _in_order(pool: ProcessPoolExecutor, work: Sequence[list[Sample]], ahead: int) -> Iterator[bytes | str]:
-    """Yields the result of ``_work`` for each batch, in order, with at most ``2 * ahead`` batches submitted at a time.
+def _submit(pool: ProcessPoolExecutor, batch: list[Sample]) -> Future[bytes | str]:
+    """Hands a batch to a worker process. Only this process handles Ctrl-C.
 
-    No batch is cancelled here: the pool's thread prints a traceback for a cancelled one when processes are killed.
+    No batch is cancelled later: the pool's thread prints a traceback for a cancelled one when processes are killed.
     """
-    handed_out: deque[Future[bytes | str]] = deque()
-    for batch in work:
-        with signals.shielded(tracked=True):  # only this process handles Ctrl-C
-            handed_out.append(pool.submit(_work, pickle.dumps(batch)))
-        if len(handed_out) >= 2 * ahead:
-            yield handed_out.popleft().result()
-    while handed_out:
-        yield handed_out.popleft().result()
+    with signals.shielded(tracked=True):
+        return pool.submit(_work, pickle.dumps(batch))
 
 
 def run(
@@ -109,7 +103,7 @@ def run(
     options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer checkpoint by now
     with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
         try:
-            for result in _in_order(pool, work, ahead=len(devices)):
+            for result in in_order(partial(_submit, pool), work, 2 * len(devices)):
                 if isinstance(result, str):
                     pool.shutdown(cancel_futures=True)
                     raise ConfigError(result)

@@ -1,6 +1,5 @@
 """Writes results: audio files, one json that records how they were made, and one picture."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from audio_diffusion.checkpoints.files import blocks_of, sha256_of
 from audio_diffusion.cli.samples import Result, Sample
 from audio_diffusion.cli.tasks.task import Task
 from audio_diffusion.data.audio.reading import write_audio
@@ -35,14 +35,10 @@ def subtype_of(sample: Sample, task: Task, format: str) -> str:
     return max(str(kind) for kind in kinds)  # PCM_24 if both occur
 
 
-def sha256_of(path: Path) -> str:
+def hash_of(path: Path) -> str:
     """Hash of a file, or of all files in a folder in the order of their names."""
-    digest = hashlib.sha256()
-    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        with open(part, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return sha256_of(block for part in parts for block in blocks_of(part))
 
 
 def write_files(

@@ -25,11 +25,11 @@ from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.cli.processes import devices_of, load, run
 from audio_diffusion.cli.requests import batches, samples
-from audio_diffusion.cli.results import COLUMNS, draw, sha256_of, write_files, write_record
+from audio_diffusion.cli.results import COLUMNS, draw, hash_of, write_files, write_record
 from audio_diffusion.cli.samples import Result, Sample
 from audio_diffusion.cli.tasks.task import Task, make_task
-from audio_diffusion.data.batch import counted
 from audio_diffusion.data.held_out import real_clips
+from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.inference.levels import summary
 from audio_diffusion.inference.model import Model
@@ -92,7 +92,7 @@ def record(model: Model, options: dict[str, Any], work: Work) -> Path:
     """Writes the json that records how each file was made; returns its path."""
     about = {
         "command": [*command("sample").split(), *typed()],
-        "checkpoint": {"path": str(model.source), "sha256": sha256_of(model.source), "step": model.step},
+        "checkpoint": {"path": str(model.source), "sha256": hash_of(model.source), "step": model.step},
         "options": options,
         "sampler": sampler_of(model.config["sampler"], options.get("sampler")),
         "guidance_scale": model.guidance.scale if model.guidance else model.guidance_scale,

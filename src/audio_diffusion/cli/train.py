@@ -23,11 +23,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from audio_diffusion import __version__
-from audio_diffusion.callbacks.checkpoint import AtomicCheckpointIO, SaveError
+from audio_diffusion.callbacks.checkpoint import SaveError
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
-from audio_diffusion.callbacks.throughput import ProgressBar
+from audio_diffusion.callbacks.progress_bar import ProgressBar
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.checkpoints.redaction import redacted, redacted_config
 from audio_diffusion.cli import config
@@ -36,11 +36,12 @@ from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_resume, finished, own
 from audio_diffusion.cli.statistics import with_statistics
 from audio_diffusion.data import workers
-from audio_diffusion.data.batch import BatchSplit
+from audio_diffusion.data.batch_split import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.report import describe
+from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 from audio_diffusion.training.initial import start_from
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.precision import make_precision

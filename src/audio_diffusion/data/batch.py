@@ -7,43 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audio_diffusion.data.faults import Skipped
+
 #: a condition of B samples: numbers as a tensor [B, ...], words as a tuple of B
 Field = Tensor | tuple[str, ...]
-
-
-#: kinds of faults, and what each means
-KINDS = {
-    "format": "no audio that can be decoded",
-    "empty": "no samples",
-    "corrupt": "does not decode, or fails its checksum",
-    "truncated": "cut off, in the file or in the shard",
-    "samples": "NaN, infinite or absurdly loud samples",
-    "rate": "an impossible sample rate",
-    "channels": "no rule to make the wanted number of channels",
-    "metadata": "json or fields missing or unreadable",
-    "label": "a label that is none of the classes",
-    "duplicate": "a second member of the same name",
-    "unsafe": "a link, a special member, or a name that leads out of the shard",
-    "missing": "not in the shard, though the manifest tells of it",
-    "read": "the file system failed",
-    "remote": "the server failed, after retries",
-    "short": "shorter than a crop, and pad is off",
-    "other_rate": "another sample rate, and convert is off",
-    "other_channels": "another number of channels, and convert is off",
-}
-BY_RULE = ("short", "other_rate", "other_channels")  # left out because the configuration says so
-
-
-class Skipped(NamedTuple):
-    """A clip that could not be used: the shard's path, the clip's key, the kind of fault, and the reason in words."""
-
-    shard: str
-    key: str
-    kind: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"clip {self.key!r} of {self.shard}: {self.reason}"
 
 
 class Crop(NamedTuple):
@@ -145,44 +112,3 @@ def collate(audio: Tensor, clips: list[Crop], with_label: bool, field_names: tup
         keys=tuple(clip.key for clip in clips),
         skipped=tuple(clip.skipped for clip in clips if clip.skipped is not None),
     )
-
-
-@dataclass(frozen=True)
-class BatchSplit:
-    """How the clips of an optimizer step are divided: the same number for each device and accumulated batch.
-
-    Raises:
-        ValueError: if this is not possible, naming the nearest valid sizes.
-    """
-
-    batch_size: int
-    nodes: int
-    devices: int  # of each node
-    accumulate: int  # batches of each device
-
-    def __post_init__(self) -> None:
-        parts = self.nodes * self.devices * self.accumulate
-        if self.batch_size % parts:
-            below = self.batch_size // parts * parts
-            nearest = f"{below} or {below + parts}" if below else str(parts)
-            raise ValueError(
-                f"batch_size: expected a multiple of {parts} ({self._parts()} × {self.accumulate} accumulated), "
-                f"got {self.batch_size}; the nearest that works: {nearest}"
-            )
-
-    @property
-    def clips(self) -> int:
-        """Number of clips in one batch of one device."""
-        return self.batch_size // (self.nodes * self.devices * self.accumulate)
-
-    def _parts(self) -> str:
-        return f"{counted(self.nodes, 'node')} × {counted(self.devices, 'device')}"
-
-    def __str__(self) -> str:
-        clips = counted(self.clips, "clip")
-        return f"batch: {self.batch_size} = {self._parts()} × {clips} × {self.accumulate} accumulated"
-
-
-def counted(number: int, what: str) -> str:
-    """Formats a number of things: ``1 clip``, ``2 clips``."""
-    return f"{number} {what}{'s' * (number != 1)}"

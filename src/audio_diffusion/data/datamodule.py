@@ -9,7 +9,9 @@ import webdataset as wds
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from audio_diffusion.data.batch import AudioBatch, BatchSplit, Skipped
+from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.data.batch_split import BatchSplit
+from audio_diffusion.data.faults import Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.pipeline import Batches, ReadAhead
 from audio_diffusion.data.remote import RemoteStore

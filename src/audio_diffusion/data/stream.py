@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from audio_diffusion.data.audio.reading import UnusableAudio, read_crop
-from audio_diffusion.data.batch import AudioBatch, Crop, Skipped, collate
+from audio_diffusion.data.batch import AudioBatch, Crop, collate
+from audio_diffusion.data.faults import Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.data.shards.members import READERS

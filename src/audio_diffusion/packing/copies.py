@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from audio_diffusion.checkpoints.files import sha256_of
 from audio_diffusion.data.audio.reading import AudioInfo
-from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.prepare import file_of, read_blocks
 from audio_diffusion.packing.sources import Source
@@ -92,7 +93,4 @@ def _sampled(source: Source, store: RemoteStore | None) -> str:
 
 
 def _hashed(source: Source, store: RemoteStore | None) -> str:
-    digest = hashlib.sha256()
-    for block in read_blocks(source, store):
-        digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(read_blocks(source, store))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from audio_diffusion.data.batch import counted
+from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.sources import Source, readable
 
 

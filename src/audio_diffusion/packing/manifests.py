@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, redact
+from audio_diffusion.checkpoints.redaction import redacted_url
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote
 from audio_diffusion.data.shards.members import read_json
 from audio_diffusion.packing.sources import Source, below, fields_of, refuse_misspelt
 
@@ -43,7 +44,7 @@ def scan_manifest(folder: Path | str, manifest: Path | str, store: RemoteStore |
             data = Path(manifest).read_bytes()
         except OSError as error:
             raise ValueError(f"manifest: {str(manifest)!r} cannot be read: {error.strerror}") from error
-    shown, sources, seen = redact(str(manifest)), [], set()
+    shown, sources, seen = redacted_url(str(manifest)), [], set()
     text = _text(data, shown)
     rows = _jsonl_rows(text, shown) if str(manifest).endswith((".jsonl", ".ndjson")) else _csv_rows(text, shown)
     for number, row in rows:
@@ -154,11 +155,11 @@ def _named(folder: Path | str, name: str, where: str) -> Source:
             or inner.startswith(("../", "/"))
             or inner in ("..", ".")
         ):
-            raise ValueError(f"{where} names {redact(name)}, which is outside {redact(root)}")
+            raise ValueError(f"{where} names {redacted_url(name)}, which is outside {redacted_url(root)}")
         return Source(f"{root}/{inner}", below(root, f"{root}/{inner}"))
     local = os.path.abspath(folder)
     if "://" in name:
-        raise ValueError(f"{where} names {redact(name)}, which is outside {local}")
+        raise ValueError(f"{where} names {redacted_url(name)}, which is outside {local}")
     path = os.path.normpath(os.path.join(local, name))
     for root in (local, os.path.realpath(folder)):
         if path.startswith(root.rstrip(os.sep) + os.sep):

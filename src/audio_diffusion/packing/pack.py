@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from audio_diffusion.data.audio.reading import AudioInfo
-from audio_diffusion.data.batch import counted
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.index import write_atomic
 from audio_diffusion.data.shards.shards import MANIFEST
+from audio_diffusion.data.wording import counted
 from audio_diffusion.metrics import pictures
 from audio_diffusion.packing.copies import describe, find_copies
 from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of

@@ -31,14 +31,9 @@ def ordered(function: Callable[[A], B], items: Iterable[A], num_workers: int) ->
     if num_workers == 1:
         yield from map(function, items)
         return
-    pool, waiting, source = ProcessPoolExecutor(num_workers, initializer=_begin), deque[Future[B]](), iter(items)
+    pool = ProcessPoolExecutor(num_workers, initializer=_begin)
     try:
-        for item in source:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(lambda item: pool.submit(function, item), items, 2 * num_workers)
     except BrokenProcessPool as error:
         raise ValueError(
             f"num_workers: one of {num_workers} processes was killed, perhaps for want of memory; take fewer. "
@@ -46,6 +41,17 @@ def ordered(function: Callable[[A], B], items: Iterable[A], num_workers: int) ->
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(submit: Callable[[A], Future[B]], items: Iterable[A], limit: int) -> Iterator[B]:
+    """Yields the results of submitted items in order, with at most ``limit`` of them submitted at a time."""
+    waiting = deque[Future[B]]()
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) >= limit:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _begin() -> None:

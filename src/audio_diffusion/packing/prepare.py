@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from audio_diffusion.checkpoints.files import blocks_of
 from audio_diffusion.data.audio.reading import CONVERTED, MAX_MISSING, SAMPLE_RATES, AudioInfo, UnusableAudio, check
 from audio_diffusion.data.audio.recording import Recording, encode, probe, resampled_length, to_int16
 from audio_diffusion.data.remote import RemoteError, RemoteStore, version_seal
@@ -249,7 +250,10 @@ def _silence(source: Source, level: _Level, start_s: float, seconds: float, form
 def read_blocks(source: Source, store: RemoteStore | None) -> Iterator[bytes]:
     """The bytes of a source, block by block."""
     file = file_of(source, store)
-    with open(file, "rb") if isinstance(file, Path) else file as opened:
+    if isinstance(file, Path):
+        yield from blocks_of(file)
+        return
+    with file as opened:
         while block := opened.read(_BLOCK):
             yield block
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from audio_diffusion.checkpoints.redaction import redacted_url
 from audio_diffusion.data.audio.reading import PACKED as EXTENSIONS
 from audio_diffusion.data.audio.reading import is_sidecar
-from audio_diffusion.data.remote import RemoteError, RemoteStore, redact
+from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.members import MAX_JSON_BYTES, read_json
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -137,7 +138,7 @@ def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Sour
     with ThreadPoolExecutor(_READING) as pool:
         sources = list(pool.map(described, [name for name in audio if not _hidden_folder(name)]))
     if not sources:
-        raise ValueError(f"input: no audio ({', '.join(EXTENSIONS)}) below {redact(url)!r}")
+        raise ValueError(f"input: no audio ({', '.join(EXTENSIONS)}) below {redacted_url(url)!r}")
     return sources + [Source(f"{url}/{name}", name, {}, "a hidden folder: not searched") for name in sorted(hidden)]
 
 

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from audio_diffusion.checkpoints.files import blocks_of, sha256_of
+from audio_diffusion.checkpoints.redaction import redacted_url
 from audio_diffusion.data.audio.reading import UnusableAudio, check
-from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, local_path, redact
+from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, local_path
 from audio_diffusion.data.shards import index as indexes
 from audio_diffusion.data.shards.index import ShardIndex, index_path
 from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS
@@ -22,7 +24,7 @@ from audio_diffusion.packing.journal import PLAN
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.shard_writer import WORK
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # bytes read at once
 
 
 @dataclass
@@ -84,7 +86,7 @@ def verify(
     present, listed = _present(folder, store), {shard["name"]: shard for shard in manifest.get("shards", [])}
     names = sorted({*(present or listed), *listed})
     if not names:
-        raise ValueError(f"verify: expected a folder of shards, local or a URL, got {redact(place)!r}")
+        raise ValueError(f"verify: expected a folder of shards, local or a URL, got {redacted_url(place)!r}")
     if not is_remote(folder) and (Path(folder) / WORK / PLAN).exists():
         result.problems.append(f"{WORK}: the run that made these shards is not finished: start it again")
     jobs = [(name, listed.get(name), bool(manifest), present is None or name in present) for name in names]
@@ -156,11 +158,7 @@ def _read_shard(found: _Found, path: str, listed: dict | None) -> None:
     if listed is None:
         return
     found.expect("size in bytes", listed["bytes"], os.path.getsize(path))
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    found.expect("sha256 of the shard", listed["sha256"], digest.hexdigest())
+    found.expect("sha256 of the shard", listed["sha256"], sha256_of(blocks_of(Path(path))))
 
 
 def _scan(path: str) -> ShardIndex:

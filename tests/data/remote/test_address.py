@@ -2,7 +2,8 @@ import pickle
 
 import pytest
 
-from audio_diffusion.data.remote import RemoteError, is_remote, local_path, redact
+from audio_diffusion.checkpoints.redaction import redacted_url
+from audio_diffusion.data.remote import RemoteError, is_remote, local_path
 
 
 @pytest.mark.parametrize("path", ["data/train-{000..127}.tar", "/abs/x.tar", "file:///abs/x.tar", "odd::name.tar", ""])
@@ -33,8 +34,8 @@ def test_local_path_of_a_file_address():
     "url", ["https://me:secret@host/x.tar?X-Amz-Signature=secret#secret", "https://[bad/x?token=secret"]
 )
 def test_a_redacted_address_has_no_secret(url):
-    assert "secret" not in redact(url)
-    assert redact("s3://bucket/x.tar") == "s3://bucket/x.tar"
+    assert "secret" not in redacted_url(url)
+    assert redacted_url("s3://bucket/x.tar") == "s3://bucket/x.tar"
 
 
 def test_an_error_survives_the_way_out_of_a_worker():

@@ -30,7 +30,7 @@ File = str | bytes | Path | BinaryIO | memoryview
 
 
 class UnusableAudio(Exception):
-    """The audio cannot be used; the message says why, ``kind`` is the fault's kind, one of ``batch.KINDS``."""
+    """The audio cannot be used; the message says why, ``kind`` is the fault's kind, one of ``data.faults.KINDS``."""
 
     def __init__(self, reason: str, kind: str = "corrupt"):
         super().__init__(reason)

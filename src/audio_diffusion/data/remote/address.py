@@ -2,7 +2,8 @@
 
 import re
 from functools import lru_cache
-from urllib.parse import urlsplit
+
+from audio_diffusion.checkpoints.redaction import redacted_url
 
 SCHEMES = ("http", "https", "s3", "gs")
 _BEGINNINGS = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -47,7 +48,8 @@ def is_remote(path: str) -> bool:
         return False
     if not found or scheme.lower() not in SCHEMES or re.search(r"::[\w+.-]*://", rest):
         raise ValueError(
-            f"shards: expected a local path or an address that begins with one of {_BEGINNINGS}, got {redact(path)!r}. "
+            f"shards: expected a local path or an address that begins with one of {_BEGINNINGS}, got "
+            f"{redacted_url(path)!r}. "
             "Commands (pipe:) and chained addresses (a::b) are never run"
         )
     return True
@@ -65,15 +67,5 @@ def scheme_of(url: str) -> str:
         ValueError: if it is not one of ``SCHEMES``.
     """
     if not is_remote(url):
-        raise ValueError(f"url: expected an address that begins with one of {_BEGINNINGS}, got {redact(url)!r}")
+        raise ValueError(f"url: expected an address that begins with one of {_BEGINNINGS}, got {redacted_url(url)!r}")
     return url.partition("://")[0].lower()
-
-
-def redact(url: str) -> str:
-    """Removes user, password and query, which may contain signatures and keys, from an address for logging."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("?")[0].partition("@")[2] or "?"
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=host, query="..." if parts.query else "", fragment="").geturl()

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop
 
-from audio_diffusion.data.remote.address import RemoteError, redact, scheme_of
+from audio_diffusion.checkpoints.redaction import redacted_url
+from audio_diffusion.data.remote.address import RemoteError, scheme_of
 from audio_diffusion.data.remote.http import Bucket, Stat, Transport, Web, explain, looks_html
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class Fetcher:
             except RemoteError as error:
                 if error.final or number > self.retries:
                     tries = "once" if number == 1 else f"{number} times"
-                    message = f"{redact(url)}{part}: {error} ({error.kind}, tried {tries})"
+                    message = f"{redacted_url(url)}{part}: {error} ({error.kind}, tried {tries})"
                     raise RemoteError(message, error.kind) from None
                 pause = min(self.backoff_s * 2 ** (number - 1), _MAX_BACKOFF_S)
                 # workers that failed together do not come back together
@@ -177,11 +178,11 @@ class Fetcher:
                 pause = max(pause, error.wait_s)
                 log.warning(
                     "%s%s: %s (%s); try %d of %d follows in %.1f s",
-                    redact(url), part, error, error.kind, number + 1, self.retries + 1, pause,
+                    redacted_url(url), part, error, error.kind, number + 1, self.retries + 1, pause,
                 )  # fmt: skip
             self.count("retries")
             if errand.stopped.wait(pause):
-                raise RemoteError(f"{redact(url)}{part}: stopped", "stopped")
+                raise RemoteError(f"{redacted_url(url)}{part}: stopped", "stopped")
             number += 1
 
     def _transport(self, url: str) -> Transport:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import fsspec
 
-from audio_diffusion.data.remote.address import RemoteError, redact
+from audio_diffusion.checkpoints.redaction import redacted_url
+from audio_diffusion.data.remote.address import RemoteError
 
 if TYPE_CHECKING:
     import aiohttp  # imported where it is used: it takes long, and data on a disk do not need it
@@ -251,7 +252,7 @@ def explain(error: Exception, url: str, stall_s: float) -> RemoteError:
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
     names = {type(link).__name__ for link in chain}
-    text = f"{type(error).__name__}: {error}".replace(url, redact(url)).rstrip(": ")
+    text = f"{type(error).__name__}: {error}".replace(url, redacted_url(url)).rstrip(": ")
     status = getattr(error, "status", getattr(error, "code", None))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return RemoteError(f"the cache cannot keep it: {error.strerror}", "cache")

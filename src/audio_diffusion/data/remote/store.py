@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
-from audio_diffusion.data.remote.address import SCHEMES, RemoteError, redact, scheme_of
+from audio_diffusion.checkpoints.redaction import redacted_url
+from audio_diffusion.data.remote.address import SCHEMES, RemoteError, scheme_of
 from audio_diffusion.data.remote.cache import Cache
 from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, checked, is_version, version_seal
 from audio_diffusion.data.remote.file import RemoteFile
@@ -135,7 +136,7 @@ class RemoteStore:
         self._enter()
         size, etag = self._fetcher.stat(self._direct, url)
         if size is None:
-            raise RemoteError(f"{redact(url)}: the server does not say how large it is", "refused")
+            raise RemoteError(f"{redacted_url(url)}: the server does not say how large it is", "refused")
         return ObjectStat(size, etag)
 
     def read(self, url: str, start: int = 0, stop: int | None = None, sha256: str = "", cache: bool = True) -> bytes:
@@ -238,7 +239,7 @@ class RemoteStore:
         if size is None:
             return self._load_unsized(url, start, sha256)
         if size - start > _MAX_AT_ONCE:
-            raise RemoteError(f"{redact(url)}: {size - start} bytes are too many to be read at once", "refused")
+            raise RemoteError(f"{redacted_url(url)}: {size - start} bytes are too many to be read at once", "refused")
         return self._load(self._direct, (url, start, size, sha256 or version_seal(etag)), cache)
 
     def _load_unsized(self, url: str, start: int, sha256: str) -> bytes:

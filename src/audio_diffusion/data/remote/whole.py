@@ -1,6 +1,7 @@
 """Servers that ignore ranges: an object is fetched whole into the cache, once, and read from there."""
 
-from audio_diffusion.data.remote.address import RemoteError, redact
+from audio_diffusion.checkpoints.redaction import redacted_url
+from audio_diffusion.data.remote.address import RemoteError
 from audio_diffusion.data.remote.cache import Cache
 from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, bytes_of, checked, is_version
 
@@ -17,7 +18,7 @@ def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part:
         RemoteError: if the object cannot be had or kept, or is not what was expected.
     """
     url, start, stop, sha256 = part
-    what = redact(url) + bytes_of(part)
+    what = redacted_url(url) + bytes_of(part)
     if cache is None:
         raise RemoteError(
             f"{what}: the server ignores ranges and sends whole objects; set a cache folder (store.cache_dir), "

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from audio_diffusion.data.audio.reading import CONVERTED, EXTENSIONS, is_sidecar
-from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.faults import Skipped
 from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS, read_json
 
 INDEX_VERSION = 3

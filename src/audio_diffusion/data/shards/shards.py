@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import webdataset as wds
 
-from audio_diffusion.data.batch import Skipped
+from audio_diffusion.data.faults import Skipped
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, version_seal
 from audio_diffusion.data.shards import advice
 from audio_diffusion.data.shards import index as indexes

@@ -1,0 +1,6 @@
+"""Words for messages."""
+
+
+def counted(number: int, what: str) -> str:
+    """Formats a number of things: ``1 clip``, ``2 clips``."""
+    return f"{number} {what}{'s' * (number != 1)}"
