@@ -107,6 +107,19 @@ def test_the_interval_holds_the_true_value_about_as_often_as_it_says() -> None:
     assert np.mean(widths) < 1.5 * truth  # and it says something
 
 
+def test_replicates_are_not_biased() -> None:
+    """Their mean is the estimate, although windows of a clip resemble each other: copies of a clip are not paired."""
+    own, common = normal(150, 4), normal(50, 4, seed=1)
+    x = embedded(0.3 * own + common.repeat_interleave(3, 0), 3)
+    y = embedded(0.3 * normal(150, 4, seed=2) + normal(50, 4, seed=3).repeat_interleave(3, 0), 3)
+    means = []
+    for seed in range(3):
+        estimate = kad(x, y, seed)
+        assert estimate.interval is not None
+        means.append((np.mean(estimate.interval) - estimate.value) / estimate.error)
+    assert abs(np.mean(means)) < 1
+
+
 def test_real_against_real_is_the_floor() -> None:
     reference = embedded(normal(400, 8), 2)
     estimate = kad(embedded(normal(200, 8, seed=1) + 1, 2), reference)

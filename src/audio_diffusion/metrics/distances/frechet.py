@@ -43,7 +43,7 @@ def fad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
     floor, notes = _floor(generated, reference, seed)
     estimate = finish(value, generated, reference, lambda: _replicates(generated, reference, seed, replicates), floor,
                       notes)  # fmt: skip
-    return _symmetric(estimate)
+    return _symmetric(estimate, least=0.0)
 
 
 def fad_infinite(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int = REPLICATES) -> Estimate:
@@ -74,12 +74,12 @@ def fad_infinite(generated: Embedded, reference: Embedded, seed: int = 0, replic
     return _symmetric(estimate, uncertainty)
 
 
-def _symmetric(estimate: Estimate, uncertainty: float = 0.0) -> Estimate:
+def _symmetric(estimate: Estimate, uncertainty: float = 0.0, least: float = -math.inf) -> Estimate:
     """The estimate with an interval of ± 1.96 errors, to which an independent uncertainty is added."""
     if estimate.interval is None:
         return estimate
     error = math.hypot(estimate.error, uncertainty)
-    interval = (estimate.value - 1.96 * error, estimate.value + 1.96 * error)
+    interval = (max(least, estimate.value - 1.96 * error), estimate.value + 1.96 * error)
     return Estimate(estimate.value, error, interval, estimate.floor, estimate.windows, estimate.reference_windows,
                     estimate.note)  # fmt: skip
 

@@ -83,10 +83,10 @@ def kernel_distance(vectors: Tensor, reference: Tensor, bandwidth: float | None 
 def kad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int = REPLICATES) -> Estimate:
     """KAD with a bootstrap interval and its floor.
 
-    The interval is the central 95 % of replicates that draw whole clips of either set with replacement; pairs of a
-    window with itself are left out of each replicate, as they are of the estimate, so that the replicates are not
-    biased either. The bandwidth stays that of the reference. The floor is the mean over 20 splits of the reference into
-    halves. Windows of one clip resemble each other, so the floor of few long clips lies a little above 0.
+    The interval is the central 95 % of replicates that draw whole clips of either set with replacement; pairs of a clip
+    with its own copy are left out of each replicate, so that the replicates are not biased either. The bandwidth stays
+    that of the reference. The floor is the mean over 20 splits of the reference into halves. Windows of one clip
+    resemble each other, so the floor of few long clips lies a little below 0.
 
     It is refused for fewer than 100 windows of either set.
     """
@@ -151,11 +151,13 @@ def _sums(x: Tensor, y: Tensor, unit_x: Tensor, unit_y: Tensor, num_x: int, num_
 def _mean_of_pairs(sums: Tensor, weights: Tensor, units: _Units) -> Tensor:
     """Mean of the kernel over pairs of different windows, for each row of weights ``[R, units]``.
 
-    A window drawn twice is not paired with its copy: Σ_{i≠j} w_i·w_j·k_ij / Σ_{i≠j} w_i·w_j.
+    The copies of a unit that is drawn several times are not paired with each other: with windows of units a, b,
+    Σ_{a≠b} w_a·w_b·Σ k_ij + Σ_a w_a·Σ_{i≠j} k_ij, divided by the number of these pairs.
     """
-    squares = weights.square() @ units.sizes  # pairs of a window with itself; their kernel is 1
-    pairs = (weights @ units.sizes).square() - squares
-    return (((weights @ sums) * weights).sum(1) - squares) / pairs
+    sizes, own = units.sizes, sums.diagonal()
+    total = ((weights @ sums) * weights).sum(1) - weights.square() @ own + weights @ (own - sizes)  # k_ii = 1
+    pairs = (weights @ sizes).square() - weights.square() @ sizes.square() + weights @ (sizes.square() - sizes)
+    return total / pairs
 
 
 def _floor(real: Tensor, units: _Units, seed: int) -> float:
