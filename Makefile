@@ -1,11 +1,11 @@
-# make train: everything from nothing to sounds.   make test: all checks.
-# make test-docs: the commands of the documentation.   Each sets itself up first.
+# make train: everything from nothing to sounds.   make check: lint, types, contracts and quick tests (two minutes).
+# make test: all checks.   make test-docs: the commands of the documentation.   Each sets itself up first.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install data train learnt test test-docs clean
+.PHONY: install data train learnt lint check test test-docs clean
 
 install: $(VENV)/.installed
 
@@ -32,16 +32,25 @@ train: install data
 learnt: install data
 	$(BIN)/python benchmarks/learnt.py ckpt=runs/quickstart
 
-test: install
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not documentation"
+
+# while you work: no test that starts a program or takes seconds
+check: lint
+	$(PYTEST) $(PARALLEL) -m "not slow and not documentation"
+
+test: lint
+	$(PYTEST) $(PARALLEL) -m "not documentation"
 
 # runs the tutorial's code and every command of the documentation
 test-docs: install
-	$(BIN)/python -m pytest -m documentation
+	$(PYTEST) -m documentation
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

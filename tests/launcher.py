@@ -10,6 +10,9 @@ program. Tests use it through the fixture ``launch`` in conftest.py.
 """
 
 import atexit
+import contextlib
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -58,8 +61,8 @@ def say(answer: dict) -> None:
     os.write(1, (json.dumps(answer) + "\n").encode())
 
 
-def main() -> None:
-    """Import what the programs import, then serve until stdin closes."""
+def prepare() -> None:
+    """Does once what every program would do anew: imports, also those that come late in a run, and parsers' tables."""
     sys.path.insert(0, str(ROOT))
     import audio_diffusion.callbacks.cluster.heartbeat
     import audio_diffusion.callbacks.cluster.preemption
@@ -77,6 +80,27 @@ def main() -> None:
     import audio_diffusion.networks.unet1d
     import audio_diffusion.training.module  # noqa: F401
 
+    for late in ("gcsfs", "s3fs", "lightning.pytorch.loggers", "matplotlib.backends.backend_agg"):
+        with contextlib.suppress(ImportError):  # extras; Lightning's loggers import those that are installed
+            importlib.import_module(late)
+    import PIL.Image
+    from hydra import compose, initialize_config_dir
+
+    from audio_diffusion.cli.config import CONFIG_DIR
+
+    PIL.Image.init()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        compose(
+            "train",
+            overrides=["data.train=a/b", "model.widths=[8,16]", "sampler=ddim", "name=one", "training.ema_decay=0.9"],
+        )
+    gc.collect()
+    gc.freeze()  # children neither search these objects for garbage nor copy the memory that they are in
+
+
+def main() -> None:
+    """Prepare, then serve until stdin closes."""
+    prepare()
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)

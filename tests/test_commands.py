@@ -82,11 +82,11 @@ RUN = to_run()
 @pytest.fixture(scope="module")
 def quickstart(
     tmp_path_factory: pytest.TempPathFactory, run_program: Callable[..., subprocess.CompletedProcess],
-    drum_shards: Path, tiny: list[str],
+    drum_shards: Path, tiny_sampled: list[str],
 ) -> Path:  # fmt: skip
     """runs/quickstart, trained for two steps."""
     folder = tmp_path_factory.mktemp("quickstart")
-    done = run_program(folder, "train.py", f"data.train={drum_shards}", "name=quickstart", "max_steps=2", *tiny)
+    done = run_program(folder, "train.py", f"data.train={drum_shards}", "name=quickstart", "max_steps=2", *tiny_sampled)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "quickstart"
 
@@ -159,7 +159,7 @@ def small(script: str, arguments: list[str], tiny: list[str], encoder: Path) -> 
 @pytest.mark.documentation
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN[page] and not page.endswith(".zh.md")])
 def test_the_commands_of_a_page_run_in_their_order(
-    page: str, reader: Path, launch: Callable, tiny: list[str], text_encoders: dict[str, Path]
+    page: str, reader: Path, launch: Callable, tiny_sampled: list[str], text_encoders: dict[str, Path]
 ) -> None:
     for command in RUN[page]:
         program, script, *arguments = shlex.split(command, comments=True)
@@ -170,7 +170,9 @@ def test_the_commands_of_a_page_run_in_their_order(
             continue
         prepare(script, arguments, reader)
         ranks = 2 if "trainer.devices=2" in arguments else 1
-        started = launch(reader, script, *small(script, arguments, tiny, text_encoders["t5_encoder"]), ranks=ranks)
+        started = launch(
+            reader, script, *small(script, arguments, tiny_sampled, text_encoders["t5_encoder"]), ranks=ranks
+        )
         assert started.wait(240) == [0] * ranks, f"{command}\n{started.text}"
 
 

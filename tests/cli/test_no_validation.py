@@ -12,10 +12,12 @@ from audio_diffusion.packing.pack import pack, scan_folder
 
 @pytest.mark.parametrize("options", [["val_every_steps=1"], ["val_every_steps=null"]])
 def test_training_sampling_and_evaluation_without_held_out_shards(
-    options: list[str], drum_folder: Path, tmp_path: Path, launch: Callable[..., Any], tiny: list[str]
+    options: list[str], drum_folder: Path, tmp_path: Path, launch: Callable[..., Any], tiny_sampled: list[str]
 ) -> None:
     pack(scan_folder(drum_folder, True), tmp_path / "all", val_fraction=0)
-    run = launch(tmp_path, "train.py", *tiny, "data.train=all", "name=one", "max_steps=2", "run_dir=one", *options)
+    run = launch(
+        tmp_path, "train.py", *tiny_sampled, "data.train=all", "name=one", "max_steps=2", "run_dir=one", *options
+    )
     assert run.wait() == [0], run.text
     said = {
         "val_every_steps=1": "nothing is held out in all: training goes without validation",

@@ -101,14 +101,14 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_all_programs_run_the_code_of_a_package_that_the_user_names(
-    project: Path, run_program: Callable, drum_shards: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+    project: Path, run_program: Callable, drum_shards: Path, tiny_sampled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def program(script: str, *options: str, status: int = 0) -> str:
         done = run_program(project, script, *options)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    small = [o for o in tiny if not o.startswith("model.")]
+    small = [o for o in tiny_sampled if not o.startswith("model.")]
     common = [
         "experiment=drums", f"data.train={drum_shards}", *small, "config_dir=conf", "callbacks=mine", "name=own",
         "model=mine", "representation._target_=own_parts_pkg.MidSide", "representation.gain=8",
@@ -159,7 +159,7 @@ def test_all_programs_run_the_code_of_a_package_that_the_user_names(
 
 
 def test_a_class_chosen_in_place_of_a_yamls_has_its_own_options(
-    project: Path, run_program: Callable, tiny: list[str]
+    project: Path, run_program: Callable, tiny_sampled: list[str]
 ) -> None:
     options = [
         "experiment=drums", "name=x", "check=true", "classes=[a,b]", "audio.num_samples=1024",

@@ -53,9 +53,11 @@ def parent(pid: int) -> int:
         return -1
 
 
-def test_a_run_that_moves_or_was_suspended_as_a_whole_is_left_alone(launch, tiny, drum_shards, tmp_path: Path) -> None:
+def test_a_run_that_moves_or_was_suspended_as_a_whole_is_left_alone(
+    launch, tiny_sampled, drum_shards, tmp_path: Path
+) -> None:
     slow = ["sampler.num_steps=400", "callbacks.sampling.every_n_steps=20", "callbacks.sampling.num_samples=20"]
-    arguments = [f"data.train={drum_shards}", *tiny, "name=run", *SOON, *slow]
+    arguments = [f"data.train={drum_shards}", *tiny_sampled, "name=run", *SOON, *slow]
     run = launch(tmp_path, "train.py", *arguments)
     run.until(lambda: (tmp_path / "runs/run/metrics.jsonl").exists())
     run.kill(signal.SIGSTOP)

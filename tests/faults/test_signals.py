@@ -29,11 +29,19 @@ def saved(run_dir: Path) -> list[int]:
 
 
 @pytest.fixture
-def begin(launch, tiny, drum_shards: Path, tmp_path: Path) -> Callable:
+def begin(launch, tiny, tiny_sampled, drum_shards: Path, tmp_path: Path) -> Callable:
     """begin(*overrides, ranks=1) -> (run, its folder), once it has trained two steps; a stop file is set."""
 
     def started(*overrides: str, ranks: int = 1, wait: bool = True, stop_file: bool = True):
-        arguments = [f"data.train={drum_shards}", *tiny, *(TWO if ranks == 2 else []), "name=run", *FOREVER, *overrides]
+        small = tiny_sampled if SLOW_SAMPLING[0] in overrides else tiny
+        arguments = [
+            f"data.train={drum_shards}",
+            *small,
+            *(TWO if ranks == 2 else []),
+            "name=run",
+            *FOREVER,
+            *overrides,
+        ]
         env = {"AUDIO_DIFFUSION_STOP_FILE": str(tmp_path / "stop")} if stop_file else {}
         run = launch(tmp_path, "train.py", *arguments, ranks=ranks, env=env)
         if wait:

@@ -23,10 +23,10 @@ def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_one_rank_with_a_nan_and_no_memory_to_sample_takes_all_along(
-    launch, tiny, drum_shards: Path, tmp_path: Path
+    launch, tiny_sampled, drum_shards: Path, tmp_path: Path
 ) -> None:
     """A NaN on rank 1 in step 3; rank 1 is out of memory in the round of step 2, twice. Against a run without both."""
-    common = [f"data.train={drum_shards}", *tiny, *TWO, "max_steps=4", "callbacks.sampling.every_n_steps=2"]
+    common = [f"data.train={drum_shards}", *tiny_sampled, *TWO, "max_steps=4", "callbacks.sampling.every_n_steps=2"]
     faults = [
         f"callbacks.throughput._target_={POISON}.NanAtStep", "callbacks.throughput.every_n_steps=3",
         "sampler=ddim", "sampler.num_steps=2", f"sampler._target_={POISON}.ddim_out_of_memory",
@@ -49,8 +49,8 @@ def test_one_rank_with_a_nan_and_no_memory_to_sample_takes_all_along(
     assert len(list((bad / "samples/step_00000004").glob("*.wav"))) == 3
 
 
-def test_sampling_that_fails_leaves_training_as_it_is(launch, tiny, drum_shards: Path, tmp_path: Path) -> None:
-    common = [f"data.train={drum_shards}", *tiny, "max_steps=4", "sampler=ddim", "sampler.num_steps=2"]
+def test_sampling_that_fails_leaves_training_as_it_is(launch, tiny_sampled, drum_shards: Path, tmp_path: Path) -> None:
+    common = [f"data.train={drum_shards}", *tiny_sampled, "max_steps=4", "sampler=ddim", "sampler.num_steps=2"]
     fails = ["callbacks.sampling.every_n_steps=2", f"sampler._target_={POISON}.ddim_out_of_memory"]
     runs = [
         launch(tmp_path, "train.py", *common, "name=fails", *fails),
@@ -68,7 +68,7 @@ def test_a_run_that_only_makes_nans_ends_and_leaves_the_checkpoints(
     launch, tiny, drum_shards: Path, tmp_path: Path
 ) -> None:
     arguments = [f"data.train={drum_shards}", *tiny, "name=one", "representation.scale=1e38"]
-    assert launch(tmp_path, "train.py", *arguments, "max_steps=2", "callbacks.sampling=null").wait() == [0]
+    assert launch(tmp_path, "train.py", *arguments, "max_steps=2").wait() == [0]
     before = weights(tmp_path / "runs/one", 2)
     run = launch(tmp_path, "train.py", *arguments, "max_steps=50")
     assert run.wait() == [2], run.text
@@ -96,7 +96,7 @@ def test_no_secret_is_left_in_the_runs_folder(launch, tiny, drum_shards: Path, t
 
 @pytest.mark.parametrize("place", ["a file", "a file below", "read-only", "full"])
 def test_a_run_folder_that_cannot_be_written_is_found_before_anything_is_begun(
-    launch, tiny, drum_shards: Path, tmp_path: Path, mount, place: str
+    launch, tiny_sampled, drum_shards: Path, tmp_path: Path, mount, place: str
 ) -> None:
     run_dir = tmp_path / "disk" / "one"
     run_dir.parent.mkdir()
@@ -108,7 +108,7 @@ def test_a_run_folder_that_cannot_be_written_is_found_before_anything_is_begun(
         (run_dir / "samples").write_text("")
     else:
         mount(run_dir.parent, options[place])
-    run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny, "name=one", f"run_dir={run_dir}")
+    run = launch(tmp_path, "train.py", f"data.train={drum_shards}", *tiny_sampled, "name=one", f"run_dir={run_dir}")
     assert run.wait() == [2], run.text
     assert f"error: run_dir: {run_dir}" in run.text
     assert f"cannot be written to on {os.uname().nodename}" in run.text

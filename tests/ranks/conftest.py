@@ -18,6 +18,7 @@ CLIP = "trainer.gradient_clip_val=0.005"  # far below the gradients' norms: all 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
 SHARDS = "trainer.strategy.sharded_checkpoints=true"
 FSDP = ("trainer=fsdp", "trainer.accelerator=cpu")
+SAMPLED = ("one", "two", "sharded")  # runs that also make samples, at steps 3 and 6
 
 
 @dataclass
@@ -51,7 +52,9 @@ Start = Callable[..., Callable[[], Watched]]
 
 
 @pytest.fixture(scope="session")
-def start(launch, tiny: list[str], drum_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start(
+    launch, tiny: list[str], tiny_sampled: list[str], drum_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Start:
     """start(name, *overrides, ranks=1, nodes=1) -> a function that waits for the run's end and returns it."""
     cwd = tmp_path_factory.mktemp("ranks")
 
@@ -60,10 +63,10 @@ def start(launch, tiny: list[str], drum_shards: Path, tmp_path_factory: pytest.T
         folder.mkdir(parents=True)
         devices, runs = ranks // nodes, []
         of_ranks = (f"trainer.devices={devices}", f"trainer.num_nodes={nodes}") if ranks > 1 else ()
+        small = [*tiny_sampled, "callbacks.sampling.every_n_steps=3"] if name in SAMPLED else tiny
         arguments = [
-            f"data.train={drum_shards}", *tiny, CLIP, f"name={name}", "max_steps=6", "val_every_steps=2",
-            "callbacks.sampling.every_n_steps=3", "callbacks.checkpoint.keep=9", "trainer.enable_progress_bar=false",
-            *overrides, *of_ranks,
+            f"data.train={drum_shards}", *small, CLIP, f"name={name}", "max_steps=6", "val_every_steps=2",
+            "callbacks.checkpoint.keep=9", "trainer.enable_progress_bar=false", *overrides, *of_ranks,
         ]  # fmt: skip
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,5 +1,8 @@
 """DDP finds no unused parameters, since there are none: each has a gradient in every step, whatever is told."""
 
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,12 +20,18 @@ def test_no_condition_is_left_out() -> None:
     assert shipped == set(SETS[-1].split(","))
 
 
+@cache
+def configuration(chosen: str) -> dict[str, Any]:
+    """Of train.py, with these conditions."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        small = ["model.widths=[8,64]", "model.factors=[4]", "model.num_blocks=1", "audio.num_samples=2048"]
+        return config.to_plain(compose("train", overrides=["classes=[a,b]", f"condition=[{chosen}]", *small]))
+
+
 @pytest.mark.parametrize("chosen", SETS)
 @pytest.mark.parametrize("dropped", [0, 1, 2])
 def test_every_parameter_has_a_gradient_however_many_samples_are_told_nothing(chosen: str, dropped: int) -> None:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        small = ["model.widths=[8,64]", "model.factors=[4]", "model.num_blocks=1", "audio.num_samples=2048"]
-        plain = config.to_plain(compose("train", overrides=["classes=[a,b]", f"condition=[{chosen}]", *small]))
+    plain = configuration(chosen)
     net, process = config.build(plain["model"], "model"), config.build(plain["diffusion"], "diffusion")
     cond: dict[str, Tensor] = {
         name: torch.zeros_like(nothing) for name, nothing in net.conditions.given({}, 2, "cpu").items()
