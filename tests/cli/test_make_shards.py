@@ -252,7 +252,8 @@ def test_one_recording_is_packed_and_all_that_is_decided_said(
     assert (status, errors) == (0, "")
     for line in (
         "train       1 clip      0.0005 h",
-        "held out, as there are few files: the last 10 % of 'a.wav'; they are cut, and so encoded anew, as 16-bit FLAC",
+        "held out, as there are few files: the last 10 % of 'a.wav'; they are cut, and therefore encoded again, "
+        "as 16-bit FLAC",
         "2 of 2 clips are digital silence",
         "2 shards in out/",
     ):

@@ -20,7 +20,7 @@ def test_training_sampling_and_evaluation_without_held_out_shards(
     )
     assert run.wait() == [0], run.text
     said = {
-        "val_every_steps=1": "nothing is held out in all: training goes without validation",
+        "val_every_steps=1": "nothing is held out in all: training runs without validation",
         "val_every_steps=null": "no validation, as val_every_steps is null",
     }
     assert said[options[0]] in run.text

@@ -154,7 +154,7 @@ def test_splits_that_are_given_stay() -> None:
     train, test, val, free = (source(f"{i}.wav", **({"split": i} if i else {})) for i in ("train", "test", "val", ""))
     lengths = [1.0, 1.0]
     assert divided([train, test], lengths, 0.1) == (
-        ["train", "test"], set(), "no file is given the split val: training goes without validation"
+        ["train", "test"], set(), "no file is given the split val: training runs without validation"
     )  # fmt: skip
     assert divided([train, val], lengths, 0.1) == (["train", "val"], set(), "")
     assert divided([free, val], lengths, 1 - 1e-9) == (["train", "val"], set(), "")
@@ -173,7 +173,7 @@ def test_a_fraction_of_zero_packs_all_for_training(
         path.name: ("train", path.read_bytes()) for path in folder.iterdir()
     }
     assert report.clips == {"train": count, "val": 0, "test": 0}
-    assert report.notes == ["nothing is held out, as val_fraction is 0: training goes without validation"]
+    assert report.notes == ["nothing is held out, as val_fraction is 0: training runs without validation"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["made"]["val_fraction"] == 0
     assert verify(str(tmp_path / "out")).problems == []
 

@@ -152,14 +152,16 @@ def test_other_input_is_refused_with_what_to_do(long: Path, tmp_path: Path, chan
         (long / "a" / "1.wav").unlink()
     elif change == "changed":
         os.utime(long / "a" / "1.wav", (1, 1))
-    with pytest.raises(ValueError, match=r"other input: files were added, removed or changed since\. Go on with"):
+    with pytest.raises(ValueError, match=r"other input: files were added, removed or changed since\. Continue with"):
         pack.pack(scan_folder(long, change != "label"), tmp_path / "out", form=FORM, **OPTIONS)
 
 
 def test_a_finished_shard_that_is_gone_is_missed(long: Path, tmp_path: Path) -> None:
     stopped_run(scan_folder(long, True), tmp_path / "out")
     (tmp_path / "out" / "train-000000.tar").unlink()
-    with pytest.raises(ValueError, match=r"train-000000.tar was finished, but it is gone or changed. Start anew"):
+    with pytest.raises(
+        ValueError, match=r"train-000000.tar was finished, but it is gone or changed. Remove the folder"
+    ):
         pack.pack(scan_folder(long, True), tmp_path / "out", form=FORM, **OPTIONS)
 
 

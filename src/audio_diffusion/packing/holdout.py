@@ -10,10 +10,10 @@ from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.prepare import Cut, Form, Part, cut_of
 from audio_diffusion.packing.sources import Source, split_of
 
-FEW = 2  # files: too few for a whole one to be held out
-_PIECE_S = 600.0  # the longest piece that a file is cut into where no segment_s is given
-_MAX_SAMPLES = 1 << 26  # and the most samples of all its channels
-_MOST_PIECES = 100  # that a short file is cut into for the sake of a small val_fraction
+FEW = 2  # number of files that is too small to hold out a whole one
+_PIECE_S = 600.0  # longest piece of a file without segment_s
+_MAX_SAMPLES = 1 << 26  # and its largest number of samples over all channels
+_MOST_PIECES = 100  # pieces that a short file is cut into if val_fraction is small
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def hold_out(
     val_fraction: float,
     copies: Sequence[Sequence[int]] = (),
 ) -> HeldOut:
-    """Divides the files. It is decided by their names, lengths, given splits and which are copies alone.
+    """Assigns files to splits. The result depends only on their names, lengths, given splits and copies.
 
-    Splits that a manifest or sidecar gives are kept. Other files are held out by the hash of their names, copies of one
-    file together. Where that leaves no file to hold out or to train on, one whole file is held out: the one whose share
-    of all audio is nearest to ``val_fraction``; of two files or one, the end of each.
+    Splits given by a manifest or sidecar are kept. Other files are held out by the hash of their names, and copies of a
+    file together. If that leaves no file to hold out or to train on, one whole file is held out: the one whose share of
+    all audio is nearest to ``val_fraction``. If there are only one or two files, the end of each is held out.
 
     Args:
         sources: the files.
@@ -65,15 +65,15 @@ def hold_out(
     given = {splits[i] for i in usable if is_given[i]}
     found = {splits[i] for i in usable}
     if val_fraction == 0:
-        none = "" if "val" in found else "nothing is held out, as val_fraction is 0: training goes without validation"
+        none = "" if "val" in found else "nothing is held out, as val_fraction is 0: training runs without validation"
         return HeldOut(splits, frozenset(), none)
     if {"train", "val"} <= found:
         return HeldOut(splits, frozenset(), "")
     if not free:
-        note = "no file is given the split val: training goes without validation" if "train" in found else ""
+        note = "no file is given the split val: training runs without validation" if "train" in found else ""
         return HeldOut(splits, frozenset(), note)
 
-    # the hash has left one of the two empty
+    # the hash has left one of the two splits empty
     for i in free:
         splits[i] = "train"
     if "val" in given:
@@ -89,7 +89,7 @@ def _few(
     free: list[int],
     groups: list[list[int]],
 ) -> HeldOut:
-    """Holds out one file of those that are free, with its copies, or, of two or fewer, the end of each."""
+    """Holds out one of the free files, with its copies, or, if there are at most two, the end of each."""
     together = {i: group for group in groups for i in group}
     seconds = {i: info.duration_s for i, info in enumerate(plan) if isinstance(info, AudioInfo)}
     candidates = [i for i in seconds if splits[i] == "train"]
@@ -113,14 +113,16 @@ def _few(
 
 
 def cutting(form: Form) -> Form:
-    """How a file is looked at whose end is held out: it is cut, so it is encoded anew and may be of any length."""
+    """Returns the form in which a file with a held-out end is examined: it is cut, therefore encoded again, and may
+    have any length."""
     return replace(form, format="flac" if form.format == "keep" else form.format, segment_s=form.segment_s or 1.0)
 
 
 def parts_of(info: AudioInfo, form: Form, val_fraction: float) -> dict[str, Part]:
-    """The pieces of a file that are trained on, and those at its end that are held out, by split.
+    """Returns the pieces of a file that are trained on, and those at its end that are held out, by split.
 
-    They are those of ``segment_s``. Without it there are two, or, of a file longer than ten minutes, equal pieces.
+    The pieces are those of ``segment_s``. Without it there are two pieces, or equal ones for a file longer than ten
+    minutes.
     """
     cut = cut_of(info, form)
     if cut.num_pieces == 1:
@@ -131,7 +133,7 @@ def parts_of(info: AudioInfo, form: Form, val_fraction: float) -> dict[str, Part
 
 
 def _equal_pieces(info: AudioInfo, whole: Cut, val_fraction: float) -> Cut:
-    """How a file is cut that is not cut by ``segment_s``."""
+    """Returns how to cut a file that ``segment_s`` does not cut."""
     total = resampled_length(info, whole.sample_rate)
     longest = min(int(_PIECE_S * whole.sample_rate), _MAX_SAMPLES // whole.channels)
     if total <= longest and val_fraction <= 0.5:

@@ -66,7 +66,7 @@ class Journal:
         self._take_lock()
         run = json.loads((self._folder / _RUN).read_text(encoding="utf-8"))
         begun = f"output: {str(self._output)!r} holds a run that was begun"
-        advice = "Go on with those, or remove the folder to start anew"
+        advice = "Continue with those, or remove the folder to start again"
         differing = [name for name, value in self._options.items() if run["options"].get(name) != value]
         if differing:
             before = ", ".join(f"{name}={run['options'].get(name)}" for name in differing)
@@ -85,7 +85,9 @@ class Journal:
         for shard in (entry["shard"] for entry in self.entries):
             path = self._output / shard["name"]
             if not path.exists() or path.stat().st_size != shard["bytes"]:
-                raise ValueError(f"{begun}, and {shard['name']} was finished, but it is gone or changed. Start anew")
+                raise ValueError(
+                    f"{begun}, and {shard['name']} was finished, but it is gone or changed. Remove the folder"
+                )
         write_atomic(self._folder / _JOURNAL, whole)
         for part in self._output.glob(".*.part"):  # of a process that was killed while it wrote an index
             part.unlink()

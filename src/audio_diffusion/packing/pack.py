@@ -1,4 +1,5 @@
-"""Sources -> shards, indexes, a manifest, a list of what was refused, a picture. The parts are in the files beside."""
+"""Packs audio files into WebDataset shards with indexes, a manifest, a list of refused files and a picture. The steps
+are in the other modules of this folder."""
 
 import csv
 import json
@@ -34,8 +35,8 @@ Progress = Callable[[str, int, int, float, float], None]  # stage, files done, f
 
 @dataclass
 class PackReport:
-    """What was packed, by split, and what was left out: (file, reason). ``resumed`` shards were there already;
-    ``notes`` are lines about what was decided."""
+    """Result of ``pack``: clips and seconds by split, and the refused files with reasons. ``resumed`` is the number of
+    shards that an interrupted run had finished; ``notes`` are lines for the user."""
 
     clips: dict[str, int]
     seconds: dict[str, float]
@@ -59,26 +60,27 @@ def pack(
     picture: bool = False,
     progress: Progress = lambda *counts: None,
 ) -> PackReport:
-    """Decodes every file to its end, and writes shards, indexes, ``manifest.json``, ``refused.csv``, ``manifest.png``.
+    """Decodes every file completely, and writes shards, indexes, ``manifest.json``, ``refused.csv`` and
+    ``manifest.png``.
 
-    The same input gives the same bytes. Clips stand in the order of a hash of their sources' names, so every shard
-    holds a mixture. A run that was killed goes on when it is started again; what is in the output under its final name
-    is whole at any time, and the manifest comes last.
+    The same input results in the same bytes. Clips are ordered by a hash of their sources' names, so that every shard
+    is a mixture. An interrupted run continues when its command is repeated. Files with final names are complete at any
+    time; the manifest is written last.
 
     Args:
-        sources: what to pack.
-        output: folder for the shards; it must hold none, or those of the same run, unfinished.
-        form: what is made of the files; None keeps them as they are.
-        val_fraction: share held out, by hash of the source's name, of files whose split nothing names; see ``holdout``
-            for few files. Copies of a file stay in one split. 0 holds out nothing.
-        shard_bytes: a shard is closed once it holds this much.
-        num_workers: processes that decode.
-        store: for sources that are URLs.
-        picture: also draw durations, levels and classes.
+        sources: files to pack.
+        output: folder for the shards; it must be empty, or contain an unfinished run with the same options.
+        form: conversion of the files; None keeps them unchanged.
+        val_fraction: fraction to hold out, by hash of the name, of files without a given split; see ``holdout`` for
+            small data sets. Copies of a file stay in one split. 0 holds out nothing.
+        shard_bytes: size at which a shard is closed.
+        num_workers: number of decoding processes.
+        store: access to sources that are URLs.
+        picture: whether to draw durations, levels and classes.
         progress: called with stage, files done, files, seconds done and seconds.
 
     Raises:
-        ValueError: if the output holds other shards, a number is out of range, or no clip is left to train on.
+        ValueError: if the output contains other shards, a number is out of range, or no clip is left to train on.
     """
     form = form or Form()
     if not 0 <= val_fraction < 1:
@@ -115,7 +117,7 @@ def pack(
 
 
 def _write_report(report: PackReport, rests: list[tuple[str, str]], output: Path, picture: bool) -> None:
-    """What is told of the data set, beside it; the manifest last, as it says that all is there."""
+    """Writes the files that describe the data set. The manifest comes last, since it marks the data set as complete."""
     _write_refused([*report.refused, *rests], output)
     if picture:
         pictures.save(pictures.data_set(report.manifest), output / PICTURE)
@@ -135,8 +137,8 @@ def _plan(
     num_workers: int,
     progress: Progress,
 ) -> tuple[Plan, list[list[int]]]:
-    """What each source holds, and which are copies. Few files may be cut to hold out their ends: then they are looked
-    at for that."""
+    """Returns the properties of each source, and the groups of copies. If the ends of a few files are held out, these
+    files are examined again, as they will be cut."""
     are_few = sum(not source.problem for source in sources) <= FEW
     plan = _look(sources, cutting(form) if are_few else form, store, num_workers, progress)
     copies = find_copies(sources, plan, store, num_workers)
@@ -150,7 +152,7 @@ def _plan(
 
 
 def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_workers: int, progress: Progress) -> Plan:
-    """What each source holds, by its header, or why it is refused."""
+    """Returns the properties of each source from its header, or the reason why it is refused."""
     plan: Plan = []
     seconds = 0.0
     for item in ordered(partial(look, form, store), sources, num_workers):
@@ -161,7 +163,7 @@ def _look(sources: list[Source], form: Form, store: RemoteStore | None, num_work
 
 
 def _check_any_to_train_on(splits: list[str], refused: list[tuple[str, str]], num_files: int, output: Path) -> None:
-    """Raises ValueError where nothing is left to train on; what is refused is written to refused.csv all the same."""
+    """Raises ValueError if nothing is left to train on; ``refused.csv`` is written nevertheless."""
     if "train" in splits:
         return
     such = f", such as {refused[0][0]!r}: {refused[0][1]}" if refused else ""
@@ -176,7 +178,7 @@ def _check_any_to_train_on(splits: list[str], refused: list[tuple[str, str]], nu
 
 
 class _Run:
-    """One run: what is packed, how, and how far it is."""
+    """The state of one run: sources, options and progress."""
 
     def __init__(
         self,
@@ -198,7 +200,7 @@ class _Run:
         ]
         self.labels = Labels([source for _, source, _ in usable])
         usable = [(split, self.labels.marked(source), info) for split, source, info in usable]
-        #: of files whose end alone is held out: the part of each split
+        #: parts by split, of files of which only the end is held out
         self._parts = {
             source.name: parts_of(info, form, val_fraction)
             for _, source, info in usable
@@ -218,7 +220,7 @@ class _Run:
         ]
 
     def pack_split(self, split: str, output: Path, shard_bytes: int, num_workers: int) -> Tally:
-        """Writes the shards of a split that are not there yet; what all of them hold."""
+        """Writes the shards of a split that are missing; returns the statistics of all of them."""
         entries = [entry for entry in self.journal.entries if entry["shard"]["split"] == split]
         self.shards += [entry["shard"] for entry in entries]
         tallies = [Tally.of(entry["tally"]) for entry in entries] + [Tally()]
@@ -252,7 +254,7 @@ class _Run:
                 yield from tasks(source, info, self.form)
 
     def rests(self) -> list[tuple[str, str]]:
-        """(file, what is left out of its end), of files that ``segment_s`` cuts."""
+        """Returns (file, audio left out at its end) of files that ``segment_s`` cuts."""
         return sorted(
             (name, f"its last {cut.left_out / cut.sample_rate:.3f} s are left out: less than half a piece")
             for name, cut in self.cuts.items()
@@ -260,12 +262,12 @@ class _Run:
         )
 
     def _prepared(self, split: str, done: int, num_workers: int) -> Iterator[tuple[Task, list[Clip | Drop]]]:
-        """The tasks that are left, and what came of each."""
+        """Yields the remaining tasks and their results."""
         results = ordered(partial(prepare, self.form, self.store), islice(self._tasks(split), done, None), num_workers)
         return zip(islice(self._tasks(split), done, None), results, strict=True)
 
     def _finish(self, writer: ShardWriter, tallies: list[Tally], following: tuple[int, int]) -> None:
-        """Closes a shard and notes it, with the task and the event in it that follow."""
+        """Closes a shard and records it in the journal, with the task and the event to continue from."""
         shard = writer.close()
         self.journal.append({"shard": shard, "tally": tallies[-1].plain(), "next": following})
         self.shards.append(shard)
@@ -277,12 +279,12 @@ class _Run:
 
 
 def _notes(run: _Run, total: Tally, num_held_out: int) -> list[str]:
-    """Lines about what was decided, and what should be looked at."""
+    """Lines about automatic decisions, and about what the user should check."""
     notes = [run.held_out.note] if run.held_out.note else []
     if not num_held_out and not run.held_out.note:
-        notes.append("nothing of what should be held out can be used: training goes without validation")
+        notes.append("nothing of what should be held out can be used: training runs without validation")
     if run.held_out.stretches and run.form.format == "keep":
-        notes[0] += "; they are cut, and so encoded anew, as 16-bit FLAC"
+        notes[0] += "; they are cut, and therefore encoded again, as 16-bit FLAC"
     if total.digital_silence:
         notes.append(f"{total.digital_silence} of {counted(total.clips, 'clip')} are digital silence")
     return [*notes, *run.labels.notes(), *run.about_copies]

@@ -1,4 +1,4 @@
-"""Work spread over processes, its results in order, a bounded number of them waiting; and how far it is."""
+"""Distributes work over processes, with results in order, and reports progress."""
 
 import signal
 import sys
@@ -17,13 +17,12 @@ from audio_diffusion.checkpoints import signals
 A = TypeVar("A")
 B = TypeVar("B")
 
-_QUIET_S = 30.0  # between two lines of progress in a file
+_QUIET_S = 30.0  # seconds between two lines of progress in a log file
 
 
 def ordered(function: Callable[[A], B], items: Iterable[A], num_workers: int) -> Iterator[B]:
-    """The results of a function in the order of the items, at most two for each process waiting to be taken.
-
-    One worker is this process itself.
+    """Yields the results of a function in the order of the items, with at most two items submitted per process. With
+    one worker, this process does the work.
 
     Raises:
         ValueError: if a process was killed.
@@ -36,7 +35,7 @@ def ordered(function: Callable[[A], B], items: Iterable[A], num_workers: int) ->
         yield from in_order(lambda item: pool.submit(function, item), items, 2 * num_workers)
     except BrokenProcessPool as error:
         raise ValueError(
-            f"num_workers: one of {num_workers} processes was killed, perhaps for want of memory; take fewer. "
+            f"num_workers: one of {num_workers} processes was killed, perhaps because memory ran out; use fewer. "
             "The same command goes on from here"
         ) from error
     finally:
@@ -55,20 +54,19 @@ def in_order(submit: Callable[[A], Future[B]], items: Iterable[A], limit: int) -
 
 
 def _begin() -> None:
-    """A worker leaves Ctrl-C to its parent, computes in one thread, and does not outlive its parent."""
+    """Initialises a worker process: it ignores Ctrl-C, computes in one thread, and exits with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     signals.end_with_parent()
 
 
 class Progress:
-    """How far the work is: files, hours, how many times faster than real time, time left. In a terminal a bar,
-    elsewhere a line now and then. To be called with what is done; the first call after a restart may say that much is
-    done already.
+    """Shows progress: files, hours, speed relative to real time, and remaining time; in a terminal as a bar, elsewhere
+    as an occasional line. The first call may report work that an earlier run has finished.
 
     Args:
-        what: what is done, in one word.
-        unit: what is counted, one of them.
+        what: the current stage, in one word.
+        unit: singular of what is counted.
     """
 
     def __init__(self, what: str, unit: str = "file"):
@@ -78,12 +76,12 @@ class Progress:
         self._bar = tqdm(file=sys.stdout, bar_format="{desc}", leave=True) if sys.stdout.isatty() else None
 
     def __call__(self, count: int, of_count: int, seconds: float, of_seconds: float) -> None:
-        """Tells of the count and the seconds of audio that are done, of all."""
+        """Updates the number of items and the seconds of audio that are done, out of all."""
         hours, of_hours, now = seconds / 3600, of_seconds / 3600, time.monotonic()
         if self._start is None:
             self._start, self._said = (now, hours), now
         elapsed, done = now - self._start[0], hours - self._start[1]
-        speed = done / elapsed if elapsed > 0 else 0.0  # hours a second
+        speed = done / elapsed if elapsed > 0 else 0.0  # hours per second
         is_over = count == of_count or speed == 0
         left = f"in {_clock(elapsed)}" if is_over else f"{_clock((of_hours - hours) / speed)} left"
         rate = f"{3600 * speed:.0f} x real time, " if speed else ""
@@ -99,7 +97,7 @@ class Progress:
                 print(self._line, flush=True)
 
     def close(self) -> None:
-        """Says how it ended."""
+        """Prints the final state."""
         if self._bar is not None:
             self._bar.set_description_str(self._line)
             self._bar.close()

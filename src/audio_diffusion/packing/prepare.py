@@ -19,13 +19,13 @@ from audio_diffusion.data.audio.recording import Recording, encode, probe, resam
 from audio_diffusion.data.remote import RemoteError, RemoteStore, version_seal
 from audio_diffusion.packing.sources import EXTENSIONS, Source
 
-FORMATS = {"keep": "", "flac": "flac", "pcm16": "wav"}  # and the ending of the file's name
-FLOOR_DB = -140.0  # level of digital silence, as it is noted
-PEAK_DB = -1.0  # of the loudest sample, at most, after normalisation
-_IN_MEMORY = 16_000_000  # bytes of a kept file, or of a task's clips, that are handed over at once
+FORMATS = {"keep": "", "flac": "flac", "pcm16": "wav"}  # with the extension of the file's name
+FLOOR_DB = -140.0  # recorded level of digital silence
+PEAK_DB = -1.0  # upper bound of the peak after normalisation
+_IN_MEMORY = 16_000_000  # bytes of a kept file, or of a task's clips, that one result may contain
 _BLOCK = 1 << 20  # bytes read at once
-_MAX_MEMBER = 1 << 33  # bytes: a tar's header has no room for more
-_MAX_PIECE = 1 << 27  # samples of all channels that are converted in memory: 25 minutes of 44.1 kHz stereo
+_MAX_MEMBER = 1 << 33  # bytes: the largest size that a tar header can store
+_MAX_PIECE = 1 << 27  # samples over all channels that are converted in memory: 25 minutes of 44.1 kHz stereo
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Form:
         format: ``keep`` the bytes, or encode as ``flac`` or ``pcm16`` (WAV), both 16 bits.
         sample_rate: sample rate of the clips, Hz; None for that of each file.
         channels: number of channels of the clips; None for that of each file.
-        segment_s: length of the pieces that files are cut into, seconds; None: files stay whole. The last piece of a
-            file may be shorter; less than half a piece is left out. Files no longer than a piece are kept as they are.
-        silence_db: pieces whose rms over all samples and channels is below this, in dBFS, are left out; None: none is.
-        max_missing: share of a file that may be missing (cut off, pages damaged or not there), 0 to 1: what is there is
-            then used, and what is missing is named; files that lack more are refused.
-        lufs: integrated loudness (ITU-R BS.1770-4) that pieces are brought to. Those under 0.4 s are measured as one
-            block; those that are all below -70 LUFS stay as they are; the gain leaves no peak above -1 dBFS.
+        segment_s: length of the pieces that files are cut into, seconds; None to keep files whole. The last piece
+            of a file may be shorter; less than half a piece is dropped. Files no longer than a piece are not cut.
+        silence_db: pieces with an RMS over all samples and channels below this, in dBFS, are dropped; None drops none.
+        max_missing: fraction of a file, 0 to 1, that may be missing (truncated, or damaged pages). The rest is used,
+            and the missing parts are reported; files that lack more are refused.
+        lufs: integrated loudness (ITU-R BS.1770-4) that pieces are normalised to. Pieces under 0.4 s are one block,
+            and pieces entirely below -70 LUFS are not changed. The gain is limited to peaks of -1 dBFS.
 
     Raises:
-        ValueError: for values out of range, or ``keep`` with what changes the audio.
+        ValueError: for values out of range, or for ``keep`` together with an option that changes the audio.
     """
 
     format: str = "keep"
@@ -79,7 +79,7 @@ class Form:
 
 class Cut(NamedTuple):
     """How a source is cut: sample rate and channels of its clips, samples per piece, number of pieces, and number of
-    samples left out at the end."""
+    samples dropped at the end."""
 
     sample_rate: int
     channels: int
@@ -89,7 +89,7 @@ class Cut(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Pieces ``[first, stop)`` of a source that is cut."""
+    """The pieces ``[first, stop)`` of a source that is cut."""
 
     cut: Cut
     first: int
@@ -98,8 +98,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Pieces ``[first, stop)`` of a source: as many as are handed over at once. ``is_part``: another part of the source
-    is in another split, so it is cut whatever the form says."""
+    """A unit of work: the pieces ``[first, stop)`` of a source. ``is_part``: another part of the source is in another
+    split, so the source is cut regardless of the form."""
 
     source: Source
     info: AudioInfo
@@ -126,7 +126,7 @@ class Task:
 
 
 class Clip(NamedTuple):
-    """A clip to write. ``audio`` None: the bytes of the source, whose hash ``meta`` has."""
+    """A clip to write. If ``audio`` is None, the bytes of the source are copied; ``meta`` has their hash."""
 
     source: Source
     key: str
@@ -137,8 +137,8 @@ class Clip(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """What is left out: all or a part of a source. ``kind`` is ``silent`` or ``refused``, or ``missing`` for what the
-    file does not hold, though it should."""
+    """A source, or a part of it, that is left out. ``kind`` is ``silent``, ``refused``, or ``missing`` for audio that
+    the file should contain but does not."""
 
     name: str
     kind: Literal["silent", "refused", "missing"]
@@ -205,7 +205,7 @@ def _refused(task: Task, error: Exception) -> Drop:
 
 
 def _reason(error: Exception) -> str:
-    """Returns why a source is refused.
+    """Returns the reason why a source is refused.
 
     Raises:
         ValueError: if the connection failed rather than the source, as no source may be left out for that reason.
@@ -216,7 +216,7 @@ def _reason(error: Exception) -> str:
 
 
 def file_of(source: Source, store: RemoteStore | None) -> Path | BinaryIO:
-    """A source to read: the path of a local file, or an open file of a URL."""
+    """Returns the path of a local source, or an open file of a URL."""
     if isinstance(source.path, Path):
         return source.path
     assert store is not None
@@ -225,7 +225,7 @@ def file_of(source: Source, store: RemoteStore | None) -> Path | BinaryIO:
 
 
 class _Level:
-    """Root mean square and peak of samples that come in blocks."""
+    """Accumulates root mean square and peak of samples, block by block."""
 
     def __init__(self) -> None:
         self._squares, self._count, self.peak = 0.0, 0, 0.0
@@ -237,7 +237,7 @@ class _Level:
 
     @property
     def db(self) -> float:
-        """rms in dBFS: a square wave of full scale has 0, a sine -3."""
+        """RMS in dBFS: a square wave of full scale has 0, a sine -3."""
         return max(10 * math.log10(max(self._squares / self._count, 1e-20)), FLOOR_DB)
 
 
@@ -248,7 +248,7 @@ def _silence(source: Source, level: _Level, start_s: float, seconds: float, form
 
 
 def read_blocks(source: Source, store: RemoteStore | None) -> Iterator[bytes]:
-    """The bytes of a source, block by block."""
+    """Yields the bytes of a source, block by block."""
     file = file_of(source, store)
     if isinstance(file, Path):
         yield from blocks_of(file)
@@ -267,7 +267,7 @@ def _missing(source: Source, info: AudioInfo) -> list[Clip | Drop]:
 
 
 def _keep(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
-    """Checks a whole file by decoding it, and keeps its bytes unchanged; those of a small file are read only once."""
+    """Checks a whole file by decoding it, and keeps its bytes unchanged. A small file is read only once."""
     source, level, digest = task.source, _Level(), hashlib.sha256()
     blocks: list[bytes] = []
     size = 0
@@ -292,7 +292,7 @@ def _keep(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop
     return [Clip(source, source.key, source.ending, audio, size, _meta(source, known)), *_missing(source, info)]
 
 
-#: the latest source of several tasks that this process has open: to begin an MP3 anew takes a look at all before
+#: the source of several tasks that this process has open: reopening an MP3 would scan all of it up to the position
 _opened: list[tuple[Path | str, AudioInfo, Recording]] = []
 
 
@@ -307,7 +307,7 @@ def _recording(task: Task, store: RemoteStore | None) -> Recording:
 
 def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
     recording, made = _recording(task, store), list[Clip | Drop]()
-    first: tuple[int, UnusableAudio] | None = None  # of pieces in a row that cannot be used, and why it cannot
+    first: tuple[int, UnusableAudio] | None = None  # consecutive pieces that cannot be used, and the reason
     try:
         for number in range(task.first, task.stop):
             try:
@@ -352,7 +352,7 @@ def _piece(task: Task, number: int, recording: Recording, form: Form) -> Clip | 
 
 
 def _loudness(audio: NDArray[np.float32], sample_rate: int, peak: float, target: float) -> tuple[float, dict[str, Any]]:
-    """The gain in dB that brings a piece ``[C, T]`` to a loudness, and what its json says of it.
+    """Returns the gain in dB that brings a piece ``[C, T]`` to a loudness, and the entries of its json.
 
     Raises:
         UnusableAudio: for more than 5 channels, for which loudness is not defined.
@@ -373,7 +373,8 @@ def _loudness(audio: NDArray[np.float32], sample_rate: int, peak: float, target:
 
 
 def _meta(source: Source, known: dict[str, Any]) -> dict[str, Any]:
-    """A clip's json. What the manifest says under a name that is used here is kept under ``given_`` and the name."""
+    """Returns the json of a clip. An entry of the manifest whose name is used here is stored under ``given_`` and its
+    name."""
     known = {"source": source.name, **known}
     fields = {key: value for key, value in source.fields.items() if key != "split"}
     return {(f"given_{key}" if key in known else key): value for key, value in fields.items()} | known

@@ -17,10 +17,10 @@ from audio_diffusion.data.shards.index import write_index
 from audio_diffusion.packing.prepare import Clip, Form, cut_of, read_blocks
 from audio_diffusion.packing.sources import Source
 
-WORK = ".packing"  # folder in the output for what is unfinished
+WORK = ".packing"  # folder in the output for unfinished files
 
 
-_BESIDE = 3000  # bytes of a clip's json and of tar headers, about
+_BESIDE = 3000  # approximate bytes of a clip's json and tar headers
 
 
 def bytes_needed(sources: Iterable[Source], plan: Iterable[AudioInfo | str], form: Form) -> int:
@@ -116,7 +116,9 @@ class ShardWriter:
             digest = hashlib.sha256()
             written = self._member(name, _hashing(read_blocks(clip.source, self._store), digest), clip.num_bytes)
             if written != clip.num_bytes or digest.hexdigest() != clip.meta["sha256"]:
-                raise ValueError(f"input: {clip.source.name} was changed while it was packed; start anew")
+                raise ValueError(
+                    f"input: {clip.source.name} was changed while it was packed; remove the output and start again"
+                )
         meta = json.dumps(clip.meta).encode()
         self._member(f"{clip.key}.json", [meta], len(meta))
         self._clips += 1
@@ -127,7 +129,8 @@ class ShardWriter:
         return self._output / WORK / f"{self._split}.tar.part"
 
     def _member(self, name: str, blocks: Iterable[bytes], size: int) -> int:
-        """Writes a member that is the same on every machine (no time, no owner); how many bytes came."""
+        """Writes a member whose bytes are the same on every machine (no time, no owner); returns the number of bytes
+        written."""
         assert self._tar is not None
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o444
@@ -142,7 +145,7 @@ class ShardWriter:
         return written
 
     def close(self) -> dict[str, Any]:
-        """Ends the shard, gives it its name and an index; what the manifest says of it."""
+        """Finishes the shard: renames it and writes its index; returns its entry of the manifest."""
         assert self._tar is not None
         self._tar.close()
         self._file.flush()

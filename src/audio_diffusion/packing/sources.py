@@ -19,16 +19,16 @@ from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.members import MAX_JSON_BYTES, read_json
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_NEAR = 0.75  # how alike a name and a known one are, from 0 to 1, for it to be taken as misspelt
-_KEYS = ("label", "split", "caption")  # of a sidecar, that mean something; all others are kept as they are
+_NEAR = 0.75  # similarity from 0 to 1 from which on a name counts as a misspelling of a known one
+_KEYS = ("label", "split", "caption")  # keys of a sidecar with a meaning; all others are stored unchanged
 _READING = 16  # threads that read sidecars
-_RESERVED = 10_000  # bytes of a clip's json that are kept for what the packer adds
+_RESERVED = 10_000  # bytes of a clip's json that are reserved for what the packer adds
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file to pack: where it lies (a URL if it is text), its name relative to the input, what is known of it, and
-    the reason if it is refused already."""
+    """A file to pack: its path (or its URL, a str), its name relative to the input, its metadata, and the reason if it
+    has been refused already."""
 
     path: Path | str
     name: str
@@ -42,18 +42,18 @@ class Source:
 
     @property
     def key(self) -> str:
-        """Unique in the data set, free of dots and of anything a tar or WebDataset reads differently."""
+        """A unique key without dots and characters that tar or WebDataset treat specially."""
         stem = self.name.rpartition("/")[2].rpartition(".")[0]
         return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', stem)[:60]}_{self.digest[:12]}"
 
     @property
     def ending(self) -> str:
-        """What follows the last dot of its name, in small letters."""
+        """The extension of its name, in lower case."""
         return _ending(self.name)
 
 
 def split_of(source: Source, val_fraction: float) -> str:
-    """train, val or test: as its manifest or sidecar says, else by the hash of its name.
+    """Returns train, val or test: as its manifest or sidecar says, else by the hash of its name.
 
     Raises:
         ValueError: for a split of another name.
@@ -68,10 +68,11 @@ def split_of(source: Source, val_fraction: float) -> str:
 
 
 def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
-    """All audio files below a folder. Links to folders are followed; hidden folders are not entered, and a source that
-    is refused stands for those with audio in them, for a folder that cannot be read, and for a broken link.
+    """Finds all audio files below a folder. Links to folders are followed; hidden folders are not searched. Hidden
+    folders with audio, unreadable folders and broken links are returned as refused sources.
 
-    The label is the sub-folder directly below the folder. Beside ``x.wav`` a ``x.json`` may tell more, or better.
+    The label is the sub-folder directly below the folder. A sidecar ``x.json`` beside ``x.wav`` may add to the metadata
+    or override it.
 
     Raises:
         ValueError: if there is no such folder, or no audio in it.
@@ -100,7 +101,8 @@ def scan_folder(folder: Path, label_from_folder: bool) -> list[Source]:
 
 
 def scan_file(path: Path) -> list[Source]:
-    """One audio file, without a label but for what a ``x.json`` beside it says.
+    """Returns one audio file as a source, with the metadata of its sidecar ``x.json``, and without a label unless the
+    sidecar has one.
 
     Raises:
         ValueError: if its name is none of an audio file.
@@ -116,7 +118,7 @@ def scan_file(path: Path) -> list[Source]:
 
 
 def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Source]:
-    """All audio below a folder of a bucket or web server, as ``scan_folder`` finds it in a local one.
+    """Finds all audio below a folder of a bucket or web server, like ``scan_folder``.
 
     Raises:
         ValueError: if it cannot be listed, or holds no audio.
@@ -143,7 +145,7 @@ def scan_url(url: str, label_from_folder: bool, store: RemoteStore) -> list[Sour
 
 
 def _described(path: Path | str, name: str, label_from_folder: bool, sidecar: str, data: Any) -> Source:
-    """A file of a folder with its label and what its sidecar, read by ``data``, says of it."""
+    """Creates the source of a file with its label and the metadata of its sidecar, which ``data`` reads."""
     labelled = label_from_folder and "/" in name
     fields = {"label": readable(name.partition("/")[0])} if labelled else {}
     if data is None:
@@ -159,7 +161,8 @@ def _described(path: Path | str, name: str, label_from_folder: bool, sidecar: st
 
 
 def refuse_misspelt(name: str, known: Sequence[str], what: str) -> None:
-    """Checks a name, stripped and in any case, against the known ones that were not given; ``caption_en`` is fine.
+    """Checks whether a name is a misspelling of a known one, ignoring case and outer spaces; extensions such as
+    ``caption_en`` are allowed.
 
     Raises:
         ValueError: if it is nearly one of them; the message begins with ``what``, such as "key 'lable'".
@@ -174,7 +177,8 @@ def refuse_misspelt(name: str, known: Sequence[str], what: str) -> None:
 
 
 def fields_of(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """What is kept of a manifest's row or a sidecar. Labels are text: numbers become text, an empty one is none.
+    """Returns the metadata to keep of a manifest's row or a sidecar. Labels are text: numbers are converted, and an
+    empty label is none.
 
     Raises:
         ValueError: for a label or a split of another type, or for more than a clip's json may hold.
@@ -195,7 +199,7 @@ def fields_of(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def readable(name: str) -> str:
-    """A name from the file system as text. The bytes of one that is not UTF-8 are read as Latin-1."""
+    """Converts a name from the file system to valid text; the bytes of a name that is not UTF-8 are read as Latin-1."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -204,8 +208,8 @@ def readable(name: str) -> str:
 
 
 def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(name, "") of each file below a folder, and (name, problem) of what cannot be read. A link to a folder that it
-    lies in is not followed."""
+    """Yields (name, "") for each file below a folder, and (name, problem) for entries that cannot be read. A link to a
+    folder that contains it is not followed."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -218,7 +222,7 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[st
 
 
 def _entry(entry: "os.DirEntry[str]", prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """What one entry of a folder adds to the walk."""
+    """Yields what one entry of a folder contributes to the walk."""
     name = prefix + entry.name
     if is_sidecar(name):
         return
@@ -238,7 +242,7 @@ def _entry(entry: "os.DirEntry[str]", prefix: str, above: tuple[str, ...]) -> It
 
 
 def _hidden_folder(name: str) -> str:
-    """The first hidden folder on the way to a file; empty if there is none."""
+    """Returns the first hidden folder on the path of a file, or an empty string."""
     parts = name.split("/")[:-1]
     hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
     return "" if hidden is None else "/".join(parts[: hidden + 1])
@@ -249,6 +253,6 @@ def _ending(name: str) -> str:
 
 
 def below(root: str, address: str) -> str:
-    """The name of an object below a folder; the web writes it with percent signs."""
+    """Returns the name of an object relative to a folder, without percent encoding on the web."""
     name = address[len(root) + 1 :]
     return unquote(name) if address.startswith(("http://", "https://")) else name

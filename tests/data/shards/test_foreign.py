@@ -137,7 +137,7 @@ def test_silence_and_nothing_held_out_are_said(
     assert said(tmp_path / "out", []) == [
         "your clips are 44100 Hz stereo, 1 s on average; training on 16000 Hz mono, 1.02 s",
         "warning: all clips are digital silence; the network learns to make it. Is the data right?",
-        f"nothing is held out in {tmp_path / 'out'}: training goes without validation",
+        f"nothing is held out in {tmp_path / 'out'}: training runs without validation",
     ]
 
 

@@ -16,21 +16,23 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-SAMPLE_RATES = (1_000, 768_000)  # Hz; a header that says otherwise is wrong
-MAX_SAMPLE = 100.0  # 40 dB over full scale: no float file is mixed that hot, but one on the scale of integers is
-_MP3_PREROLL = 29 * 1152  # frames decoded before a crop: what an MP3 decoder gives right after a seek is wrong
-_OGG_TAIL = 1 << 18  # frames at the end of an Ogg file, read from their beginning: a seek into the last page ends askew
-_VORBIS_NEAR_S = 2  # seconds: libsndfile jumps less far ahead in an open Vorbis file without decoding, which goes wrong
+SAMPLE_RATES = (1_000, 768_000)  # Hz; other rates in a header are errors
+MAX_SAMPLE = 100.0  # 40 dB over full scale: louder float files are in units of integers
+_MP3_PREROLL = 29 * 1152  # frames decoded before a crop: the first output of an MP3 decoder after a seek is wrong
+_OGG_TAIL = (
+    1 << 18
+)  # frames at the end of an Ogg file, which are read from there: a seek into the last page misses its target
+_VORBIS_NEAR_S = 2  # seconds; for shorter jumps in a Vorbis file, libsndfile skips decoding, which gives wrong samples
 _INTEGER = ("PCM_", "ALAC_", "ULAW", "ALAW")  # subtypes that cannot hold NaN, infinite or huge samples
-_BLOCK = 1 << 18  # frames decoded at once where all of a file is read
-_SILENT = (b"fLaC", b"OggS")  # what files begin with whose decoders print nothing
+_BLOCK = 1 << 18  # frames per block when a whole file is read
+_SILENT = (b"fLaC", b"OggS")  # first bytes of formats whose decoders print nothing
 _AS_IS = contextlib.nullcontext()
 
 File = str | bytes | Path | BinaryIO | memoryview
 
 
 class UnusableAudio(Exception):
-    """The audio cannot be used; the message says why, ``kind`` is the fault's kind, one of ``data.faults.KINDS``."""
+    """Raised for audio that cannot be used. The message has the reason; ``kind`` is one of ``data.faults.KINDS``."""
 
     def __init__(self, reason: str, kind: str = "corrupt"):
         super().__init__(reason)
@@ -38,7 +40,7 @@ class UnusableAudio(Exception):
 
 
 class Reader(Protocol):
-    """What reads a file: one decoder, or several one behind the other."""
+    """The interface of everything that reads a file: one decoder, or several in sequence."""
 
     @property
     def frames(self) -> int: ...
@@ -55,7 +57,7 @@ class Reader(Protocol):
 
 
 class Window(io.RawIOBase):
-    """A read-only file over a stretch of memory: decoders seek in it, and only what they read is touched."""
+    """A read-only file over a region of memory; only the bytes that a decoder reads are touched."""
 
     def __init__(self, memory: memoryview):
         self._memory, self._at = memory, 0
@@ -83,7 +85,8 @@ class Window(io.RawIOBase):
 
 @cache
 def _stderr_of_c() -> tuple[ctypes.c_void_p, int, int] | None:
-    """(the C library's variable stderr, what it points to, a stream that leads nowhere); None: it cannot be set."""
+    """Returns the C library's variable stderr, its value, and a stream that discards everything; None if it cannot be
+    set."""
     if platform.libc_ver()[0] != "glibc":
         return None
     library = ctypes.CDLL(None)
@@ -94,7 +97,7 @@ def _stderr_of_c() -> tuple[ctypes.c_void_p, int, int] | None:
 
 
 class _Quiet(contextlib.AbstractContextManager):  # type: ignore[type-arg]
-    """While it is entered, what C code prints to stderr leads nowhere; Python's own stderr does not go that way."""
+    """Context manager that discards what C code prints to stderr; Python's own stderr is not affected."""
 
     _lock, _entered = threading.Lock(), 0
 
@@ -113,22 +116,22 @@ class _Quiet(contextlib.AbstractContextManager):  # type: ignore[type-arg]
 
 
 class Decoder(sf.SoundFile):
-    """A SoundFile that does not seek after each read, as SoundFile does: in FLAC that costs a twentieth of the time.
+    """A SoundFile that does not seek after each read, as SoundFile does, which takes a twentieth of the time in FLAC.
 
     Attributes:
         promised: number of frames by its header; ``limit`` may set ``frames`` to another number.
-        start_s: where it begins in the file that it is a part of, in seconds, for messages.
-        container, codec: its format and subtype, looked up once: SoundFile's own properties search for them each time.
+        start_s: start in the file that it is a part of, in seconds, for messages.
+        container, codec: format and subtype, read once: SoundFile's own properties look them up at each access.
 
     Args:
         file: path, descriptor or open binary file.
-        is_silent: the decoder is known to print nothing.
+        is_silent: whether the decoder is known to print nothing.
     """
 
     _scratch = threading.local()
 
     def __init__(self, file: str | bytes | BinaryIO | io.RawIOBase, is_silent: bool = False):
-        with _AS_IS if is_silent else _Quiet():  # the MP3 decoder prints what it wonders about
+        with _AS_IS if is_silent else _Quiet():  # the MP3 decoder prints warnings
             super().__init__(file)
         self.promised, self._at, self.start_s = self.frames, 0, 0.0
         self.container, self.codec = self.format, self.subtype
@@ -138,8 +141,9 @@ class Decoder(sf.SoundFile):
 
     @property
     def can_seek(self) -> bool:
-        """Whether frames are reached without decoding all before them: not in GSM and some others."""
-        return bool(self._info.seekable) and not self.codec.startswith("DWVW")  # which says so and fails
+        """Whether a frame can be reached without decoding all frames before it, which is not possible in GSM and some
+        other formats."""
+        return bool(self._info.seekable) and not self.codec.startswith("DWVW")  # reports it and fails
 
     @property
     def encoding(self) -> str:
@@ -147,11 +151,11 @@ class Decoder(sf.SoundFile):
         return f"{self.container}/{self.codec}"
 
     def limit(self, frames: int) -> None:
-        """Sets how many frames there are, where that is known better."""
+        """Sets the number of frames if it is known better than from the header."""
         self._info.frames = frames
 
     def samples(self, first: int, count: int) -> NDArray[np.float32]:
-        """Frames from ``first`` on, float32 ``[n, C]``; valid until the next call, as the memory is used again.
+        """Returns frames starting at ``first``, float32 ``[n, C]``; valid until the next call, which reuses the memory.
 
         Raises:
             UnusableAudio: if they cannot be decoded.
@@ -161,12 +165,14 @@ class Decoder(sf.SoundFile):
         if format == "OGG":
             preroll = max(0, min(first, first - self.promised + _OGG_TAIL))
             ahead = first - preroll - self._at
-            is_known = self._at > 0 or (self._at == 0 and self.frames < self.promised)  # there, seeks to the start fail
+            is_known = self._at > 0 or (
+                self._at == 0 and self.frames < self.promised
+            )  # there, seeking to the start fails
             is_near = is_known and 0 <= ahead <= _VORBIS_NEAR_S * self.samplerate and self.codec == "VORBIS"
             preroll += ahead if is_near else 0
         needed = (count + preroll) * self.channels
         scratch = getattr(self._scratch, "array", None)
-        if scratch is None or len(scratch) < needed:  # fresh memory costs more than decoding does, where crops are long
+        if scratch is None or len(scratch) < needed:  # for long crops, allocating memory would cost more than decoding
             scratch = self._scratch.array = np.empty(needed, dtype=np.float32)
         try:
             into = scratch[:needed].reshape(count + preroll, self.channels)
@@ -178,7 +184,7 @@ class Decoder(sf.SoundFile):
         except (sf.LibsndfileError, RuntimeError) as error:
             self._at = -1
             raise UnusableAudio(f"broken near {self._time(first):.1f} s: {error}") from error
-        if len(samples) < count and format != "MP3":  # whose length is an estimate
+        if len(samples) < count and format != "MP3":  # whose length is estimated
             have = f"{first + len(samples)} frames, though its header says {self.frames}"
             raise UnusableAudio(f"{self._part()}ends after {have}", "truncated")
         if not self.codec.startswith(_INTEGER):
@@ -186,15 +192,15 @@ class Decoder(sf.SoundFile):
         return samples
 
     def _time(self, frame: int) -> float:
-        """Where a frame lies in the file, in seconds."""
+        """Returns the position of a frame in the file, in seconds."""
         return self.start_s + frame / self.samplerate
 
     def _part(self, verb: str = "") -> str:
-        """What a message about numbers of frames begins with, where this is a part of a file."""
+        """Returns the beginning of a message about numbers of frames, for a part of a file."""
         return f"the part that begins at {self.start_s:.2f} s {verb}" if self.start_s else ""
 
     def tail(self, first: int) -> int:
-        """How many frames are decoded from ``first`` on to the end.
+        """Returns the number of frames that can be decoded from ``first`` to the end.
 
         Raises:
             UnusableAudio: if they cannot be decoded.
@@ -211,14 +217,14 @@ class Decoder(sf.SoundFile):
         return count
 
     def goes_back(self) -> bool:
-        """Whether its beginning can be sought: not in a Vorbis file whose first page trims much of it."""
+        """Whether it can seek to its beginning, which fails in a Vorbis file whose first page trims much of it."""
         try:
             return self.seek(0) == 0 and len(self.read(1)) == 1
         except (sf.LibsndfileError, RuntimeError):
             return False
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All frames, block by block; fewer than ``frames`` where the file ends before.
+        """Yields all frames, block by block; fewer than ``frames`` if the file ends earlier.
 
         Raises:
             UnusableAudio: if they cannot be decoded.
@@ -226,7 +232,7 @@ class Decoder(sf.SoundFile):
         done = 0
         try:
             if self.codec == "OPUS":
-                self.seek(0)  # in Opus pages from the middle of a stream, this is not where reading begins
+                self.seek(0)  # reading Opus pages from the middle of a stream does not begin here
             while done < self.frames:
                 with _Quiet():
                     block = self.read(min(_BLOCK, self.frames - done), dtype="float32", always_2d=True)
@@ -239,7 +245,7 @@ class Decoder(sf.SoundFile):
 
 
 class Pcm16:
-    """16-bit WAV in memory: nothing to decode."""
+    """16-bit WAV in memory, which needs no decoding."""
 
     def __init__(self, samplerate: int, samples: NDArray[np.int16]):
         self.samplerate, self._samples = samplerate, samples
@@ -248,23 +254,23 @@ class Pcm16:
     encoding, can_seek = "WAV/PCM_16", True
 
     def limit(self, frames: int) -> None:
-        """Sets how many frames there are."""
+        """Sets the number of frames."""
         self.frames = min(frames, self.frames)
 
     def samples(self, first: int, count: int) -> NDArray[np.int16]:
         return self._samples[first : first + count]
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All frames, block by block."""
+        """Yields all frames, block by block."""
         for first in range(0, self.frames, _BLOCK):
             yield self._samples[first : min(first + _BLOCK, self.frames)] * np.float32(1 / 32768)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing."""
 
 
 def pcm16(memory: memoryview) -> Pcm16 | None:
-    """A plain 16-bit WAV file as its samples; None for anything else or out of the ordinary: that is libsndfile's."""
+    """Returns the samples of a plain 16-bit WAV file; None for any other or unusual file, which libsndfile reads."""
     if memory[:4] != b"RIFF" or memory[8:12] != b"WAVE":
         return None
     at, format = 12, None
@@ -286,9 +292,8 @@ def pcm16(memory: memoryview) -> Pcm16 | None:
 
 
 def _descriptor(path: str | bytes | Path) -> str | bytes | int:
-    """A file for libsndfile: open already, where the system's descriptors are its own. By its path it would also look
-    at the files beside it (macOS keeps ``._x.mp3`` beside ``x.mp3``) and take what it does not know for what its name
-    says."""
+    """Opens a file for libsndfile where the system shares descriptors. Given a path, libsndfile would also examine
+    files beside it (macOS keeps ``._x.mp3`` beside ``x.mp3``) and guess an unknown format from the name."""
     if os.name != "posix" and os.path.exists(path):
         return os.fspath(path)
     try:
@@ -313,10 +318,10 @@ def _plainly(error: Exception) -> str:
 
 
 def open_plain(file: File) -> Decoder | Pcm16:
-    """The decoder of a file as its header describes it.
+    """Opens a file as its header describes it.
 
     Raises:
-        UnusableAudio: if it is no audio that libsndfile knows, or has an impossible rate or no samples.
+        UnusableAudio: if libsndfile does not know the format, the rate is impossible, or there are no samples.
     """
     opened: Decoder | Pcm16 | None = pcm16(file) if isinstance(file, memoryview) else None
     if opened is None:
@@ -342,7 +347,7 @@ def open_plain(file: File) -> Decoder | Pcm16:
 
 
 def check_samples(samples: np.ndarray, first: int, sample_rate: int, start_s: float = 0.0) -> None:
-    """Checks samples ``[n, C]`` that begin with frame ``first`` of a file, or of the part of it that begins at
+    """Checks samples ``[n, C]`` that begin at frame ``first`` of a file, or of the part of it that begins at
     ``start_s``.
 
     Raises:

@@ -36,18 +36,18 @@ __all__ = [
     "write_audio",
 ]
 
-#: file name endings (without the dot) that are taken for audio
+#: extensions of audio files, without the dot
 EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "aifc", "au", "caf", "w64")
-#: endings of audio that is read by FFmpeg (``pip install -e '.[av]'``), and converted when it is packed
+#: extensions of audio that FFmpeg reads (``pip install -e '.[av]'``) and that is converted when packed
 CONVERTED = ("aac", "ac3", "amr", "ape", "m4a", "m4b", "mka", "mov", "mp4", "webm", "wma", "wv")
 PACKED = (*EXTENSIONS, *CONVERTED)
-_NAMED = 3  # gaps that are named of one file
+_NAMED = 3  # gaps of one file that are named
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file holds: frames (samples per channel), rate in Hz, channels, how it is encoded; and what is missing of
-    it: seconds, and where and why in words."""
+    """Properties of a file: frames (samples per channel), sample rate in Hz, channels, encoding, and its missing audio:
+    seconds, and position and reason in words."""
 
     frames: int
     sample_rate: int
@@ -62,8 +62,8 @@ class AudioInfo:
 
 
 class Crop(NamedTuple):
-    """What was read: samples that are the file's own (the rest is padding), where the crop starts, and how long the
-    file is, both in seconds."""
+    """The result of reading a crop: number of samples from the file (the rest is padding), start of the crop and
+    duration of the file, both in seconds."""
 
     num_valid: int
     seconds_start: float
@@ -75,17 +75,17 @@ def check(
     each: Callable[[NDArray[np.float32]], object] | None = None,
     max_missing: float = MAX_MISSING,
 ) -> AudioInfo:
-    """Decodes all of a file, block by block in bounded memory, and returns its properties.
+    """Decodes a whole file, block by block in bounded memory, and returns its properties.
 
     Args:
         file: path, open binary file, or the bytes themselves.
-        each: given every block, float32 ``[n, C]``.
-        max_missing: share of the file that may be missing, by what its header says or as its pages tell. A
-            file that lacks an unknown amount is refused with 0 only; one that perhaps lacks nothing is used.
+        each: called with every block, float32 ``[n, C]``.
+        max_missing: fraction of the file that may be missing, according to its header or its pages. A file with an
+            unknown amount missing is refused only if this is 0; a file that may be complete is used.
 
     Raises:
-        UnusableAudio: if it does not decode, is empty, holds NaN, infinite or absurdly large samples, or if more of it
-            is missing.
+        UnusableAudio: if it does not decode, is empty, has NaN, infinite or absurdly large samples, or if more of it is
+            missing.
     """
     whole = open_whole(file)
     try:
@@ -95,7 +95,7 @@ def check(
 
 
 def decode_all(whole: Whole, each: Callable[[NDArray[np.float32]], object] | None, max_missing: float) -> AudioInfo:
-    """Decodes what was opened to its end, see ``check``."""
+    """Decodes an open reader to its end; see ``check``."""
     reader, frames = whole.reader, 0
     for block in reader.blocks():
         check_samples(block, frames, reader.samplerate)
@@ -105,7 +105,7 @@ def decode_all(whole: Whole, each: Callable[[NDArray[np.float32]], object] | Non
     if frames == 0:
         raise UnusableAudio("holds no samples", "empty")
     losses = list(whole.losses)
-    if frames < reader.frames and not reader.encoding.startswith("MP3"):  # whose length is an estimate
+    if frames < reader.frames and not reader.encoding.startswith("MP3"):  # whose length is estimated
         reason = f"ends after {frames} frames, though its header says {reader.frames}"
         losses.append(Loss(frames / reader.samplerate, (reader.frames - frames) / reader.samplerate, reason))
     return described(reader, frames, losses, max_missing)
@@ -115,7 +115,7 @@ def described(reader: Reader, frames: int, losses: list[Loss], max_missing: floa
     """Returns the properties of a file with ``frames`` frames.
 
     Raises:
-        UnusableAudio: if more of it is missing than may be.
+        UnusableAudio: if more of it is missing than allowed.
     """
     info = AudioInfo(frames, reader.samplerate, reader.channels, reader.encoding)
     lost_s = sum(loss.seconds for loss in losses)
@@ -147,23 +147,23 @@ def read_crop(
     pad: bool = True,
     frames: int = 0,
 ) -> Crop:
-    """One crop at the wanted rate, decoding only what it needs, written to where it is wanted.
+    """Reads one crop at the requested sample rate into ``out``, and decodes only the part of the file that it needs.
 
-    The start is a whole number of resampling periods; the crop is what would be cut out of the whole resampled file.
+    The start is a whole number of resampling periods, and the crop equals one cut from the whole resampled file.
 
     Args:
-        file: path, open binary file, or the bytes themselves, of any format libsndfile reads.
-        out: float32 ``[C, T]``, which the crop is written to, zeros after the end of a shorter file.
-        sample_rate: wanted rate, Hz.
-        where: position of the crop among all that fit, 0 (start) to 1 (end).
-        convert: resample and map channels; without, a file of another rate or number of channels is unusable.
-        pad: take files shorter than the crop.
-        frames: that the whole file has, as far as that is known; 0: what its header says, if nothing speaks against it.
+        file: path, open binary file, or the bytes themselves, in any format that libsndfile reads.
+        out: float32 ``[C, T]`` for the crop, filled with zeros after the end of a shorter file.
+        sample_rate: requested rate, Hz.
+        where: position of the crop among all possible ones, 0 (start) to 1 (end).
+        convert: whether to resample and map channels; if False, other rates and numbers of channels are unusable.
+        pad: whether to accept files shorter than the crop.
+        frames: number of frames of the whole file, if known; 0 to use its header, if nothing contradicts it.
 
     Raises:
-        UnusableAudio: if it cannot be decoded, holds NaN, infinite or absurdly large samples, or has a rate in no
-            short ratio to the wanted one (a broken header; resampling would take gigabytes). ``out`` may then hold
-            anything.
+        UnusableAudio: if it cannot be decoded, has NaN, infinite or absurdly large samples, or its rate has no short
+            ratio to the requested one (a wrong header; resampling would take gigabytes). The content of ``out`` is then
+            undefined.
     """
     f = open_for_crop(file, frames)
     try:
@@ -184,7 +184,7 @@ def read_crop(
 
 
 def _crop(f: Reader, out: Tensor, sample_rate: int, where: float, convert: bool, pad: bool) -> Crop:
-    """``read_crop`` of what is open."""
+    """``read_crop`` for an open reader."""
     channels, num_samples = out.shape
     ratio = check_fit(f, sample_rate, channels, convert)
     up = ratio.numerator
@@ -204,12 +204,12 @@ def write_audio(path: str | Path, audio: Tensor, sample_rate: int, subtype: str 
 
 
 def is_sidecar(name: str) -> bool:
-    """Whether a file is what macOS keeps of another one (``._x.mp3`` beside ``x.mp3``), and no audio."""
+    """Whether a file is a resource file of macOS (``._x.mp3`` beside ``x.mp3``) and no audio."""
     return name.rpartition("/")[2].startswith("._")
 
 
 def file_name(words: str) -> str:
-    """A short name for a file out of any words: letters, digits and underscores; "sample" where there are none."""
+    """Makes a short file name from any words: letters, digits and underscores; "sample" if there are none."""
     name = re.sub(r"\W+", "_", words)[:40].strip("_")
     try:
         os.fsencode(name)

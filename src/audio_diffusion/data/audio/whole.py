@@ -14,13 +14,13 @@ from audio_diffusion.data.audio.formats import chunks, flac, mpeg, ogg
 from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Part, Stitched, skip_tags
 from audio_diffusion.data.audio.resampling import check_fit, read_window
 
-MAX_MISSING = 0.2  # share of a file that may be missing, unless another one is asked for
-_UNKNOWN = 1 << 60  # frames: libsndfile says more where a header tells none
-_TAIL = 1 << 18  # frames at the end that are decoded to know where it is
+MAX_MISSING = 0.2  # default for the fraction of a file that may be missing
+_UNKNOWN = 1 << 60  # frames; libsndfile reports more if the header has no number
+_TAIL = 1 << 18  # frames decoded at the end to find its position
 
 
 class Whole(NamedTuple):
-    """A reader of all of a file, and the losses known to be in it."""
+    """A reader of the whole file, and the losses known to be in it."""
 
     reader: Reader
     losses: list[Loss]
@@ -77,7 +77,7 @@ class Forward:
         return samples
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All frames, block by block."""
+        """Yields all frames, block by block."""
         yield from self._reopen().blocks()
 
     def close(self) -> None:
@@ -86,19 +86,21 @@ class Forward:
 
 
 class Chain:
-    """Parts of a file that lie one behind the other, each decoded by itself, at the rate and channels of the first.
+    """Reads the parts of a file in sequence, each with its own decoder, at the sample rate and channels of the first.
 
     Args:
         data: the file.
-        parts: of it.
+        parts: parts of the file.
 
     Raises:
-        UnusableAudio: if none of them can be decoded.
+        UnusableAudio: if no part can be decoded.
     """
 
     def __init__(self, data: Data, parts: list[Part]):
         self._data, self.losses = data, list[Loss]()
-        self._parts: list[tuple[Part, int, int]] = []  # with the frames that it has, and has at the rate of the first
+        self._parts: list[
+            tuple[Part, int, int]
+        ] = []  # with its number of frames, and that at the rate of the first part
         self._opened: tuple[int, Reader] | None = None
         self.frames, end, error = 0, 0.0, None
         for part in parts:
@@ -130,7 +132,7 @@ class Chain:
         return Forward(opened, start_s)
 
     def _add(self, part: Part, decoder: Reader, end: float) -> float:
-        """Takes a part, and notes what is missing before it; where it ends, in seconds of its stream."""
+        """Adds a part and records audio missing before it; returns the end of the part in its stream, in seconds."""
         frames = real_frames(decoder)
         if not self._parts:
             self.samplerate, self.channels, self.encoding = decoder.samplerate, decoder.channels, decoder.encoding
@@ -153,7 +155,7 @@ class Chain:
         self.frames = frames
 
     def samples(self, first: int, count: int) -> NDArray[np.float32]:
-        """Frames from ``first`` on, float32 ``[n, C]``.
+        """Returns frames starting at ``first``, float32 ``[n, C]``.
 
         Raises:
             UnusableAudio: if they cannot be decoded.
@@ -185,7 +187,7 @@ class Chain:
         return into.numpy().T
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All frames, block by block."""
+        """Yields all frames, block by block."""
         for first in range(0, self.frames, _TAIL):
             yield self.samples(first, min(_TAIL, self.frames - first))
 
@@ -201,7 +203,7 @@ class Chain:
 
 
 def real_frames(reader: Reader) -> int:
-    """The number of frames that are decoded; the header of an Ogg file may promise more."""
+    """Returns the number of frames that can be decoded; the header of an Ogg file may claim more."""
     if not isinstance(reader, Decoder) or reader.container != "OGG":
         return reader.frames
     first = max(reader.frames - _TAIL, 0)
@@ -213,7 +215,7 @@ def real_frames(reader: Reader) -> int:
 
 
 def _layout(data: Data, plain: Decoder | Pcm16 | None) -> tuple[Layout, int]:
-    """How a file is read right, and how many frames it then has if its header is wrong only in that (0: it is not)."""
+    """Returns the parts of a file with a wrong header, and the number of frames if only that is wrong (else 0)."""
     frames, rate = (plain.frames, plain.samplerate) if plain else (0, 0)
     magic = data.read(skip_tags(data), 4)
     if magic == b"OggS":
@@ -269,7 +271,7 @@ def open_whole(file: File, with_ffmpeg: bool = False) -> Whole:
     if frames == plain.frames and plain.encoding != "OGG/VORBIS":
         return Whole(plain, layout.losses)
     goes_back = isinstance(plain, Pcm16) or plain.goes_back()
-    plain.close()  # it has been read from already
+    plain.close()  # it has been read before
     reader = _reopened(file) if goes_back else Forward(lambda: _reopened(file))
     reader.limit(frames)
     return Whole(reader, layout.losses)
@@ -282,11 +284,11 @@ def _reopened(file: File) -> Reader:
 
 
 def open_for_crop(file: File, frames: int = 0) -> Reader:
-    """Opens a reader for a crop: for most files the plain decoder, at no cost.
+    """Opens a reader for a crop; for most files this is the plain decoder, at no additional cost.
 
     Args:
         file: path, open binary file, or the bytes themselves.
-        frames: that the whole file is known to have; 0: not known.
+        frames: number of frames of the whole file; 0 if unknown.
 
     Raises:
         UnusableAudio: if it cannot be decoded, or if more than ``MAX_MISSING`` of a file of unknown length is missing.
@@ -305,14 +307,14 @@ def open_for_crop(file: File, frames: int = 0) -> Reader:
 
 
 def _ends_early(plain: Decoder | Pcm16, frames: int) -> bool:
-    """Whether a file that has fewer frames than its header says reads right to its end all the same."""
+    """Whether a file that has fewer frames than its header claims nevertheless decodes correctly to its end."""
     if plain.encoding.startswith("MP3"):
-        return frames % 576 == 0  # of a constant rate, whose header tells no length; others may be joined
+        return frames % 576 == 0  # with a constant bit rate and no length in the header; others may be joined files
     return not plain.encoding.startswith("OGG")
 
 
 def _looks_plain(file: File, plain: Decoder | Pcm16) -> bool:
-    """Whether a quick look shows nothing that speaks against a file's header."""
+    """Whether a quick check finds no contradiction to the file's header."""
     if isinstance(plain, Pcm16) or plain.container not in ("OGG", "MP3", "FLAC"):
         return True
     if plain.container == "FLAC":
@@ -327,10 +329,10 @@ def _looks_plain(file: File, plain: Decoder | Pcm16) -> bool:
 
 
 def second_try(file: File, frames: int, problem: UnusableAudio | None) -> Reader:
-    """A file read as what it holds.
+    """Opens a file by its content after the plain decoder failed.
 
     Raises:
-        UnusableAudio: what the first try found, if this one is no better.
+        UnusableAudio: the error of the first attempt, if the second is not better.
     """
     try:
         if not isinstance(file, str | bytes | Path | memoryview):
@@ -347,7 +349,7 @@ def second_try(file: File, frames: int, problem: UnusableAudio | None) -> Reader
 
 
 def missing(reader: Reader, losses: list[Loss]) -> float:
-    """The share of a file that is missing."""
+    """Returns the fraction of a file that is missing."""
     lost_s, told_s = sum(loss.seconds for loss in losses), reader.frames / reader.samplerate
-    # an MP3's frames are those that its header tells of: what is missing is among them
+    # the number of frames of an MP3 comes from its header and includes missing ones
     return lost_s / max(told_s if reader.encoding.startswith("MP3") else lost_s + told_s, 1e-9)

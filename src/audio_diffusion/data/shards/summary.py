@@ -62,7 +62,7 @@ def summarize(
         return [*lines, "no validation, as val_every_steps is null"]
     held_out = find_held_out(train, val, store)
     if without := [pattern for name, pattern in train.items() if val is None and name not in held_out]:
-        so = "training goes without validation" if not held_out else "validation goes without it"
+        so = "training runs without validation" if not held_out else "validation goes without it"
         lines.append(f"nothing is held out in {', '.join(without)}: {so}")
     return lines
 
