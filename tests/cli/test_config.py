@@ -241,7 +241,7 @@ def test_train_names_a_server_that_is_not_there(run_program: Run, tmp_path: Path
 GROUPS = [
     f"{folder.relative_to(CONFIG_DIR).as_posix()}={file.stem}"
     for folder in sorted(CONFIG_DIR.rglob("*"))
-    if folder.is_dir() and folder.name not in ("task", "metrics")  # of sample.py and evaluate.py
+    if folder.is_dir() and folder.name not in ("task", "metrics", "embedding")  # of sample.py and evaluate.py
     for file in sorted(folder.glob("*.yaml"))
 ]
 
@@ -257,11 +257,32 @@ def test_every_shipped_config_composes_and_its_arguments_exist(choice: str) -> N
     assert config.target_problems(plain["training"], "training", given) == []
 
 
+def _evaluating(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return config.to_plain(compose("evaluate", overrides=["ckpt=x", *overrides]))
+
+
 @pytest.mark.parametrize("name", [file.stem for file in sorted((CONFIG_DIR / "metrics").glob("*.yaml"))])
 def test_every_shipped_metric_composes_and_keeps_the_contract(name: str) -> None:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        plain = config.to_plain(compose("evaluate", overrides=["ckpt=x", f"metrics=[{name}]"]))
-    assert list(evaluate.build_metrics(plain["metrics"])) == [name]
+    nodes = _evaluating(f"metrics=[{name}]")["metrics"]
+    if name == "text_agreement":
+        with pytest.raises(ConfigError, match="expected a CLAP"):
+            evaluate.build_metrics(nodes)
+    else:
+        assert len(evaluate.build_metrics(nodes)) == 1
+
+
+def test_distances_share_one_metric_and_one_embedding() -> None:
+    nodes = _evaluating("metrics=[kad,fad,neighbours]", "embedding=yamnet")["metrics"]
+    assert list(nodes) == ["distances"]
+    assert list(nodes["distances"]["measures"]) == ["kad", "fad", "neighbours"]
+    assert nodes["distances"]["embedding"]["_target_"].endswith("YAMNet")
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((CONFIG_DIR / "embedding").glob("*.yaml"))])
+def test_every_shipped_embedding_composes_and_its_arguments_exist(name: str) -> None:
+    model = ["embedding.model=x"] if name == "pretrained" else []
+    assert config.target_problems(_evaluating("metrics=[kad]", f"embedding={name}", *model)) == []
 
 
 @pytest.mark.parametrize("choice", ["default", "v_cosine", "zero_snr", "edm", "flow"])

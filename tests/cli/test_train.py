@@ -264,6 +264,40 @@ def test_evaluate_prints_and_writes_bits_that_agree_with_training(
     assert again["flow"]["bits_per_dim"] == pytest.approx(flow["bits_per_dim"], rel=1e-3)
 
 
+def test_evaluate_compares_generated_clips_and_folders_with_real_ones(
+    run_program: Run, trained: Path, drum_shards: Path
+) -> None:
+    def evaluated(*options: str) -> tuple[str, dict]:
+        done = run_program(trained, "evaluate.py", *options, "output=compared", "device=cpu")
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads((trained / "compared" / "evaluation.json").read_text())
+
+    fast = ["sampler=ddim", "sampler.num_steps=2", "num_generated=7"]
+    printed, found = evaluated("ckpt=runs/one", "metrics=[kad,signal,copies]", "num_clips=5", "num_train=6", *fast)
+    assert found["clips"] == {"real": 5, "train": 6, "generated": 7}
+    assert list(found["metrics"]) == ["distances", "signal", "copies"]
+    assert found["metrics"]["distances"]["figures"]["kad"]["value"] is None
+    assert "too few: " in printed
+    pictures = {path.name for path in (trained / "compared").glob("*.png")}
+    assert pictures == {"spectrum.png", "copies.png"}
+    again = evaluated("ckpt=runs/one", "metrics=[signal]", "num_clips=5", "batch_size=2", *fast)[1]
+    ours, theirs = (x["metrics"]["signal"]["figures"]["rms_dbfs"]["value"] for x in (found, again))
+    assert ours == pytest.approx(theirs, abs=1e-3)  # the same clips, whatever the batch
+
+    sounds = trained / "sounds"
+    sounds.mkdir()
+    for i, gain in enumerate((0.1, 0.2, 0.3)):
+        soundfile.write(sounds / f"{i}.wav", gain * np.sin(np.arange(4000) / 3), 16000)
+    (sounds / "no.wav").write_bytes(b"RIFF")
+    for real in ("sounds", f"{drum_shards}/train-*.tar"):
+        printed, found = evaluated("folder=sounds", f"reference={real}", "metrics=[signal]", "num_clips=3")
+        assert "sounds/no.wav: " in printed
+        assert found["clips"]["generated"] == 3
+        assert found["metrics"]["signal"]["generated"]["values"]["rms_dbfs"]["count"] == 3
+    refused = run_program(trained, "evaluate.py", "folder=sounds", "reference=sounds")
+    assert "metrics.likelihood: expected a model" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -99,7 +99,7 @@ def generated_like(model: Model, real: Callable[[], Iterator[Clips]], count: int
             )
             audio = model.representation.decode(x0)[..., : model.num_samples]
             mask = torch.ones(len(audio), 1, audio.shape[-1], dtype=torch.bool, device=audio.device)
-            yield Clips(audio, mask, names, clips.labels[: len(names)], cond)
+            yield Clips(audio, mask, names, clips.labels[: len(names)], clips.texts[: len(names)], cond)
             made += len(names)
             if made == count:
                 return

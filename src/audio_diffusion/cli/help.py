@@ -15,7 +15,7 @@ PROGRAMS = {
         "logger", "experiment",
     ),
     "sample": ("task",),
-    "evaluate": ("metrics",),
+    "evaluate": ("metrics", "embedding"),
     "export": (),
     "make_shards": (),
 }  # fmt: skip

@@ -138,7 +138,8 @@ class OfModel:
             batch = collate(audios, known, bool(classes), fields).to(model.device)
             cond = model.conditions.read({**batch.cond, "audio": batch.audio}, model.device)
             labels = [classes[clip.label] if clip.label >= 0 else None for clip in known]
-            yield Clips(batch.audio, batch.mask, batch.keys, labels, cond)
+            texts = next((values for values in batch.fields.values() if isinstance(values, tuple)), ())
+            yield Clips(batch.audio, batch.mask, batch.keys, labels, texts, cond)
 
     def _of_files(self, folder: "Folder") -> Iterator[Clips]:
         """Yields the files; the name of a file's folder is its label, if the model has such a class."""
@@ -149,7 +150,7 @@ class OfModel:
             label = clips.labels[0] if clips.labels[0] in model.classes else None
             number = torch.tensor([model.classes.index(label) if label else -1], device=model.device)
             cond = model.conditions.read({"label": number, "audio": audio, **_UNKNOWN_TIMES}, model.device)
-            yield Clips(audio, mask, clips.names, [label], cond)
+            yield Clips(audio, mask, clips.names, [label], cond=cond)
 
 
 _UNKNOWN_TIMES = {name: torch.full((1,), torch.nan) for name in ("seconds_start", "seconds_total")}
@@ -184,17 +185,17 @@ class Folder:
         self.unusable: dict[str, str] = {}
 
     def __call__(self, num_clips: int | None) -> Iterator[Clips]:
-        """Yields the first usable files, as batches of one; the label of a file is the name of the folder it is in."""
-        count = 0
-        for file in self.files:
-            if count == num_clips:
-                return
+        """Yields files, evenly spread over the list if not all are wanted, as batches of one.
+
+        The label of a file is the name of the folder it is in.
+        """
+        count = min(num_clips or len(self.files), len(self.files))
+        for file in (self.files[i * len(self.files) // count] for i in range(count)):
             try:
                 audio = read_file(file, self.sample_rate, self.channels)[None]
             except UnusableAudio as error:
                 self.unusable[str(file)] = str(error)
                 continue
-            count += 1
             name, label = file.relative_to(self.path).as_posix(), file.parent.name if file.parent != self.path else None
             yield Clips(audio, torch.ones(1, 1, audio.shape[-1], dtype=torch.bool), [name], [label])
 

@@ -49,10 +49,10 @@ class BitsPerDim(Metric):
 
     def start(self, subject: Subject) -> None:
         if subject.model is None:
-            raise ValueError("likelihood: expected a model, ckpt=RUN; a folder of audio has no likelihood")
+            raise ValueError("expected a model, ckpt=RUN; a folder of audio has no likelihood")
         if not subject.model.representation.exact:
             name = type(subject.model.representation).__name__
-            raise ValueError(f"likelihood: expected a model with an exact representation, which {name} is not")
+            raise ValueError(f"expected a model with an exact representation, which {name} is not")
         self._model, self._seed, self._found = subject.model, subject.seed, []
 
     def update(self, clips: Clips, source: str) -> None:

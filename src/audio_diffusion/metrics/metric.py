@@ -50,6 +50,7 @@ class Clips:
         mask: bool ``[B, 1, T]``, False on padding.
         names: of the clips, unique among those of one source.
         labels: class names; None for clips without a class.
+        texts: what the clips are to sound like, such as captions; empty if there are none.
         cond: the model's conditions of the clips, prepared for its network; empty for files.
     """
 
@@ -57,10 +58,17 @@ class Clips:
     mask: Tensor
     names: Sequence[str]
     labels: Sequence[str | None]
+    texts: Sequence[str] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.audio)
+
+
+def unpadded(clips: Clips) -> list[Tensor]:
+    """The clips without their padding, each ``[C, T]`` on the CPU; a clip that is all padding is left out."""
+    lengths = clips.mask.sum(-1).flatten().tolist()
+    return [audio[:, :length].cpu() for audio, length in zip(clips.audio, lengths, strict=True) if length]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Signal statistics of generated clips beside those of real ones: level, clipping, DC, silence, spectrum, stereo."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,15 @@ def summarise(clips: Iterable[Tensor], sample_rate: int) -> Summary:
     Raises:
         ValueError: as `clip_statistics`, or if there is no clip.
     """
-    found = [clip_statistics(clip, sample_rate) for clip in clips]
+    return summary_of([clip_statistics(clip, sample_rate) for clip in clips], sample_rate)
+
+
+def summary_of(found: Sequence[ClipStatistics], sample_rate: int) -> Summary:
+    """Summarises the statistics of clips of one sample rate.
+
+    Raises:
+        ValueError: if there is no clip.
+    """
     if not found:
         raise ValueError("clips: expected at least one, got none")
     bands = torch.stack([clip.bands_dbfs for clip in found], dim=1)
