@@ -26,8 +26,8 @@ from audio_diffusion.metrics.labelled import LabelProbe, nearest_ratio, spread_r
 
 def real(model: checkpoint_reader.Model, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
     """All clips of the shards, ``[N, C, T]``, and their labels."""
-    audio, shards = model.config["audio"], Shards.open(list(patterns), RemoteStore(None))
-    clips = read_in_order(shards, audio["sample_rate"], audio["channels"], audio["num_samples"], model.classes)
+    crop, shards = model.crop, Shards.open(list(patterns), RemoteStore(None))
+    clips = read_in_order(shards, crop.sample_rate, crop.channels, crop.num_samples, model.classes)
     used = [(samples, model.classes[clip.label]) for clip, samples in clips if clip.num_valid]
     return torch.stack([samples for samples, _ in used]), [label for _, label in used]
 
@@ -40,13 +40,14 @@ def main(cfg: DictConfig) -> None:
     model = checkpoint_reader.load(path, weights=options["weights"])
     if not model.classes:
         raise ConfigError("ckpt: the model is unconditional; this benchmark needs classes")
-    data = model.config["data"]
-    train, train_labels = real(model, by_name(data["train"]).values())
-    val, val_labels = real(model, held_out(data["train"], data["val"]).values())
+    data = model.origin.data
+    assert data is not None
+    train, train_labels = real(model, by_name(data.train).values())
+    val, val_labels = real(model, held_out(data.train, data.val).values())
 
     count = options["num_samples"]
     given = options.get("sampler")
-    sampler = build(sampler_of(model.config["sampler"], given), "sampler") if given else None
+    sampler = build(sampler_of(model.origin.nodes["sampler"], given), "sampler") if given else None
     model = model.using(sampler=sampler, guidance=options["guidance_scale"])
     labels = [model.classes[i % len(model.classes)] for i in range(count)]
     seeds = [seed_of(options["seed"], "learnt", i) for i in range(count)]

@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -88,7 +89,7 @@ def sampler_of(model: checkpoint_reader.Model, nfe: int) -> tuple[str, Callable]
 
 def learnt(model: checkpoint_reader.Model, sampler: Callable) -> Vocoder:
     """A model and how it is sampled."""
-    model.config["audio"]["num_samples"] = LENGTH  # it was trained on shorter crops, maybe
+    model = replace(model, crop=replace(model.crop, num_samples=LENGTH))  # it was trained on shorter crops, maybe
 
     def vocode(audio: Tensor) -> Tensor:
         seeds = [seed_of(0, "vocoder", i) for i in range(len(audio))]

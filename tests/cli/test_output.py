@@ -22,6 +22,7 @@ from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.requests import samples
 from audio_diffusion.cli.tasks.task import make_task
 from audio_diffusion.data.held_out import real_clips
+from audio_diffusion.data.training_data import TrainingData
 
 
 def test_an_earlier_folder_is_never_written_into_unasked(tmp_path: Path) -> None:
@@ -108,12 +109,13 @@ def test_regenerated_regions_are_shaded(options: dict[str, Any], made: list[tupl
 
 
 def test_real_clips_have_their_own_titles(model: Model, drum_shards: Path) -> None:
-    known = replace(model, config={**model.config, "classes": ["kick", "snare", "gong"], "data": {"train": "nowhere"}})
-    found = real_clips(known.config, str(drum_shards / "val-*.tar"), ["snare", "gong", "kick"], 3)
+    data, classes = TrainingData("nowhere"), ["kick", "snare", "gong"]
+    shards = str(drum_shards / "val-*.tar")
+    found = real_clips(data, shards, model.crop, classes, ["snare", "gong", "kick"], 3)
     assert [title for title, _ in found] == ["snare", "gong", "kick"]
     assert [clip is None for _, clip in found] == [False, True, False]
     assert not torch.equal(found[0][1], found[2][1])  # type: ignore[arg-type]
-    (title, clip), *_ = real_clips(known.config, str(drum_shards / "val-*.tar"), None, 2)
+    (title, clip), *_ = real_clips(data, shards, model.crop, classes, None, 2)
     assert title
     assert clip is not None
 

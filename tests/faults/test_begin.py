@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from audio_diffusion.checkpoints.folder import all_in
 from audio_diffusion.cli import config, run_folder
+from audio_diffusion.cli.train import begin
 from audio_diffusion.inference import checkpoint_reader
-from audio_diffusion.training.initial import start_from
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def test_init_takes_the_weights_alone_and_names_what_is_new(train, tmp_path: Pat
 
 def test_what_init_cannot_take_is_said() -> None:
     with pytest.raises(config.ConfigError, match=r"^init: expected a checkpoint file, but 'nowhere' does not exist"):
-        start_from(None, "nowhere", "ema", {"classes": []})
+        begin(None, {"init": "nowhere", "init_weights": "ema", "classes": []}, None)
     with pytest.raises(config.ConfigError, match=r"^init_weights: expected ema or raw, got 'best'"):
-        start_from(None, "nowhere", "best", {"classes": []})
+        begin(None, {"init": "nowhere", "init_weights": "best", "classes": []}, None)
 
 
 def test_a_debug_run_leaves_the_real_one_alone_and_can_be_repeated(train, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def test_an_exported_model_makes_the_same_sound(model: Model, folder: Path, tiny
     again = audio_diffusion.load(folder)
     assert (again.step, again.weights, again.source) == (7, "ema", folder)
     assert again.guidance_scale == model.guidance_scale == 1.5
+    assert again.crop == model.crop
+    assert "callbacks" not in json.loads((folder / "config.json").read_text())["config"]
     assert torch.equal(again.generate([1], ["kick"]), model.generate([1], ["kick"]))
     from_file = audio_diffusion.load(tiny_checkpoint)
     assert torch.equal(from_file.generate([1], ["kick"]), again.generate([1], ["kick"]))

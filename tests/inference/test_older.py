@@ -8,7 +8,7 @@ import torch
 
 import audio_diffusion
 from audio_diffusion.cli.run_folder import _stored
-from audio_diffusion.inference.targets import MOVED, _load, target_problems, with_moved
+from audio_diffusion.inference.targets import MOVED, load_object, target_problems, with_moved
 
 OLDER = Path(__file__).parent / "older"
 FILES = sorted([*OLDER.glob("*/step_*.ckpt"), *OLDER.glob("*/exported")])
@@ -20,7 +20,9 @@ MADE = {
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.name}")
 def test_an_older_file_is_loaded_and_makes_the_same_sound(file: Path) -> None:
-    audio = audio_diffusion.load(file).generate(seeds=[0], labels=["kick"])
+    model = audio_diffusion.load(file)
+    assert model.guidance_scale == 1.5  # was an option of callbacks.sampling alone
+    audio = model.generate(seeds=[0], labels=["kick"])
     assert audio[0, 0, :5].tolist() == pytest.approx(MADE[file.parent.name], abs=1e-5)
 
 
@@ -37,7 +39,7 @@ def test_each_target_that_has_moved_is_where_the_table_says() -> None:
     for new in MOVED.values():
         module = new.rpartition(".")[0]
         is_module = importlib.util.find_spec(module).submodule_search_locations and importlib.util.find_spec(new)
-        assert is_module or _load(new)
+        assert is_module or load_object(new)
     node = {"a": [{"_target_": "audio_diffusion.models.unet1d.UNet1d", "x": {"_target_": "torch.optim.SGD"}}]}
     assert with_moved(node) == {
         "a": [{"_target_": "audio_diffusion.networks.unet1d.UNet1d", "x": {"_target_": "torch.optim.SGD"}}]

@@ -46,7 +46,7 @@ def load(options: dict[str, Any], device: str) -> Model:
     model = load_on(options["ckpt"])
     weak = options["weak_ckpt"] and load_on(options["weak_ckpt"])
     given = options.get("sampler")
-    sampler = build(sampler_of(model.config["sampler"], given), "sampler") if given else None
+    sampler = build(sampler_of(model.origin.nodes["sampler"], given), "sampler") if given else None
     model = model.using(guidance=guidance_of(model, options, weak))
     return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
 

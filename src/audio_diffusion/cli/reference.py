@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from audio_diffusion.checkpoints.redaction import REDACTED, without_redacted
+from audio_diffusion.checkpoints.redaction import REDACTED
 from audio_diffusion.cli.config import ConfigError
 from audio_diffusion.data.audio.reading import EXTENSIONS, UnusableAudio
 from audio_diffusion.data.audio.recording import probe, read_file
 from audio_diffusion.data.batch import collate
-from audio_diffusion.data.remote import RemoteError, RemoteStore
+from audio_diffusion.data.held_out import member_of, store_of
+from audio_diffusion.data.remote import RemoteError
 from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.inference.model import Model
@@ -26,17 +27,17 @@ def patterns(model: Model, data: str | None) -> list[str]:
     Raises:
         ConfigError: if secrets were redacted from the shards' address in the checkpoint.
     """
-    trained_on: Any = model.config.get("data")
-    if data is None and not trained_on:
+    trained_on = model.origin.data
+    if data is None and trained_on is None:
         raise ConfigError("data: an exported model does not know where its data are; give shards: data=SHARDS")
-    if data is None and REDACTED in str((trained_on["train"], trained_on["val"])):
+    if data is None and trained_on and REDACTED in str((trained_on.train, trained_on.val)):
         raise ConfigError("data: the address of the training data was stored without its secrets; give it: data=SHARDS")
     if data is not None and not Path(data).is_dir() and data.endswith(".tar"):
         return [data]
     train: Any
-    train, val = (trained_on["train"], trained_on["val"]) if data is None and trained_on else (data, None)
+    train, val = (trained_on.train, trained_on.val) if data is None and trained_on else (data, None)
     try:
-        found = find_held_out(train, val, _store(model))
+        found = find_held_out(train, val, store_of(model.origin.data))
     except RemoteError as error:
         raise ConfigError(f"data: {error}") from error
     if not found:
@@ -48,12 +49,6 @@ def patterns(model: Model, data: str | None) -> list[str]:
     return list(found.values())
 
 
-def _store(model: Model) -> RemoteStore:
-    """Creates the store that reads remote shards."""
-    options = ((model.config.get("data") or {}).get("store") or {}).get("storage_options")
-    return RemoteStore(None, storage_options=without_redacted(options))
-
-
 def find_shards(model: Model, data: str | None) -> Shards:
     """Opens the shards to evaluate on.
 
@@ -62,7 +57,7 @@ def find_shards(model: Model, data: str | None) -> Shards:
     """
     found = patterns(model, data)
     try:
-        return Shards.open(found, _store(model), (model.config.get("data") or {}).get("audio_member"))
+        return Shards.open(found, store_of(model.origin.data), member_of(model.origin.data))
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 
@@ -114,10 +109,10 @@ class OfModel:
         """
 
         def clips() -> Iterator[Clips]:
-            data: Any = self.model.config.get("data")
-            if train is None and (not data or REDACTED in str(data["train"])):
+            data = self.model.origin.data
+            if train is None and (data is None or REDACTED in str(data.train)):
                 raise ConfigError("train: the address of the training data is not known; give it: train=SHARDS")
-            found = [train] if train is not None else list(by_name(data["train"]).values())
+            found = list(by_name(data.train).values()) if train is None and data else [str(train)]
             for pattern in found:
                 yield from OfModel(self.model, _training_shards(pattern), num_clips, self.batch_size)()
 

@@ -102,7 +102,7 @@ def guidance_of(model: Model, options: dict[str, Any], weak: Model | None) -> Gu
     Raises:
         ConfigError: for a negative label that the model does not have, or a weak model with other classes or diffusion.
     """
-    if weak and (weak.classes, weak.config["diffusion"]) != (model.classes, model.config["diffusion"]):
+    if weak and (weak.classes, weak.origin.nodes["diffusion"]) != (model.classes, model.origin.nodes["diffusion"]):
         raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
     scale = options["guidance_scale"]
     low, high = options["guidance_interval"]

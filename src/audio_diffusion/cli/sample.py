@@ -94,7 +94,7 @@ def record(model: Model, options: dict[str, Any], work: Work) -> Path:
         "command": [*command("sample").split(), *typed()],
         "checkpoint": {"path": str(model.source), "sha256": hash_of(model.source), "step": model.step},
         "options": options,
-        "sampler": sampler_of(model.config["sampler"], options.get("sampler")),
+        "sampler": sampler_of(model.origin.nodes["sampler"], options.get("sampler")),
         "guidance_scale": model.guidance.scale if model.guidance else model.guidance_scale,
         "versions": {"audio_diffusion": audio_diffusion.__version__, "torch": torch.__version__},
         "sample_rate": model.sample_rate,
@@ -129,7 +129,9 @@ def main(cfg: DictConfig) -> None:
 
     real = []
     if options["task"] == "generate":
-        real = real_clips(model.config, options["real"], [s.label for s, _ in work.shown if s.label], len(work.shown))
+        labels = [sample.label for sample, _ in work.shown if sample.label]
+        origin = model.origin
+        real = real_clips(origin.data, options["real"], model.crop, origin.classes, labels, len(work.shown))
     picture = draw(work.shown, real, model.sample_rate, task, beside(work.output, ".png"))
     for line in notes(work.rows, task, options["format"]):
         print(line)

@@ -29,6 +29,7 @@ from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
 from audio_diffusion.callbacks.progress_bar import ProgressBar
 from audio_diffusion.checkpoints import signals
+from audio_diffusion.checkpoints.manifest import differences
 from audio_diffusion.checkpoints.redaction import redacted, redacted_config
 from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command
@@ -41,6 +42,7 @@ from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.report import describe
+from audio_diffusion.inference.loading import read_weights
 from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 from audio_diffusion.training.initial import start_from
 from audio_diffusion.training.module import DiffusionModule
@@ -189,13 +191,25 @@ def report(plain: dict[str, Any]) -> list[str]:
     return lines if plain["check"] else [line for line in lines if line.startswith("warning: ")] or lines[-1:]
 
 
+#: parts of the configuration that decide what the weights mean, beyond their sizes
+_MEANING = ("model.", "representation.", "diffusion.", "audio.sample_rate.")
+
+
 def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> list[str]:
     """Loads the weights of ``init`` if the run does not resume; returns lines for the user."""
     if not plain["init"]:
         return []
     if ckpt is not None:
         return [f"init={plain['init']} is where this run began: it goes on from its own {ckpt.name}"]
-    return start_from(module, plain["init"], plain["init_weights"], plain)
+    if plain["init_weights"] not in ("ema", "raw"):
+        raise ConfigError(f"init_weights: expected ema or raw, got {plain['init_weights']!r}")
+    try:
+        other = read_weights(plain["init"], plain["init_weights"])
+        lines = start_from(module, other, plain["classes"])
+    except ValueError as error:
+        raise ConfigError(f"init: {str(error).removeprefix('ckpt: ')}") from error
+    changed = differences(other.config, {name: plain.get(name) for name in other.config})
+    return lines + [f"init: {text}" for key, text in changed if f"{key}.".startswith(_MEANING)]
 
 
 def what_next(plain: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ class Config:
     batch_size: int
     val_every_steps: int | None
     log_every_steps: int
+    guidance_scale: float
     classes: list[str] | None
     audio: AudioFormat
     data: dict[str, Any]
@@ -113,5 +114,7 @@ def check_root(cfg: DictConfig) -> None:
     for name in cfg.audio:  # before the parts that copy these values under other names
         if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < (0 if name == "scale" else 1):
             raise ConfigError(f"audio.{name}: expected at least 1, got {cfg.audio[name]}")
+    if not 0 <= cfg.guidance_scale < math.inf:
+        raise ConfigError(f"guidance_scale: expected a finite number, 0 or more, got {cfg.guidance_scale}")
     if not 0 <= cfg.seed < 2**32:
         raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {cfg.seed}")

@@ -15,7 +15,9 @@ from torch import Tensor
 from audio_diffusion.checkpoints import sharded
 from audio_diffusion.checkpoints.folder import manifest_of, newest_verified, path_of, problem_of, step_of
 from audio_diffusion.checkpoints.redaction import INSTEAD, find_redacted, with_instead
+from audio_diffusion.data.training_data import CropFormat, TrainingData
 from audio_diffusion.inference.model import Model
+from audio_diffusion.inference.origin import Origin
 from audio_diffusion.inference.targets import ConfigError, build, with_moved
 from audio_diffusion.networks.network import check_network
 from audio_diffusion.representations.representation import check_representation
@@ -243,8 +245,29 @@ def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()
         process=build(parts["diffusion"], "diffusion"),
         representation=representation,
         sampler=build(parts["sampler"], "sampler"),
-        config=config,
-        step=has.step,
-        weights=has.kind,
-        source=has.source,
+        crop=CropFormat(*(config["audio"][name] for name in ("sample_rate", "channels", "num_samples"))),
+        guidance_scale=config.get("guidance_scale", 1.0) if net.conditions.by_name else 1.0,
+        origin=Origin(
+            name=config["name"],
+            step=has.step,
+            weights=has.kind,
+            source=has.source,
+            classes=config["classes"] or [],
+            nodes=parts,
+            data=_training_data(config.get("data")),
+        ),
+    )
+
+
+def _training_data(node: dict[str, Any] | None) -> TrainingData | None:
+    """The locations of the data in a run's configuration."""
+    if not node:
+        return None
+    reading = node.get("reading") or node
+    return TrainingData(
+        train=node["train"],
+        val=node["val"],
+        fields=tuple(reading.get("fields") or ()),
+        audio_member=reading.get("audio_member"),
+        storage_options=(node.get("store") or {}).get("storage_options"),
     )

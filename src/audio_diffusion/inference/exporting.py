@@ -7,6 +7,7 @@ README.md           a model card, whose license the user fills in
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from audio_diffusion.inference.targets import ConfigError, with_moved
 
 HUB = "hub:"
 FILES = ("model.safetensors", "config.json", "README.md")
-#: sections of a run's configuration that generation depends on; the locations of the data are left out
-_KEPT = ("name", "audio", "classes", "model", "representation", "diffusion", "sampler")
 
 
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's configuration that is exported."""
-    kept = {name: config[name] for name in _KEPT}
-    scale = (config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
-    return {**kept, "callbacks": {"sampling": {"guidance_scale": scale}}}
+def _config(model: Model) -> dict[str, Any]:
+    """The configuration that a model is loaded by; the locations of the data are left out."""
+    return {
+        "name": model.origin.name,
+        "audio": asdict(model.crop),
+        "classes": model.origin.classes,
+        **model.origin.nodes,
+        "guidance_scale": model.guidance_scale,
+    }
 
 
 def export(model: Model, folder: str | Path) -> Path:
@@ -46,14 +49,14 @@ def export(model: Model, folder: str | Path) -> Path:
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
     (folder / FILES[0]).chmod(0o644)  # safetensors creates a file that only its owner can read
     about = {"audio_diffusion": __version__, "step": model.step, "weights": model.weights}
-    (folder / FILES[1]).write_text(json.dumps({**about, "config": _portable(model.config)}, indent=1), encoding="utf-8")
+    (folder / FILES[1]).write_text(json.dumps({**about, "config": _config(model)}, indent=1), encoding="utf-8")
     (folder / FILES[2]).write_text(_card(model), encoding="utf-8")
     return folder
 
 
 def _card(model: Model) -> str:
     """The model card."""
-    audio, name = model.config["audio"], model.config["name"]
+    crop = model.crop
     parameters = sum(p.numel() for p in model.net.parameters())
     labels = f'["{model.classes[0]}"]' if model.classes else None
     return f"""---
@@ -62,16 +65,16 @@ library_name: audio_diffusion
 tags: [audio, diffusion, audio-generation]
 ---
 
-# {name}
+# {model.origin.name}
 
-A diffusion model of audio: {audio["num_samples"] / audio["sample_rate"]:g} s of {audio["channels"]} channel(s) at \
-{audio["sample_rate"]} Hz, {parameters / 1e6:.2f} M parameters, {model.weights.upper()} weights of step {model.step}.
+A diffusion model of audio: {crop.num_samples / crop.sample_rate:g} s of {crop.channels} channel(s) at \
+{crop.sample_rate} Hz, {parameters / 1e6:.2f} M parameters, {model.weights.upper()} weights of step {model.step}.
 
 Labels: {", ".join(model.classes) or "none"}. Conditions: {", ".join(model.conditions.by_name) or "none"}.
 
     import audio_diffusion
     model = audio_diffusion.load("FOLDER")                        # or "hub:USER/NAME"
-    audio = model.generate(seeds=[0], labels={labels})            # [1, {audio["channels"]}, T]
+    audio = model.generate(seeds=[0], labels={labels})            # [1, {crop.channels}, T]
 
 Trained on: fill in. Intended use, and what it should not be used for: fill in.
 """

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_diffusion.data.audio.recording import read_file
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.diffusion.editing.constraints import Constraint, Kept, LowBand, Unclipped
 from audio_diffusion.diffusion.editing.inversion import Interpolation, interpolate
 from audio_diffusion.diffusion.editing.noise import estimated_noise_std, noise_std_at, remove_noise
@@ -24,6 +24,7 @@ from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.process import Diffusion, Net
 from audio_diffusion.diffusion.seeding import SeededNoise
 from audio_diffusion.inference.lengths import Length
+from audio_diffusion.inference.origin import Origin
 from audio_diffusion.inference.targets import nearest
 from audio_diffusion.networks.conditions.condition import Conditions, Values
 from audio_diffusion.networks.conditions.mel import FLOOR, Mel
@@ -49,21 +50,19 @@ class Model:
         process: schedule and parameterization that it was trained with.
         representation: conversion between audio and x0.
         sampler: the sampler.
-        config: the run's configuration, plain data.
-        step: optimizer step of the checkpoint.
-        weights: "ema" or "raw".
-        source: the file or folder that it was loaded from.
-        guidance: None for the guidance scale of the samples made during training.
+        crop: format of the audio that it was trained on.
+        guidance_scale: default guidance scale, that of the run; 1 (no guidance) for a model without conditions.
+        origin: the training and the file that it comes from.
+        guidance: None for that of ``guidance_scale``.
     """
 
     net: nn.Module
     process: Diffusion
     representation: Representation
     sampler: Sampler
-    config: dict[str, Any]
-    step: int
-    weights: str
-    source: Path
+    crop: CropFormat
+    guidance_scale: float
+    origin: Origin
     guidance: Guidance | None = None
 
     def __repr__(self) -> str:
@@ -80,17 +79,32 @@ class Model:
     @property
     def sample_rate(self) -> int:
         """Sample rate of the audio, Hz."""
-        return self.config["audio"]["sample_rate"]
+        return self.crop.sample_rate
 
     @property
     def channels(self) -> int:
         """Number of channels C of the audio."""
-        return self.config["audio"]["channels"]
+        return self.crop.channels
 
     @property
     def num_samples(self) -> int:
         """Number of samples T that the network was trained on."""
-        return self.config["audio"]["num_samples"]
+        return self.crop.num_samples
+
+    @property
+    def step(self) -> int:
+        """Optimizer step of the checkpoint."""
+        return self.origin.step
+
+    @property
+    def weights(self) -> str:
+        """Kind of the weights, "ema" or "raw"."""
+        return self.origin.weights
+
+    @property
+    def source(self) -> Path:
+        """The file or folder that it was loaded from."""
+        return self.origin.source
 
     @property
     def device(self) -> torch.device:
@@ -120,13 +134,7 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Class names; empty for a model without labels."""
-        return self.config["classes"] if "label" in self.conditions.by_name else []
-
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance scale of the samples made during training; 1 (no guidance) if it is not known."""
-        listened = (self.config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
-        return listened if self.conditions.by_name else 1.0
+        return self.origin.classes if "label" in self.conditions.by_name else []
 
     def _context(self, num: int, labels: Labels, cond: Given) -> dict[str, Tensor]:
         """Converts labels and other conditions of ``num`` clips to the network's tensors, by name."""

@@ -63,14 +63,22 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _targets(value, f"{path}[{i}]")
 
 
-def with_moved(node: Any) -> Any:
-    """Copies a configuration that was read from a file, with present names for every ``_target_`` that has moved
+def with_moved(config: dict[str, Any]) -> dict[str, Any]:
+    """Copies a run's configuration that was read from a file, with present names for every ``_target_`` that has moved
     (``MOVED``) and every argument that has been renamed (``RENAMED``) since the file was written."""
+    moved = _moved(config)
+    if "callbacks" in moved and "guidance_scale" not in moved:  # was an option of callbacks.sampling alone
+        moved["guidance_scale"] = (moved["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
+    return moved
+
+
+def _moved(node: Any) -> Any:
+    """Copies a node of a configuration with present names."""
     if isinstance(node, list):
-        return [with_moved(value) for value in node]
+        return [_moved(value) for value in node]
     if not isinstance(node, dict):
         return node
-    moved = {key: with_moved(value) for key, value in node.items()}
+    moved = {key: _moved(value) for key, value in node.items()}
     if not isinstance(target := moved.get("_target_"), str):
         return moved
     module, _, name = target.rpartition(".")

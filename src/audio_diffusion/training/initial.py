@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from audio_diffusion.checkpoints.manifest import differences
-from audio_diffusion.inference import loading
-from audio_diffusion.inference.targets import ConfigError
+from audio_diffusion.inference.checkpoint_reader import Weights
 from audio_diffusion.networks.layers import LabelEmbedding
 from audio_diffusion.training.module import DiffusionModule
 
@@ -56,38 +53,24 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
-#: parts of the configuration that decide what the weights mean, beyond their sizes
-_MEANING = ("model.", "representation.", "diffusion.", "audio.sample_rate.")
-
-
-def start_from(module: DiffusionModule, init: str, kind: str, config: Mapping[str, Any]) -> list[str]:
+def start_from(module: DiffusionModule, other: Weights, classes: Sequence[str]) -> list[str]:
     """Initialises an untrained module and its EMA from the weights of another model.
 
     Args:
         module: the module, changed in place.
-        init: a checkpoint file, a run's folder, an exported folder or ``hub:USER/NAME``.
-        kind: "ema" (averaged weights) or "raw".
-        config: configuration of this run, as plain data.
+        other: weights of the other model.
+        classes: class names of this module, in order.
 
     Returns:
-        Log lines: which weights were taken and which were not, and how the two configurations differ.
+        Log lines: which weights were taken and which were not.
 
     Raises:
-        ConfigError: if the model cannot be read, or its weights do not fit.
+        ValueError: if the weights do not fit.
     """
-    if kind not in ("ema", "raw"):
-        raise ConfigError(f"init_weights: expected ema or raw, got {kind!r}")
-    try:
-        other = loading.read_weights(init, kind)
-        classes = config["classes"] or [], other.config.get("classes") or []
-        taken = take_weights(module.net, other.state, *classes)
-    except ValueError as error:
-        raise ConfigError(f"init: {str(error).removeprefix('ckpt: ')}") from error
+    taken = take_weights(module.net, other.state, classes, other.config.get("classes") or [])
     module.ema.net.load_state_dict(module.net.state_dict())
-    lines = [f"init: {len(taken.taken)} weights from {other.source}, step {other.step}, {kind.upper()}", *taken.lines()]
-    changed = differences(other.config, {name: config.get(name) for name in other.config})
-    lines += [f"init: {text}" for key, text in changed if f"{key}.".startswith(_MEANING)]
-    return lines
+    which = f"{len(taken.taken)} weights from {other.source}, step {other.step}, {other.kind.upper()}"
+    return [f"init: {which}", *taken.lines()]
 
 
 @torch.no_grad()

@@ -1,0 +1,51 @@
+"""What a model is trained on."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CropFormat:
+    """Format of a crop, ``[channels, num_samples]``.
+
+    Args:
+        sample_rate: Hz.
+        channels: number of channels C.
+        num_samples: length T of a crop in samples.
+
+    Raises:
+        ValueError: if one of them is below 1.
+    """
+
+    sample_rate: int
+    channels: int
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name}: expected at least 1, got {getattr(self, field.name)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(C, T)."""
+        return self.channels, self.num_samples
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The shards that a model was trained on, as its checkpoint stores them; secrets may be redacted.
+
+    Args:
+        train: pattern of the training shards, or patterns by name.
+        val: of the held-out shards; None for the val-*.tar beside the training shards.
+        fields: additional fields of each clip that were read.
+        audio_member: which member of a clip is its audio; None for the only one.
+        storage_options: of the store, by scheme.
+    """
+
+    train: str | dict[str, str]
+    val: str | dict[str, str] | None = None
+    fields: tuple[str, ...] = ()
+    audio_member: str | None = None
+    storage_options: dict[str, Any] | None = None
