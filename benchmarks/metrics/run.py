@@ -4,7 +4,7 @@
 
 Of each corpus (a folder of audio files, searched recursively) as many clips as asked are drawn and split into halves A
 and B. Half A is the reference; half B is compared with it as it is, with white noise at 40 to 0 dB below each clip's
-level, with a low-pass, and clipped after 6 to 24 dB of gain over its peak; then the other corpora, and white noise.
+level, with a low-pass, and clipped after 6 to 40 dB of gain over its peak; then the other corpora, and white noise.
 Windows of digital silence are dropped, so that noise in pauses counts for what it is.
 """
 
@@ -72,7 +72,7 @@ CHANGES: Mapping[str, Change] = {
     "unchanged": lambda clip, _: clip,
     **{f"white noise, SNR {snr} dB": noisy(snr) for snr in (40, 30, 20, 10, 0)},
     **{f"low-pass {hz:,} Hz": low_passed(hz) for hz in (6000, 4000, 2000, 1000)},
-    **{f"clipped by {gain} dB": clipped(gain) for gain in (6, 12, 24)},
+    **{f"clipped by {gain} dB": clipped(gain) for gain in (6, 12, 24, 40)},
 }
 
 
@@ -156,7 +156,7 @@ def main() -> None:
         embedding = EMBEDDINGS[name]()
         for corpus in corpora:
             lines += table(corpus, corpora, embedding)
-    arguments.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+            arguments.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def kad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
     The interval is the central 95 % of replicates that draw whole clips of either set with replacement; pairs of a clip
     with its own copy are left out of each replicate, so that the replicates are not biased either. The bandwidth stays
     that of the reference. The floor is the mean over 20 splits of the reference into halves. Windows of one clip
-    resemble each other, so the floor of few long clips lies a little below 0.
+    resemble each other and are paired, as kadtk pairs them, so figures of few long clips lie a little above 0: the
+    floor of halves more so than the figure of the whole reference.
 
     It is refused for fewer than 100 windows of either set.
     """
