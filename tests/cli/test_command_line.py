@@ -49,6 +49,21 @@ def test_words_are_taken_as_they_are_typed(typed: str, value: str) -> None:
     assert read(typed)[typed.partition("=")[0]] == value
 
 
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("classes=[0, 1,007]", ["0", "1", "007"]),
+        ("classes=[true,1e3,1.50]", ["true", "1e3", "1.50"]),
+        ("classes=[x=y,naïve#1,-dash,kick]", ["x=y", "naïve#1", "-dash", "kick"]),
+        ("classes=['a,b',\"it's\",0]", ["a,b", "it's", "0"]),
+        ("classes=[kick drum,snare]", ["kick drum", "snare"]),
+        ("classes=[]", []),
+    ],
+)
+def test_items_of_lists_of_words_are_taken_as_they_are_typed(typed: str, values: list[str]) -> None:
+    assert read(typed)[typed.partition("=")[0]] == values
+
+
 @pytest.mark.parametrize("typed", ["max_steps=5", "data.train=[a,b]", "data.train={a: x, b: y}", "name='x'", "name="])
 def test_what_hydra_reads_by_itself_stays_as_it_is(typed: str) -> None:
     assert command_line.prepare([typed], "train") == [typed]

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf, open_dict
 
-from audio_diffusion.cli import config, evaluate, own_parts, program, train_options
+from audio_diffusion.cli import config, evaluate, own_parts, program, train, train_options
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
 from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
@@ -398,3 +398,11 @@ def test_options_of_hydra_itself_are_left_to_hydra(monkeypatch: pytest.MonkeyPat
     program.run("train", seen.append, train_options.check_root)
     assert [cfg.max_steps for cfg in seen] == [3]  # the checks, which make an integer of it, were run
     assert sys.argv == ["train.py", "max_steps=3.0", "hydra.verbose=false"]
+
+
+@pytest.mark.parametrize(("steps", "lines"), [(19, 1), (20, 0)])
+def test_a_run_too_short_for_a_row_of_the_log_is_told_so(steps: int, lines: int) -> None:
+    options = ["name=x", f"max_steps={steps}", "log_every_steps=20"]
+    plain = config.to_plain(config.read_command_line("train", options)[0])
+    said = "no training loss is logged: log_every_steps=20 is more than max_steps=19"
+    assert train.report(plain).count(said) == lines

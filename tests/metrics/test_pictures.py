@@ -1,5 +1,6 @@
 """The picture of a data set draws what its manifest says, with no class, one, and many."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,13 @@ def test_long_titles_fit_and_an_empty_place_says_why() -> None:
     assert extent.y0 >= 0
     assert extent.y1 <= figure.bbox.y1
     plt.close(figure)
+
+
+@pytest.mark.parametrize("words", ["$_$ loud", "$\\frac$", "a $5_$ kit", "🎵 鼓"])
+def test_names_are_drawn_as_they_are_written(words: str, tmp_path: Path) -> None:
+    clip = torch.full((1, 800), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = pictures.sample_grid([pictures.Row(words, [clip], [words])], 8000)
+        assert pictures.save(figure, tmp_path / "grid.png").stat().st_size > 1000
+    assert figure.axes[0].yaxis.label.get_text() == words

@@ -24,6 +24,9 @@ _WORDS = {
     "name", "run_dir", "ckpt", "init", "weak_ckpt", "output", "real", "input", "verify", "manifest", "reference",
     "folder", "negative", "device", "data.train", "data.val",
 }  # fmt: skip
+#: options whose value is a list of words: labels=[0,1]
+_WORD_LISTS = {"labels", "classes"}
+_ITEM = r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}]+)\s*"""
 _EXAMPLES = {
     "train": "max_steps=100", "sample": "num_samples=16", "evaluate": "num_clips=16", "export": "weights=raw",
     "make_shards": "format=flac",
@@ -195,9 +198,23 @@ def _quoted(value: str) -> str:
     return f"'{doubled}'"
 
 
+def _readable_words(value: str) -> str:
+    """A list of words, such as ``[0,true,x=y]``, as Hydra reads it: with quotes where it would not read a word."""
+    if not re.fullmatch(rf"\[{_ITEM}(?:,{_ITEM})*\]", value):
+        return value
+    items = []
+    for item in (item.strip() for item in re.findall(_ITEM, value[1:-1])):
+        read = _parse(f"labels={item}") if item[0] not in "'\"" else None
+        is_word = item[0] in "'\"" or (read is not None and (read.value() is None or isinstance(read.value(), str)))
+        items.append(item if is_word else _quoted(item))
+    return f"[{','.join(items)}]"
+
+
 def _readable(option: str) -> str:
     """An option as Hydra reads it: quoted where that is needed and helps."""
     name, given, value = option.partition("=")
+    if name in _WORD_LISTS and value.startswith("["):
+        return f"{name}={_readable_words(value)}"
     if not given or not value or option.startswith(("+", "~")) or value[0] in "[{'\"(":
         return option
     if value.startswith("~"):

@@ -168,6 +168,7 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",  # no validation data; the data's summary reports that
         ".*sync_dist=True.*",  # logged values are already summed over the ranks
         ".*`srun` command is available.*",  # callbacks.cluster.slurm reports it where it matters
+        ".*is smaller than the logging interval.*",  # said in plain words at the start
         ".*dataloader is not resumable.*",  # the stream resumes from the position in the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -175,7 +176,7 @@ def quiet() -> None:
 
 def report(plain: dict[str, Any]) -> list[str]:
     """Warnings about the schedule and the sampler of the samples made during training, or a line that both are right;
-    with ``check`` the full description.
+    with ``check`` the full description. A run that is too short for a row of the log is named as well.
 
     Raises:
         ConfigError: if the sampler has more steps than the schedule.
@@ -188,7 +189,11 @@ def report(plain: dict[str, Any]) -> list[str]:
         lines += describe_levels(process, sampler)
     except ValueError as error:
         raise ConfigError(f"sampler.{error}") from error
-    return lines if plain["check"] else [line for line in lines if line.startswith("warning: ")] or lines[-1:]
+    every, steps = plain["log_every_steps"], plain["max_steps"]
+    seldom = [f"no training loss is logged: log_every_steps={every} is more than max_steps={steps}"]
+    if not plain["check"]:
+        lines = [line for line in lines if line.startswith("warning: ")] or lines[-1:]
+    return lines + (seldom if every > steps else [])
 
 
 #: parts of the configuration that decide what the weights mean, beyond their sizes

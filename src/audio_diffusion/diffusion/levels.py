@@ -115,10 +115,10 @@ def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:
     """Returns a recommendation of another sampler, whose level error has been measured."""
     given = getattr(sampler, "keywords", {}).get("num_steps")
     most = schedule.num_steps
-    count = given or 50
+    count, few = given or 50, min(25, most or 25)
     choices: list[tuple[str, Sampler]] = [
         ("sampler/grid=balanced", partial(sampler, grid=balanced)),
-        ("sampler=unipc", partial(unipc, num_steps=min(25, most or 25))),
+        (f"sampler=unipc sampler.num_steps={few}", partial(unipc, num_steps=few)),
         (f"sampler/grid=balanced sampler.num_steps={2 * count}", partial(sampler, grid=balanced, num_steps=2 * count)),
         ("sampler=unipc sampler.num_steps=50", partial(unipc, num_steps=min(50, most or 50))),
     ]

@@ -1,6 +1,7 @@
 """Figures of clips, the reverse process, the content of a data set, and the loss by noise level."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def sample_grid(rows: Sequence[Row], sample_rate: int) -> Figure:
             name = "" if count == 1 else f" {'LR'[channel]}" if count == 2 else f" {channel + 1}"
             title = shortened(row.title, _LABEL)
             size = 9 if len(title) < 0.75 * _LABEL else 7
-            axes[first + 2 * channel, 0].set_ylabel(f"{title}{name}", fontsize=size)
+            axes[first + 2 * channel, 0].set_ylabel(f"{title}{name}", fontsize=size, parse_math=False)
         first += 2 * count
     colours = ScalarMappable(Normalize(FLOOR_DB, 0), "magma")
     bar = figure.colorbar(colours, ax=axes.ravel().tolist(), aspect=40, fraction=0.02, pad=0.01)
@@ -235,7 +236,9 @@ def long_term_spectrum(
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes a figure as PNG and frees it; returns the path."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name may have signs that the font lacks
+        figure.savefig(path, dpi=90)
     plt.close(figure)
     return Path(path)
 

@@ -262,7 +262,7 @@ REASONS = {
     "truncated flac": "broken",
     "flipped flac": "broken",
     "too many frames": r"ends after 40000 frames, though its header says 80000|broken near 2\.5 s",
-    "empty": "cannot be decoded",
+    "empty": r"cannot be decoded: the file is empty \(0 bytes\)",
     "text": "cannot be decoded: Format not recognised",
     "html": "cannot be decoded: Format not recognised",
     "no samples": "no samples",

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile as sf
@@ -317,6 +317,13 @@ def _plainly(error: Exception) -> str:
     return _PLAINLY.get(said, said)
 
 
+def _is_empty(file: Any) -> bool:
+    """Whether a file, by its path or open, has no bytes."""
+    if isinstance(file, str | bytes | Path):
+        return os.path.getsize(file) == 0
+    return file.seek(0, os.SEEK_END) == 0
+
+
 def open_plain(file: File) -> Decoder | Pcm16:
     """Opens a file as its header describes it.
 
@@ -333,7 +340,8 @@ def open_plain(file: File) -> Decoder | Pcm16:
             path_or_file = _descriptor(file) if isinstance(file, str | bytes | Path) else file
             opened = Decoder(path_or_file, is_silent)  # type: ignore[arg-type]
         except (sf.LibsndfileError, RuntimeError) as error:
-            raise UnusableAudio(f"cannot be decoded: {_plainly(error)}", "format") from error
+            reason = "the file is empty (0 bytes)" if _is_empty(file) else _plainly(error)
+            raise UnusableAudio(f"cannot be decoded: {reason}", "format") from error
     low, high = SAMPLE_RATES
     problem = None
     if not low <= opened.samplerate <= high:
