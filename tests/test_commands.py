@@ -44,7 +44,7 @@ NOT_RUN = {
     "python train.py trainer.devices=8": "needs eight GPUs",
 }
 #: words that stand for something of the reader's
-STAND_INS = {"RUN": "runs/quickstart", "EARLIER": "runs/quickstart", "SHARDS": "data/drums", "FOLDER": "sounds"}
+STAND_INS = {"RUN": "runs/quickstart", "EARLIER": "runs/quickstart", "SHARDS": "data/drums"}
 
 
 def commands_of(page: str) -> list[str]:
