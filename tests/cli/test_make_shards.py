@@ -166,7 +166,7 @@ def test_ctrl_c_says_how_to_go_on(
     arguments = (f"input={drum_folder}", "output=out", "num_workers=1")
     status, output, errors = command(tmp_path, *arguments)
     assert (status, errors) == (130, "")
-    assert output.endswith("stopped; the same command goes on from here\n")
+    assert output.endswith("stopped; the same command continues from here\n")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_server_that_goes_away_holds_up_nothing(online, server, tmp_path: Path
     run.until(lambda: server.runs and (tmp_path / "runs/one/metrics.jsonl").exists())
     server.fail = 500
     assert run.wait() == [0], run.text  # W&B itself would wait for the server for ever
-    assert "not all was sent to the server. To send the rest, later: wandb sync runs/one/wandb/run-" in run.text
+    assert "some data were not sent to the server. To send them later: wandb sync runs/one/wandb/run-" in run.text
     assert steps(tmp_path / "runs/one") == list(range(1, 61))
 
 
@@ -175,7 +175,7 @@ def test_no_room_for_wandbs_folder_stops_nothing(small_disk: Path, monkeypatch) 
     logger = wandb_logger(str(small_disk), "full", timeout_s=20)
     (small_disk / "filler").write_bytes(bytes(256 * 1024 - 2 * 4096))
     logger.start()
-    with pytest.warns(UserWarning, match="what is logged from now on may be missing there"):
+    with pytest.warns(UserWarning, match="data logged from now on may be missing there"):
         logger.log_metrics({"a": 0}, step=0)
     for step in range(1, 300):  # which says so no more
         logger.log_metrics({"a": step, "long name " * 10: step}, step=step)

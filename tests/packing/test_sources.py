@@ -387,7 +387,7 @@ def test_a_server_that_fails_stops_the_run_and_refuses_nothing(folder: Path, tmp
     store = RemoteStore(None, retries=0, stall_s=0.5)
     sources = scan_url(served, True, store)
     broken = [Source(str(source.path).replace(served, "http://127.0.0.1:9"), source.name) for source in sources]
-    with pytest.raises(ValueError, match=r"input: .*connection.*The same command goes on from here"):
+    with pytest.raises(ValueError, match=r"input: .*connection.*The same command continues from here"):
         pack(broken, tmp_path / "out", store=store)
     assert not (tmp_path / "out").exists()
 

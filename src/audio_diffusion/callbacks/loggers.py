@@ -23,11 +23,11 @@ from torch import Tensor
 
 from audio_diffusion.checkpoints.redaction import redacted_argument
 
-_ROOM_BYTES = 2**20  # that a logger should find free
+_ROOM_BYTES = 2**20  # bytes that should be free for a logger
 
 
 def has_wandb_credentials() -> bool:
-    """Whether W&B can be reached with a key: from WANDB_API_KEY, or the netrc file that ``wandb login`` writes."""
+    """Whether there is a key for W&B: in WANDB_API_KEY, or in the netrc file that ``wandb login`` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -71,7 +71,7 @@ def wandb_logger(
     def make(mode: str) -> WandbLogger:
         if mode == "offline":
             rank_zero_info(
-                "W&B: offline, as the server cannot be reached, there are no credentials, or offline was asked for. "
+                "W&B: offline, as the server cannot be reached, there are no credentials, or offline was requested. "
                 f"To see the run there, later:\n    wandb login && wandb sync {run_dir}/wandb/offline-run-*"
             )
         logger = WandbLogger(
@@ -83,20 +83,20 @@ def wandb_logger(
             mode=mode,
             settings=wandb.Settings(init_timeout=timeout_s, finish_timeout=timeout_s, finish_timeout_raises=True),
         )
-        logger._wandb_init.pop("anonymous", None)  # W&B warns of it, though it is Lightning that sets it
+        logger._wandb_init.pop("anonymous", None)  # W&B warns about it, but Lightning sets it
         return logger
 
     def make_offline() -> WandbLogger:
-        wandb.teardown()  # W&B's service still holds the run that could not be started
+        wandb.teardown()  # W&B's service still has the run that could not be started
         return make("offline")
 
     return GuardedLogger(make(mode), otherwise=make_offline if mode == "online" else None)
 
 
 class JsonlLogger(Logger):
-    """Appends every logged row to ``metrics.jsonl``, one json object a line, complete whatever happens elsewhere.
+    """Appends every logged row to ``metrics.jsonl``, one JSON object per line, independently of other loggers.
 
-    Rows that cannot be written, as the disk is full, are kept and written with a later one, in order.
+    Rows that cannot be written, for example because the disk is full, are kept and written with a later one, in order.
     """
 
     def __init__(self, run_dir: str):
@@ -123,7 +123,7 @@ class JsonlLogger(Logger):
         self._write()
 
     def _write(self) -> None:
-        """Writes all that is unwritten, or nothing of it."""
+        """Writes all pending rows, or none of them."""
         if not self._unwritten:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,11 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration lies beside this file, as config.yaml."""
+        """Does nothing: the configuration is in config.yaml, beside this file."""
 
 
 def _ends_a_line(f: Any, end: int) -> bool:
-    """Whether a file of this size ends in whole lines; it does not where its writer was killed."""
+    """Whether a file of this size ends with a complete line, which it does not if its writer was killed."""
     if end == 0:
         return True
     f.seek(end - 1)
@@ -152,7 +152,8 @@ def _ends_a_line(f: Any, end: int) -> bool:
 
 
 class GuardedLogger(Logger):
-    """Another logger, none of whose failures reach training: each kind is warned of once, and all are counted.
+    """Wraps another logger so that its failures do not affect training: each kind is reported once, and all are
+    counted.
 
     Args:
         inner: the logger.
@@ -173,12 +174,12 @@ class GuardedLogger(Logger):
         return self.inner.version
 
     def attempt(self, work: Callable[[Logger], Any]) -> None:
-        """Lets ``work`` use the logger; what goes wrong is a warning."""
+        """Calls ``work``, which uses the logger; a failure becomes a warning."""
         try:
             work(self.inner)
         except Exception as error:
             kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            kind = re.sub(r"\d+", "N", kind)  # a step or a port makes no new kind
+            kind = re.sub(r"\d+", "N", kind)  # errors that differ only in numbers are of one kind
             self.failures[kind] += 1
             if self.failures[kind] == 1:
                 rank_zero_warn(
@@ -187,7 +188,7 @@ class GuardedLogger(Logger):
                 )
 
     def start(self) -> None:
-        """Begins the run in the logger's service; where that fails, in what there is otherwise."""
+        """Starts the run in the logger's service or, if that fails, in the replacement."""
         with _secrets_not_in_argv():
             self.attempt(_begin)
             if self.failures and self._otherwise is not None:
@@ -213,33 +214,33 @@ class GuardedLogger(Logger):
 
 
 def _begin(logger: Logger) -> None:
-    """Makes what a logger makes when it is first used."""
+    """Creates what a logger creates at its first use."""
     _ = getattr(logger, "experiment", None)
 
 
 @rank_zero_only
 def _expect_room(logger: Logger) -> None:
-    """W&B says nothing where its disk is full."""
+    """Warns if the disk is full, which W&B does not report."""
     folder = logger.save_dir
     if folder is not None and Path(folder).is_dir() and shutil.disk_usage(folder).free < _ROOM_BYTES:
-        raise OSError(errno.ENOSPC, "what is logged from now on may be missing there", str(folder))
+        raise OSError(errno.ENOSPC, "data logged from now on may be missing there", str(folder))
 
 
 @rank_zero_only
 def _finish(logger: Logger, status: str) -> None:
-    """Ends a W&B run, which waits for what is still to be sent, and says what to do where that takes too long."""
+    """Ends a W&B run, which waits for pending uploads, and tells the user what to do if that takes too long."""
     if not isinstance(logger, WandbLogger) or wandb.run is None:
         return
     folder = Path(wandb.run.dir).parent
     try:
         wandb.run.finish(exit_code=0 if status == "success" else 1)
     except TimeoutError as error:
-        raise TimeoutError(f"not all was sent to the server. To send the rest, later: wandb sync {folder}") from error
+        raise TimeoutError(f"some data were not sent to the server. To send them later: wandb sync {folder}") from error
 
 
 @contextmanager
 def _secrets_not_in_argv() -> Iterator[None]:
-    """While W&B starts: it stores the command line."""
+    """Hides secrets in the command line while W&B starts, as W&B stores it."""
     arguments = sys.argv
     sys.argv = [arguments[0], *map(redacted_argument, arguments[1:])]
     try:
@@ -263,7 +264,7 @@ def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
 
 
 def send_alert(trainer: L.Trainer, title: str, text: str) -> None:
-    """Warns in the log, and as an alert in W&B."""
+    """Prints a warning, and sends it as an alert to W&B."""
     rank_zero_warn(text)
 
     def send(logger: Logger) -> None:
@@ -274,7 +275,7 @@ def send_alert(trainer: L.Trainer, title: str, text: str) -> None:
 
 
 def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Sends a table of words to W&B and TensorBoard."""
+    """Sends a table of text to W&B and TensorBoard."""
 
     def send(logger: Logger) -> None:
         if isinstance(logger, WandbLogger):
@@ -310,8 +311,8 @@ def log_samples(
     table: Sequence[Mapping[str, Any]],
     captions: Sequence[str] | None = None,
 ) -> None:
-    """Sends generated audio, pictures (PNG files by name) and one table row per clip to W&B and TensorBoard; captions
-    are shown beside the audio in W&B, the names if left out."""
+    """Sends generated audio, pictures (PNG files by name) and one table row per clip to W&B and TensorBoard. Captions,
+    by default the names, are shown beside the audio in W&B."""
     step = trainer.global_step
 
     def send(logger: Logger) -> None:

@@ -25,7 +25,7 @@ class ProgressBar(TQDMProgressBar):
         self._shown, self._done = -math.inf, 0
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What is shown at the bar's end; without the version that Lightning's loggers give a run."""
+        """Returns the metrics shown at the end of the bar, without the run version of Lightning's loggers."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -35,7 +35,7 @@ class ProgressBar(TQDMProgressBar):
         bar.refresh()
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Nothing: the stream has no end, and an epoch of Lightning's is the run."""
+        """Does nothing: the stream is endless, and Lightning's epoch is the whole run."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -46,7 +46,7 @@ class ProgressBar(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows where training has ended, also where it was stopped between two looks."""
+        """Shows the last step, also if training was stopped between two updates."""
         if self._done > self.train_progress_bar.n:
             self.train_progress_bar.n = self._done
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))

@@ -1,4 +1,5 @@
-"""What people type, before Hydra reads it: values it cannot read are quoted, habits of other programs are explained."""
+"""Prepares the typed arguments for Hydra: quotes values that Hydra cannot parse, and explains habits from other
+programs."""
 
 import itertools
 import os
@@ -12,14 +13,14 @@ from hydra.errors import HydraException
 
 from audio_diffusion.inference.targets import ConfigError
 
-#: flags that Hydra knows, and how many values follow them
+#: Hydra's flags, and the number of values that follow each
 _FLAGS = {
     "--help": 0, "-h": 0, "--hydra-help": 0, "--version": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "-r": 0,
     "--package": 1, "-p": 1, "--run": 0, "--info": 1, "-i": 1, "--shell-completion": 0, "-sc": 0, "--config-path": 1,
     "-cp": 1, "--config-name": 1, "-cn": 1, "--config-dir": 1, "-cd": 1, "--experimental-rerun": 1,
 }  # fmt: skip
 _SWEEP = ("--multirun", "-m")
-#: options whose value is a word, whatever it looks like: name=123
+#: options whose value is text even if it looks like a number: name=123
 _WORDS = {
     "name", "run_dir", "ckpt", "init", "weak_ckpt", "output", "real", "input", "verify", "manifest", "reference",
     "folder", "negative", "device", "data.train", "data.val",
@@ -31,14 +32,14 @@ _EXAMPLES = {
     "train": "max_steps=100", "sample": "num_samples=16", "evaluate": "num_clips=16", "export": "weights=raw",
     "make_shards": "format=flac",
 }  # fmt: skip
-#: what is asked for with arguments without a name, by program
+#: options that unnamed arguments probably mean, by program
 _POSITIONS = {
     "sample": ("ckpt",), "evaluate": ("ckpt", "data"), "export": ("ckpt", "output"), "make_shards": ("input", "output"),
 }  # fmt: skip
 
-#: arguments of Lightning's Trainer that are said in another place, and where
+#: arguments of Lightning's Trainer that this project sets elsewhere, and where
 ELSEWHERE = {
-    "trainer.overfit_batches": "to see whether a few clips can be learnt by heart, train on these alone: "
+    "trainer.overfit_batches": "to check that the model can overfit a few clips, train on these alone: "
     "make_shards.py input=FOLDER_OF_THEM output=data/few val_fraction=0, then data.train=data/few",
     "trainer.limit_train_batches": "write max_steps=N: the stream of training clips has no end",
     "trainer.limit_test_batches": "write evaluate.py ckpt=RUN num_clips=N",
@@ -48,37 +49,37 @@ ELSEWHERE = {
     "trainer.max_epochs": "write max_steps=N: training is counted in optimizer steps",
     "trainer.min_epochs": "write max_steps=N: training is counted in optimizer steps",
     "trainer.min_steps": "write max_steps=N",
-    "trainer.fast_dev_run": "write trainer=debug: four steps with every part in use",
+    "trainer.fast_dev_run": "write trainer=debug: four steps that use every part",
     "trainer.val_check_interval": "write val_every_steps=N",
     "trainer.check_val_every_n_epoch": "write val_every_steps=N",
     "trainer.log_every_n_steps": "write log_every_steps=N",
     "trainer.logger": "write logger=wandb, tensorboard or csv, or logger=null",
-    "trainer.callbacks": "they are the group callbacks: callbacks.NAME.option=VALUE, or callbacks.NAME=null",
+    "trainer.callbacks": "callbacks are a group of options: callbacks.NAME.option=VALUE, or callbacks.NAME=null",
     "trainer.enable_checkpointing": "write callbacks.checkpoint=null to keep none",
     "trainer.default_root_dir": "write run_dir=FOLDER",
     "trainer.enable_model_summary": "the number of parameters is printed at the start",
-    "trainer.use_distributed_sampler": "the stream is divided among the ranks already",
+    "trainer.use_distributed_sampler": "the stream is already divided among the ranks",
     "trainer.reload_dataloaders_every_n_epochs": "the stream of training clips has no end, and no epochs",
-    "trainer.plugins": "precision and checkpoints have theirs: trainer.precision=NAME, callbacks.checkpoint",
+    "trainer.plugins": "the plugins are chosen by trainer.precision=NAME, callbacks.checkpoint",
 }
 
 
-_command: str | None = None  # what was typed after audio-diffusion
+_command: str | None = None  # arguments after audio-diffusion
 
 
 def take_command(name: str) -> None:
-    """Takes the program's name from the command line: ``audio-diffusion train ..``."""
+    """Removes the program's name from the command line ``audio-diffusion train ..`` and returns it."""
     global _command
     _command = name
 
 
 def taken() -> str | None:
-    """What was typed after ``audio-diffusion``; None in a checkout."""
+    """Returns the arguments after ``audio-diffusion``; None in a checkout."""
     return _command
 
 
 def typed() -> list[str]:
-    """The arguments of the program as they were typed; of ``verify`` and ``evaluate`` by the names of their options."""
+    """Returns the program's arguments as typed; those of ``verify`` and ``evaluate`` with the names of their options."""
     arguments = sys.argv[1:] if _command is None else sys.argv[2:]
     if _command == "verify":
         if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
@@ -89,22 +90,23 @@ def typed() -> list[str]:
 
 
 def command(program: str) -> str:
-    """What to type to run a program, in the way that this one was started."""
+    """Returns how to call a program, in the way that this one was started."""
     if _command is None:
         return f"python {program}.py"
     return f"audio-diffusion {'pack' if program == 'make_shards' else program}"
 
 
 def prepare(arguments: Sequence[str], program: str) -> list[str]:
-    """The arguments as Hydra reads them; flags of its own come first.
+    """Returns the arguments in a form that Hydra can parse; its own flags come first.
 
-    Values that it cannot read (``a=b/x.ckpt``, ``naïve#1``) are quoted, ``~/`` is the home folder, words stay words.
+    Values that Hydra cannot parse (``a=b/x.ckpt``, ``naïve#1``) are quoted, ``~/`` is expanded, and text options stay
+    text.
 
     Raises:
-        ConfigError: for other flags, ``--option value`` for one, with what to write.
+        ConfigError: for unknown flags and for ``--option value``, with the correct form.
     """
     flags, options = _split(arguments)
-    if program == "evaluate":  # to Hydra, data is the group of train.yaml, and data=SHARDS the name of a file in it
+    if program == "evaluate":  # Hydra would take data for the group of train.yaml, and SHARDS for a file in it
         options = [f"reference={o.removeprefix('data=')}" if o.startswith("data=") else o for o in options]
         _refuse_moved(options)
     for option in options:
@@ -129,12 +131,12 @@ def _refuse_moved(options: Sequence[str]) -> None:
 
 
 def without_flags(arguments: Sequence[str]) -> list[str]:
-    """The options alone."""
+    """Returns only the options."""
     return _split(arguments)[1]
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the options.
+    """Separates Hydra's flags, with their values, from the options.
 
     Raises:
         ConfigError: for a flag that is none.
@@ -158,7 +160,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _without_dashes(argument: str, rest: Sequence[str]) -> str:
-    """What to write instead of ``--option value``, ``--option=value`` or ``--option``."""
+    """Returns the message for ``--option value``, ``--option=value`` or ``--option``, with the correct form."""
     name, given, _ = argument.lstrip("-").partition("=")
     follows = not given and rest and not rest[0].startswith("-") and "=" not in rest[0]
     if given:
@@ -168,10 +170,10 @@ def _without_dashes(argument: str, rest: Sequence[str]) -> str:
 
 
 def _refuse_positions(option: str, options: Sequence[str], program: str) -> None:
-    """Explains an argument that has no name.
+    """Rejects arguments without a name.
 
     Raises:
-        ConfigError: if it has none.
+        ConfigError: if there is one, with the option that was probably meant.
     """
     name, given, _ = option.partition("=")
     if (name and given) or option.startswith(("+", "~")):
@@ -185,7 +187,7 @@ def _refuse_positions(option: str, options: Sequence[str], program: str) -> None
 
 
 def _parse(option: str):  # type: ignore[no-untyped-def]
-    """Hydra's reading of an option; None where it has none."""
+    """Parses an option with Hydra's parser; None if it cannot."""
     try:
         return OverridesParser.create().parse_override(option)
     except HydraException:
@@ -193,7 +195,7 @@ def _parse(option: str):  # type: ignore[no-untyped-def]
 
 
 def _quoted(value: str) -> str:
-    """A value as Hydra reads it back word for word, but for interpolations (``${..}``)."""
+    """Quotes a value so that Hydra reads it literally, except for interpolations (``${..}``)."""
     doubled = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
     return f"'{doubled}'"
 
@@ -211,7 +213,7 @@ def _readable_words(value: str) -> str:
 
 
 def _readable(option: str) -> str:
-    """An option as Hydra reads it: quoted where that is needed and helps."""
+    """Returns an option that Hydra can parse, quoted if necessary."""
     name, given, value = option.partition("=")
     if name in _WORD_LISTS and value.startswith("["):
         return f"{name}={_readable_words(value)}"
@@ -229,7 +231,7 @@ def _readable(option: str) -> str:
 
 
 def alternatives(options: Sequence[str]) -> Iterator[list[str]]:
-    """Each combination of the alternatives that commas separate, as Hydra's multirun has it."""
+    """Returns every combination of the alternatives separated by commas, as Hydra's multirun would."""
     choices: list[list[str]] = []
     for option in options:
         read = _parse(option)
@@ -241,7 +243,7 @@ def alternatives(options: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _one_command_a_run(options: Sequence[str], program: str) -> str:
-    """What to type in place of ``-m``."""
+    """Returns the message for ``-m``, with one command for each run."""
     combinations = list(alternatives(options))
     name = next((o.partition("=")[2] for o in reversed(options) if o.startswith("name=")), "NAME")
     own = {c for combination in combinations for c in combination if c.startswith("name=")}
@@ -261,7 +263,7 @@ def _one_command_a_run(options: Sequence[str], program: str) -> str:
 
 
 def explain_sweep(option: str, program: str) -> str:
-    """What to write in place of a value with a comma."""
+    """Returns the message for a value with a comma, with the alternatives."""
     key, _, value = option.partition("=")
     return (
         f"{option}: for a list write {shlex.quote(f'{key}=[{value}]')}; for one value with a comma "
@@ -270,6 +272,6 @@ def explain_sweep(option: str, program: str) -> str:
 
 
 def is_sweep(option: str) -> bool:
-    """Whether Hydra takes an option's value for several alternatives."""
+    """Whether Hydra parses an option's value as several alternatives."""
     read = _parse(option)
     return read is not None and read.is_sweep_override()

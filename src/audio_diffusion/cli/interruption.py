@@ -1,4 +1,5 @@
-"""Ctrl-C in sample.py and evaluate.py: what is finished is kept, one line says so, and the status is 130."""
+"""Handles Ctrl-C in sample.py and evaluate.py: finished results are kept, one line reports them, and the exit status is
+130."""
 
 import os
 import signal
@@ -11,7 +12,7 @@ STATUS = 128 + signal.SIGINT
 
 
 def leave_at_once() -> None:
-    """From here on Ctrl-C ends the program with a line: nothing has been made yet, or all is written."""
+    """From now on Ctrl-C ends the program with one line: nothing has been produced yet, or everything is written."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: a program in the background
         signal.signal(signal.SIGINT, _leave)
 
@@ -22,10 +23,9 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 class CtrlC:
-    """While it is entered, Ctrl-C raises KeyboardInterrupt, inside ``held`` only at its end.
+    """Context manager in which Ctrl-C raises KeyboardInterrupt; inside ``held`` it is raised at the end of that block.
 
-    As the block is left, Ctrl-C is ignored, so that a second one does not lose what is written then; ``received`` says
-    whether there was one.
+    On exit Ctrl-C is ignored, so that a second one cannot interrupt the final writing. ``received`` is True after one.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class CtrlC:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        """An interruption is over here: ``received`` tells of it."""
+        """Suppresses the interruption, which ``received`` records."""
         if self._before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_IGN if self.received else self._before)
         return kind is KeyboardInterrupt
@@ -50,7 +50,7 @@ class CtrlC:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """What is done inside is done to its end."""
+        """Context manager that delays Ctrl-C to the end of its block."""
         self._is_held = True
         try:
             yield
@@ -61,7 +61,7 @@ class CtrlC:
 
 
 def end(words: str) -> None:
-    """Says what is kept and ends the program.
+    """Prints what was kept and ends the program.
 
     Raises:
         SystemExit: always.

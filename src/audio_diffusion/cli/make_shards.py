@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here")
+        print("stopped; the same command continues from here")
         raise SystemExit(130) from None
 
 

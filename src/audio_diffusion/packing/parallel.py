@@ -36,7 +36,7 @@ def ordered(function: Callable[[A], B], items: Iterable[A], num_workers: int) ->
     except BrokenProcessPool as error:
         raise ValueError(
             f"num_workers: one of {num_workers} processes was killed, perhaps because memory ran out; use fewer. "
-            "The same command goes on from here"
+            "The same command continues from here"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

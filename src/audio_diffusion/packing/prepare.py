@@ -211,7 +211,7 @@ def _reason(error: Exception) -> str:
         ValueError: if the connection failed rather than the source, as no source may be left out for that reason.
     """
     if isinstance(error, RemoteError) and error.kind not in ("not_found", "forbidden", "refused"):
-        raise ValueError(f"input: {error}. The same command goes on from here") from error
+        raise ValueError(f"input: {error}. The same command continues from here") from error
     return str(error)
 
 

@@ -51,7 +51,7 @@ def told_when_full(output: Path, needed: Callable[[], int]) -> Iterator[None]:
             raise
         raise ValueError(
             f"output: the disk is full: {room(output, needed())}. Finished shards are kept: make room, and the same "
-            "command goes on from here"
+            "command continues from here"
         ) from error
 
 

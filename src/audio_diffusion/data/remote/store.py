@@ -1,4 +1,4 @@
-"""Ranges of remote objects as bytes and files: cached, checked, fetched ahead of their use."""
+"""Reads ranges of remote objects as bytes and files, with a cache, checks and read-ahead."""
 
 import io
 import os
@@ -16,32 +16,33 @@ from audio_diffusion.data.remote.whole import read_from_whole, whole_key
 
 T = TypeVar("T")
 
-_MAX_AT_ONCE = 1 << 30  # bytes of an object that is read as a whole into memory
+_MAX_AT_ONCE = 1 << 30  # maximum size in bytes of an object that is read into memory as a whole
 _INHERITED: list[object] = []  # a forked process must not finalize its parent's connections
 
 
 class ObjectStat(NamedTuple):
-    """Bytes of an object, and something that changes with its contents; "" where nothing is known of it."""
+    """Size of an object in bytes, and a version string that changes with its content; "" if the server sends none."""
 
     size: int
     etag: str
 
 
 class RemoteStore:
-    """Objects on web servers and in buckets.
+    """Reads objects on web servers and in buckets.
 
-    It can be pickled and forked; threads and connections are made at the first use in a process. Credentials come from
-    where each protocol's library looks for them (AWS_*, ~/.aws, GOOGLE_APPLICATION_CREDENTIALS, an instance's role).
+    It can be pickled and forked; threads and connections are created at the first use in each process. Credentials come
+    from the standard places of each protocol's library (AWS_*, ~/.aws, GOOGLE_APPLICATION_CREDENTIALS, an instance's
+    role).
 
     Args:
-        cache_dir: cache folder of fetched data; None for no cache.
-        cache_gb: its bound, in 10^9 bytes.
-        stall_s: seconds without a byte after which a request is given up.
-        timeout_s: seconds after which a request is given up, however many bytes came.
-        retries: tries after the first one.
-        backoff_s: pause before the second try, seconds; it doubles with each, to at most 30 s, and varies by half.
+        cache_dir: folder of the cache; None for no cache.
+        cache_gb: maximum size of the cache, in 10^9 bytes.
+        stall_s: seconds without data after which a request is aborted.
+        timeout_s: seconds after which a request is aborted in any case.
+        retries: number of attempts after the first one.
+        backoff_s: pause before the second attempt, seconds; it doubles with each attempt, up to 30 s, with 50 % jitter.
         storage_options: arguments of each scheme's fsspec filesystem: ``{"s3": {"endpoint_url": ...}}``.
-        block_bytes: how much ``open`` fetches at once.
+        block_bytes: number of bytes that ``open`` fetches at once.
 
     Raises:
         ValueError: for values out of range.
@@ -77,7 +78,7 @@ class RemoteStore:
         return type(self), self._arguments
 
     def _enter(self) -> None:
-        """Gives this process its own state, also after a fork."""
+        """Initialises the state of this process, also after a fork."""
         if self._pid == os.getpid():
             return
         if self._pid != -1:
@@ -91,27 +92,29 @@ class RemoteStore:
 
     @property
     def stats(self) -> dict[str, int]:
-        """This process's counts: requests, bytes (fetched), retries, cache_hits, cache_damaged, cache_evicted."""
+        """Counters of this process: requests, bytes (fetched), retries, cache_hits, cache_damaged, cache_evicted."""
         self._enter()
         counts = {name: self._fetcher.counts[name] for name in ("requests", "bytes", "retries", "cache_hits")}
         damaged, evicted = (self._cache.damaged, self._cache.evicted) if self._cache else (0, 0)
         return {**counts, "cache_damaged": damaged, "cache_evicted": evicted}
 
     def list(self, pattern: str, recursive: bool = False) -> list[str]:
-        """The objects in a folder, or that match a glob, as sorted addresses. On the web: what the page links to.
+        """Returns the sorted addresses of the objects in a folder, or of those that match a glob; on the web, of those
+        that the page links to.
 
         Args:
             pattern: folder or glob.
-            recursive: also what lies in the folders below the folder.
+            recursive: whether to include the folders below.
 
         Raises:
-            RemoteError: if the folder is not there or cannot be listed.
+            RemoteError: if the folder does not exist or cannot be listed.
         """
         self._enter()
         return sorted(self._fetcher.list(self._direct, pattern, recursive))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of the objects in a folder by address, as far as a listing tells: of a bucket all, of a web page none.
+        """Returns the sizes in bytes of the objects in a folder by address, as far as a listing has them: all of a
+        bucket, none of a web page.
 
         Raises:
             RemoteError: if the folder is not there or cannot be listed.
@@ -120,7 +123,7 @@ class RemoteStore:
         return {url: size for url, size in self._fetcher.list(self._direct, folder).items() if size is not None}
 
     def size(self, url: str) -> int:
-        """Bytes of an object.
+        """Returns the size of an object in bytes.
 
         Raises:
             RemoteError: if it is not there, or the server does not say.
@@ -128,7 +131,8 @@ class RemoteStore:
         return self.stat(url).size
 
     def stat(self, url: str) -> "ObjectStat":
-        """Bytes of an object, and something that changes with its contents ("" where the server tells nothing of it).
+        """Returns the size of an object in bytes, and a version string that changes with its content ("" if the server
+        sends none).
 
         Raises:
             RemoteError: if it is not there, or the server does not say how large it is.
@@ -140,18 +144,18 @@ class RemoteStore:
         return ObjectStat(size, etag)
 
     def read(self, url: str, start: int = 0, stop: int | None = None, sha256: str = "", cache: bool = True) -> bytes:
-        """Bytes [start, stop) of an object, or all of it; at once where ``read_ahead`` has them.
+        """Returns the bytes [start, stop) of an object, or all of it; immediately if ``read_ahead`` has fetched them.
 
         Args:
             url: address.
             start: first byte.
-            stop: after the last byte; None: the end of the object.
-            sha256: of these bytes, hexadecimal, or a ``version_seal``; without a hash their number alone is checked.
-            cache: whether they may come from the cache and are kept there. False for what may change under its address
-                and has no known hash, such as a manifest.
+            stop: byte after the last one; None for the end of the object.
+            sha256: expected hash of these bytes, hexadecimal, or a ``version_seal``; None checks only their number.
+            cache: whether to use the cache. False for objects without a known hash that may change under their address,
+                such as a manifest.
 
         Raises:
-            RemoteError: if they cannot be had, or what comes is something else.
+            RemoteError: if they cannot be read, or differ from the expectation.
         """
         self._enter()
         if stop is None:
@@ -160,14 +164,15 @@ class RemoteStore:
         return staged[0].result() if staged else self._load(self._direct, (url, start, stop, sha256), cache)
 
     def open(self, url: str, start: int, stop: int, sha256: str = "") -> BinaryIO:
-        """A file over bytes [start, stop) that fetches what is read of it, in blocks.
+        """Returns a file over bytes [start, stop) that fetches blocks when they are read.
 
         Args:
             url: address.
             start: first byte.
-            stop: after the last byte.
-            sha256: of these bytes. Checked where they are at most one block, read at once. More is read in part,
-                which no hash can check; but blocks kept under another hash are not taken for theirs.
+            stop: byte after the last one.
+            sha256: expected hash of these bytes. It is checked if they fit into one block, which is read at once. Larger
+                ranges are read in part, which a hash cannot check; but cached blocks with another hash are not used for
+                them.
         """
         self._enter()
         if stop - start <= self.block_bytes:
@@ -187,16 +192,17 @@ class RemoteStore:
         num_threads: int = 16,
         max_bytes: int = 256 << 20,
     ) -> Iterator[T]:
-        """Yields items in their order, each once its ranges have been fetched; the next ones are fetched meanwhile.
+        """Yields items in order, each when its ranges have been fetched, while the next ones are fetched in the
+        background.
 
-        Until the following item is requested, ``read`` returns the item's ranges from memory, or raises the error of
+        Until the next item is requested, ``read`` returns the item's ranges from memory, or raises the error of
         fetching them.
 
         Args:
             items: each with the ranges (address, start, stop, sha256) that will be read for it.
-            num_ahead: items that are fetched before their turn.
-            num_threads: requests at a time.
-            max_bytes: of ranges in memory, if they are more than one item's.
+            num_ahead: number of items to fetch in advance.
+            num_threads: number of simultaneous requests.
+            max_bytes: maximum size of the ranges in memory, except for those of a single item.
         """
         self._enter()
         errand, pool = Errand(), ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
@@ -243,7 +249,7 @@ class RemoteStore:
         return self._load(self._direct, (url, start, size, sha256 or version_seal(etag)), cache)
 
     def _load_unsized(self, url: str, start: int, sha256: str) -> bytes:
-        """All of an object whose length the server does not say; only a hash can show that it is complete."""
+        """Reads a whole object of unknown length; only a hash can show that it is complete."""
 
         def attempt() -> bytes:
             data = bytearray()
@@ -251,7 +257,7 @@ class RemoteStore:
             def sink(chunk: bytes) -> None:
                 data.extend(chunk)
                 if len(data) > _MAX_AT_ONCE:
-                    raise RemoteError("more bytes than can be read at once, and no end of them", "refused")
+                    raise RemoteError("it has more bytes than can be read at once, and its size is unknown", "refused")
 
             self._fetcher.stream(self._direct, url, sink)
             return checked(bytes(data[start:]), max(len(data) - start, 0), sha256)
@@ -259,7 +265,8 @@ class RemoteStore:
         return self._fetcher.retry(self._direct, url, attempt)
 
     def _load(self, errand: Errand, part: Range, cache: bool = True, version: str = "") -> bytes:
-        """A range from the cache or its server. ``version`` keeps blocks of objects apart that differ by their hash."""
+        """Reads a range from the cache or its server. ``version`` separates the cached blocks of objects with different
+        hashes."""
         url, start, stop, sha256 = part
         scheme_of(url)
         if not 0 <= start <= stop:
