@@ -183,7 +183,7 @@ class GuardedLogger(Logger):
             self.failures[kind] += 1
             if self.failures[kind] == 1:
                 rank_zero_warn(
-                    f"{type(self.inner).__name__}: {type(error).__name__}: {error}. Training goes on; this is said "
+                    f"{type(self.inner).__name__}: {type(error).__name__}: {error}. Training continues; this is reported "
                     "once, and metrics.jsonl has every row"
                 )
 

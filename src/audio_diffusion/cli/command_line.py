@@ -44,8 +44,8 @@ ELSEWHERE = {
     "trainer.limit_train_batches": "write max_steps=N: the stream of training clips has no end",
     "trainer.limit_test_batches": "write evaluate.py ckpt=RUN num_clips=N",
     "trainer.limit_predict_batches": "write sample.py ckpt=RUN num_samples=N",
-    "trainer.max_time": "write timeout 2h python train.py ..: its signal makes the run save and end; the same command "
-    "resumes it; under Slurm --time does it",
+    "trainer.max_time": "write timeout 2h python train.py ..: its signal makes the run save and stop; the same command "
+    "resumes it; under Slurm use --time",
     "trainer.max_epochs": "write max_steps=N: training is counted in optimizer steps",
     "trainer.min_epochs": "write max_steps=N: training is counted in optimizer steps",
     "trainer.min_steps": "write max_steps=N",
@@ -79,7 +79,7 @@ def taken() -> str | None:
 
 
 def typed() -> list[str]:
-    """Returns the program's arguments as typed; those of ``verify`` and ``evaluate`` with the names of their options."""
+    """Returns the program's arguments as typed; those of ``verify`` and ``evaluate`` with their options' names."""
     arguments = sys.argv[1:] if _command is None else sys.argv[2:]
     if _command == "verify":
         if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):

@@ -170,9 +170,8 @@ class RemoteStore:
             url: address.
             start: first byte.
             stop: byte after the last one.
-            sha256: expected hash of these bytes. It is checked if they fit into one block, which is read at once. Larger
-                ranges are read in part, which a hash cannot check; but cached blocks with another hash are not used for
-                them.
+            sha256: expected hash of these bytes. Checked if they fit into one block, which is read at once. Larger
+                ranges are read in part, which a hash cannot check; cached blocks with another hash are not used.
         """
         self._enter()
         if stop - start <= self.block_bytes:
