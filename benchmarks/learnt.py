@@ -17,7 +17,8 @@ from audio_diffusion.cli import config, program
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards.shards import Shards, by_name, held_out
+from audio_diffusion.data.shards.find import by_name, held_out
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.inference import checkpoint_reader

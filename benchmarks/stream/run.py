@@ -24,8 +24,9 @@ import webdataset as wds
 from numpy.typing import NDArray
 
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions
+from audio_diffusion.data.shards.find import MANIFEST
 from audio_diffusion.data.shards.index import ShardIndex, dumps
-from audio_diffusion.data.shards.shards import MANIFEST, Shards
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import ClipReader
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -14,7 +14,8 @@ from audio_diffusion.callbacks import throughput
 from audio_diffusion.callbacks.checkpoint import SaveCheckpoint
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.diagnostics import Diagnostics
-from audio_diffusion.callbacks.loggers import JsonlLogger, has_wandb_credentials, wandb_logger
+from audio_diffusion.callbacks.jsonl import JsonlLogger
+from audio_diffusion.callbacks.loggers import has_wandb_credentials, wandb_logger
 from audio_diffusion.callbacks.progress_bar import ProgressBar
 from audio_diffusion.callbacks.throughput import Throughput
 

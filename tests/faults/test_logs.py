@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger, log_metrics, log_pictures, wandb_logger
+from audio_diffusion.callbacks.jsonl import JsonlLogger
+from audio_diffusion.callbacks.loggers import GuardedLogger, log_metrics, log_pictures, wandb_logger
 
 KEY = "0" * 40
 

@@ -11,9 +11,9 @@ import pytest
 
 from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.packing import holdout
+from audio_diffusion.packing.form import Form
 from audio_diffusion.packing.holdout import hold_out, parts_of
 from audio_diffusion.packing.pack import pack
-from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_folder
 from audio_diffusion.packing.verify import verify
 

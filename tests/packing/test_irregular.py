@@ -12,8 +12,8 @@ import soundfile as sf
 import torch
 
 from audio_diffusion.data.audio.reading import read_crop
+from audio_diffusion.packing.form import Form
 from audio_diffusion.packing.pack import PackReport, pack
-from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_folder
 from audio_diffusion.packing.verify import verify
 
@@ -149,7 +149,7 @@ def test_a_sample_that_is_no_number_costs_the_clip_that_would_hold_it(
     what: str,
     task_bytes: int,
 ) -> None:
-    monkeypatch.setattr("audio_diffusion.packing.prepare._IN_MEMORY", task_bytes)
+    monkeypatch.setattr("audio_diffusion.packing.form.IN_MEMORY", task_bytes)
     samples = 0.1 * noise(30 * 8000)
     samples[15 * 8000 + 2000] = np.nan
     report, _ = packed({"x.wav": encode(samples, 8000, subtype="FLOAT")}, **form)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from audio_diffusion.packing import journal, pack, prepare, shard_writer
-from audio_diffusion.packing.prepare import Form
+from audio_diffusion.packing.form import Form
 from audio_diffusion.packing.sources import Source, scan_folder
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audio_diffusion.data.shards.find import read_classes
 from audio_diffusion.data.shards.index import load_index
-from audio_diffusion.data.shards.shards import read_classes
 from audio_diffusion.packing.pack import PackReport, pack, scan_folder
 
 Encode = Callable[..., bytes]

@@ -14,9 +14,10 @@ import pytest
 import soundfile as sf
 
 from audio_diffusion.data.audio.reading import AudioInfo
+from audio_diffusion.packing import form as form_module
 from audio_diffusion.packing import prepare
+from audio_diffusion.packing.form import Form, cut_of, tasks
 from audio_diffusion.packing.pack import PackReport, pack
-from audio_diffusion.packing.prepare import Form, cut_of, tasks
 from audio_diffusion.packing.sources import Source, scan_folder
 
 Encode = Callable[..., bytes]
@@ -113,7 +114,7 @@ def test_resampled_pieces_are_those_of_the_whole_file_whatever_the_work_is_cut_i
     (expected,) = whole.values()
     made = []
     for bytes_at_once in (10**9, 7_000, 1):
-        monkeypatch.setattr(prepare, "_IN_MEMORY", bytes_at_once)
+        monkeypatch.setattr(form_module, "IN_MEMORY", bytes_at_once)
         _, pieces, meta = packed(files, **form, segment_s=0.1)
         made.append([one["sha256"] for one in meta.values()])
         joined = np.concatenate([pieces[name] for name in sorted(pieces, key=lambda name: int(name.split("@")[1]))])
@@ -227,7 +228,7 @@ def test_large_files_are_kept_byte_for_byte_too(
 ) -> None:
     files = {"x.flac": encode(noise(20_000), 16_000, "FLAC")}
     report, _, meta = packed(files)
-    monkeypatch.setattr(prepare, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(form_module, "IN_MEMORY", 1000)
     again, _, meta_again = packed(files)
     assert meta_again == meta
     assert [shard["sha256"] for shard in again.shards] == [shard["sha256"] for shard in report.shards]
@@ -239,8 +240,8 @@ def test_a_fault_in_a_long_file_leaves_out_what_lies_around_it(
     samples = noise(160_000)
     samples[80_000] = np.nan
     files = {"x.wav": encode(samples, 16_000, subtype="FLOAT"), "y.wav": encode(noise(100), 16_000)}
-    for task_bytes in (prepare._IN_MEMORY, 3 * 2 * 16_000):
-        monkeypatch.setattr(prepare, "_IN_MEMORY", task_bytes)
+    for task_bytes in (form_module.IN_MEMORY, 3 * 2 * 16_000):
+        monkeypatch.setattr(form_module, "IN_MEMORY", task_bytes)
         report, audio, _ = packed(files, format="flac", segment_s=1)
         assert set(audio) == {"y.wav@0", *(f"x.wav@{number}" for number in range(10) if number != 5)}
         reason = "left out from 5 to 6 s: holds NaN or infinite samples, the first at 5.000 s"

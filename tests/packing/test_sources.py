@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.packing.form import Form
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import pack
-from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_folder, scan_url, split_of
 
 Encode = Callable[..., bytes]

@@ -1,7 +1,6 @@
-"""Loggers of a run: W&B, and a local file that is always complete."""
+"""Loggers of a run: W&B, and what all callbacks log with."""
 
 import errno
-import json
 import netrc
 import os
 import re
@@ -93,64 +92,6 @@ def wandb_logger(
     return GuardedLogger(make(mode), otherwise=make_offline if mode == "online" else None)
 
 
-class JsonlLogger(Logger):
-    """Appends every logged row to ``metrics.jsonl``, one JSON object per line, independently of other loggers.
-
-    Rows that cannot be written, for example because the disk is full, are kept and written with a later one, in order.
-    """
-
-    def __init__(self, run_dir: str):
-        super().__init__()
-        self.path = Path(run_dir, "metrics.jsonl")
-        self._unwritten = b""
-
-    @property
-    def name(self) -> str:
-        return "jsonl"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        self._unwritten += json.dumps(row).encode() + b"\n"
-        self._write()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self._write()
-
-    def _write(self) -> None:
-        """Writes all pending rows, or none of them."""
-        if not self._unwritten:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b", buffering=0) as f:
-            end = f.seek(0, os.SEEK_END)
-            data = self._unwritten if _ends_a_line(f, end) else b"\n" + self._unwritten
-            try:
-                if f.write(data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            except OSError:
-                f.truncate(end)
-                raise
-        self._unwritten = b""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the configuration is in config.yaml, beside this file."""
-
-
-def _ends_a_line(f: Any, end: int) -> bool:
-    """Whether a file of this size ends with a complete line, which it does not if its writer was killed."""
-    if end == 0:
-        return True
-    f.seek(end - 1)
-    return f.read(1) == b"\n"
-
-
 class GuardedLogger(Logger):
     """Wraps another logger so that its failures do not affect training: each kind is reported once, and all are
     counted.
@@ -183,8 +124,8 @@ class GuardedLogger(Logger):
             self.failures[kind] += 1
             if self.failures[kind] == 1:
                 rank_zero_warn(
-                    f"{type(self.inner).__name__}: {type(error).__name__}: {error}. Training continues; this is reported "
-                    "once, and metrics.jsonl has every row"
+                    f"{type(self.inner).__name__}: {type(error).__name__}: {error}. Training continues; this is "
+                    "reported once, and metrics.jsonl has every row"
                 )
 
     def start(self) -> None:

@@ -21,10 +21,10 @@ from audio_diffusion.cli.config import ConfigError
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
 from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.datasets.drums import CLASSES
+from audio_diffusion.packing.form import Form
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.pack import PICTURE, REFUSED, PackReport, pack
 from audio_diffusion.packing.parallel import Progress
-from audio_diffusion.packing.prepare import Form
 from audio_diffusion.packing.sources import Source, scan_file, scan_folder, scan_url
 from audio_diffusion.packing.verify import verify
 

@@ -15,7 +15,8 @@ from audio_diffusion.data.audio.recording import probe, read_file
 from audio_diffusion.data.batch import collate
 from audio_diffusion.data.held_out import member_of, store_of
 from audio_diffusion.data.remote import RemoteError
-from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
+from audio_diffusion.data.shards.find import by_name, find_held_out
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.inference.model import Model
 from audio_diffusion.metrics.metric import Clips

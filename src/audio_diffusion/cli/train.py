@@ -26,7 +26,8 @@ from audio_diffusion import __version__
 from audio_diffusion.callbacks.checkpoint import SaveError
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
-from audio_diffusion.callbacks.loggers import GuardedLogger, JsonlLogger
+from audio_diffusion.callbacks.jsonl import JsonlLogger
+from audio_diffusion.callbacks.loggers import GuardedLogger
 from audio_diffusion.callbacks.progress_bar import ProgressBar
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.checkpoints.manifest import differences
@@ -39,7 +40,7 @@ from audio_diffusion.cli.statistics import with_statistics
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch_split import BatchSplit
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards.shards import by_name, describe_manifests, read_classes
+from audio_diffusion.data.shards.find import by_name, describe_manifests, read_classes
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.report import describe
 from audio_diffusion.inference.loading import read_weights

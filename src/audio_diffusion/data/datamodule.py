@@ -15,7 +15,8 @@ from audio_diffusion.data.faults import Skipped
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
 from audio_diffusion.data.pipeline import Batches, ReadAhead
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards.shards import Shards, by_name, find_held_out
+from audio_diffusion.data.shards.find import by_name, find_held_out
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.shards.summary import summarize
 from audio_diffusion.data.shared_memory import SharedSlots
 from audio_diffusion.data.stream import BatchReader, ClipReader

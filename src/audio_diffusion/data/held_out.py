@@ -6,7 +6,8 @@ from torch import Tensor
 
 from audio_diffusion.checkpoints.redaction import without_redacted
 from audio_diffusion.data.remote import RemoteError, RemoteStore
-from audio_diffusion.data.shards.shards import Shards, held_out
+from audio_diffusion.data.shards.find import held_out
+from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import Crop, read_in_order
 from audio_diffusion.data.training_data import CropFormat, TrainingData
 

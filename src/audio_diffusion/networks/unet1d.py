@@ -93,6 +93,23 @@ def _synthesised(synthesis: nn.ConvTranspose1d, bands: Tensor, num_samples: int)
     return synthesis(bands)[:, :, start : start + num_samples]
 
 
+def _check_sizes(patch_size: int, widths: Sequence[int], factors: Sequence[int], attention: bool) -> None:
+    """Raises ValueError for sizes that a UNet1d cannot have."""
+    if len(factors) != len(widths) - 1:
+        raise ValueError(f"factors: expected one fewer than widths ({len(widths) - 1}), got {len(factors)}")
+    if patch_size < 2 or patch_size % 2:
+        raise ValueError(f"patch_size: expected an even number of samples, at least 2, got {patch_size}")
+    if any(width < 8 or width % 8 for width in widths):
+        raise ValueError(f"widths: expected multiples of 8, got {list(widths)}")
+    if any(factor < 2 or factor % 2 for factor in factors):
+        raise ValueError(f"factors: expected even numbers, got {list(factors)}")
+    if attention and widths[-1] % HEAD_WIDTH:
+        raise ValueError(
+            f"widths: expected the last to be a multiple of {HEAD_WIDTH}, the width of a head of attention, got "
+            f"{widths[-1]}; attention=false disables attention"
+        )
+
+
 class UNet1d(nn.Module):
     """Waveform U-Net: patches of samples, residual levels, attention at the coarsest (after DDPM appendix B).
 
@@ -135,19 +152,7 @@ class UNet1d(nn.Module):
         fine_bands: bool = False,
     ):
         super().__init__()
-        if len(factors) != len(widths) - 1:
-            raise ValueError(f"factors: expected one fewer than widths ({len(widths) - 1}), got {len(factors)}")
-        if patch_size < 2 or patch_size % 2:
-            raise ValueError(f"patch_size: expected an even number of samples, at least 2, got {patch_size}")
-        if any(width < 8 or width % 8 for width in widths):
-            raise ValueError(f"widths: expected multiples of 8, got {list(widths)}")
-        if any(factor < 2 or factor % 2 for factor in factors):
-            raise ValueError(f"factors: expected even numbers, got {list(factors)}")
-        if attention and widths[-1] % HEAD_WIDTH:
-            raise ValueError(
-                f"widths: expected the last to be a multiple of {HEAD_WIDTH}, the width of a head of attention, got "
-                f"{widths[-1]}; attention=false goes without"
-            )
+        _check_sizes(patch_size, widths, factors, attention)
         self.channels, self.patch_size = channels, patch_size
         #: the number of samples T must be a multiple of this
         self.multiple = patch_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.data.audio.recording import resampled_length
 from audio_diffusion.data.wording import counted
-from audio_diffusion.packing.prepare import Cut, Form, Part, cut_of
+from audio_diffusion.packing.form import Cut, Form, Part, cut_of
 from audio_diffusion.packing.sources import Source, split_of
 
 FEW = 2  # number of files that is too small to hold out a whole one

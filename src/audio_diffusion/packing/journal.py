@@ -11,8 +11,8 @@ from typing import IO, Any
 
 from audio_diffusion.checkpoints.exclusive import lock_file
 from audio_diffusion.data.audio.reading import AudioInfo
+from audio_diffusion.data.shards.find import MANIFEST
 from audio_diffusion.data.shards.index import write_atomic
-from audio_diffusion.data.shards.shards import MANIFEST
 from audio_diffusion.packing.shard_writer import WORK
 from audio_diffusion.packing.sources import Source
 

@@ -12,17 +12,18 @@ from typing import Any
 
 from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards.find import MANIFEST
 from audio_diffusion.data.shards.index import write_atomic
-from audio_diffusion.data.shards.shards import MANIFEST
 from audio_diffusion.data.wording import counted
 from audio_diffusion.metrics import pictures
 from audio_diffusion.packing.copies import describe, find_copies
+from audio_diffusion.packing.form import Form, Task, cut_of, tasks
 from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of
 from audio_diffusion.packing.journal import Journal, Plan
 from audio_diffusion.packing.labels import Labels
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.parallel import ordered
-from audio_diffusion.packing.prepare import Clip, Drop, Form, Task, cut_of, look, prepare, tasks
+from audio_diffusion.packing.prepare import Clip, Drop, look, prepare
 from audio_diffusion.packing.shard_writer import ShardWriter, bytes_needed, told_when_full
 from audio_diffusion.packing.sources import Source, scan_folder, split_of
 from audio_diffusion.packing.statistics import Tally
@@ -83,13 +84,7 @@ def pack(
         ValueError: if the output contains other shards, a number is out of range, or no clip is left to train on.
     """
     form = form or Form()
-    if not 0 <= val_fraction < 1:
-        raise ValueError(
-            f"val_fraction: expected at least 0, which holds out nothing, and less than 1, got {val_fraction}"
-        )
-    for name, value in {"shard_bytes": shard_bytes, "num_workers": num_workers}.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    _check_numbers(val_fraction, shard_bytes=shard_bytes, num_workers=num_workers)
     sources = sorted(sources, key=lambda source: source.digest)
     options = {**asdict(form), "val_fraction": val_fraction, "shard_bytes": shard_bytes}
 
@@ -114,6 +109,16 @@ def pack(
         _write_report(report, run.rests(), output, picture)
         journal.finish()
     return report
+
+
+def _check_numbers(val_fraction: float, **counts: int) -> None:
+    if not 0 <= val_fraction < 1:
+        raise ValueError(
+            f"val_fraction: expected at least 0, which holds out nothing, and less than 1, got {val_fraction}"
+        )
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 def _write_report(report: PackReport, rests: list[tuple[str, str]], output: Path, picture: bool) -> None:

@@ -14,7 +14,8 @@ from audio_diffusion.checkpoints.files import is_full, room
 from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.index import write_index
-from audio_diffusion.packing.prepare import Clip, Form, cut_of, read_blocks
+from audio_diffusion.packing.form import Form, cut_of
+from audio_diffusion.packing.prepare import Clip, read_blocks
 from audio_diffusion.packing.sources import Source
 
 WORK = ".packing"  # folder in the output for unfinished files

@@ -5,7 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from audio_diffusion.packing.prepare import FLOOR_DB, Clip, Drop
+from audio_diffusion.packing.form import FLOOR_DB
+from audio_diffusion.packing.prepare import Clip, Drop
 
 _PER_DECADE = 10  # bars of the histogram of durations
 _NAMED = 5  # silent places that are named of one source

@@ -17,9 +17,9 @@ from audio_diffusion.checkpoints.redaction import redacted_url
 from audio_diffusion.data.audio.reading import UnusableAudio, check
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote, local_path
 from audio_diffusion.data.shards import index as indexes
+from audio_diffusion.data.shards.find import MANIFEST, join, read_manifest
 from audio_diffusion.data.shards.index import ShardIndex, index_path
 from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS
-from audio_diffusion.data.shards.shards import MANIFEST, join, read_manifest
 from audio_diffusion.packing.journal import PLAN
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.shard_writer import WORK

@@ -13,7 +13,7 @@ import pytest
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.data.remote import RemoteError, RemoteStore
-from audio_diffusion.data.shards.shards import read_classes
+from audio_diffusion.data.shards.find import read_classes
 
 
 @pytest.fixture

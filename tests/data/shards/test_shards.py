@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from audio_diffusion.data.shards import shards as module
-from audio_diffusion.data.shards.shards import Shards, by_name, describe_manifests, expand, held_out, read_classes
+from audio_diffusion.data.shards.find import by_name, describe_manifests, expand, held_out, read_classes
+from audio_diffusion.data.shards.shards import Shards
 
 WriteTar = Callable[..., Path]
 

@@ -9,9 +9,10 @@ import torch
 
 from audio_diffusion.data.audio.reading import UnusableAudio, read_crop
 from audio_diffusion.data.remote import RemoteError, RemoteStore, is_remote
+from audio_diffusion.data.shards.find import expand, find_held_out, parent, read_manifest
 from audio_diffusion.data.shards.index import ShardIndex
 from audio_diffusion.data.shards.members import READERS
-from audio_diffusion.data.shards.shards import Shards, expand, find_held_out, load_index, parent, read_manifest
+from audio_diffusion.data.shards.shards import Shards, load_index
 
 _LOOKED_AT = 1000  # clips of foreign shards whose labels are looked for
 _HEARD, _HEARD_REMOTE = 20, 4  # clips of local and remote foreign shards that are checked for silence

@@ -111,6 +111,16 @@ def error_db(estimate: Tensor, clip: Tensor) -> Tensor:
     return 10 * torch.log10(ratio.clamp(min=1e-20))
 
 
+def _check(first: Tensor, second: Tensor, weights: Sequence[float], strength: float) -> None:
+    """Raises ValueError for invalid arguments of ``interpolate``."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength: expected more than 0, up to 1 (all the way to noise), got {strength:g}")
+    if first.shape != second.shape:
+        raise ValueError(f"second: expected the first clip's shape {list(first.shape)}, got {list(second.shape)}")
+    if not all(0 <= weight <= 1 for weight in weights):
+        raise ValueError(f"weights: expected numbers from 0 (first clip) to 1 (second), got {list(weights)}")
+
+
 @torch.no_grad()
 def interpolate(
     net: Net,
@@ -150,12 +160,7 @@ def interpolate(
     Raises:
         ValueError: if the clips differ in shape, a weight is outside [0, 1], or the strength is outside (0, 1].
     """
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength: expected more than 0, up to 1 (all the way to noise), got {strength:g}")
-    if first.shape != second.shape:
-        raise ValueError(f"second: expected the first clip's shape {list(first.shape)}, got {list(second.shape)}")
-    if not all(0 <= weight <= 1 for weight in weights):
-        raise ValueError(f"weights: expected numbers from 0 (first clip) to 1 (second), got {list(weights)}")
+    _check(first, second, weights, strength)
     tell = progress or (lambda: None)
     schedule = process.schedule
     if strength < 1:
