@@ -406,3 +406,12 @@ def test_a_run_too_short_for_a_row_of_the_log_is_told_so(steps: int, lines: int)
     plain = config.to_plain(config.read_command_line("train", options)[0])
     said = "no training loss is logged: log_every_steps=20 is more than max_steps=19"
     assert train.report(plain).count(said) == lines
+
+
+def test_weights_that_do_not_fit_are_one_line() -> None:
+    class Trainer:
+        def fit(self) -> None:
+            torch.nn.Linear(2, 3).load_state_dict(torch.nn.Linear(2, 4).state_dict())
+
+    with pytest.raises(ConfigError, match=r"^ckpt: .* size mismatch for weight: [^\n]*\. Choose [^\n]*$"):
+        train.fit(Trainer())  # type: ignore[arg-type]

@@ -231,13 +231,27 @@ def what_next(plain: dict[str, Any]) -> str:
 
 
 def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-    """Calls ``trainer.fit``; if a checkpoint cannot be saved, exits with a one-line message and status 1."""
+    """Calls ``trainer.fit``; if a checkpoint cannot be saved, exits with a one-line message and status 1.
+
+    Raises:
+        ConfigError: if the weights of the checkpoint do not fit the network.
+    """
     try:
         trainer.fit(*args, **kwargs)
     except SaveError as error:
         if trainer.is_global_zero:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except RuntimeError as error:  # torch lists every weight that does not fit
+        first, *others = str(error).splitlines()
+        if "loading state_dict" not in first:
+            raise
+        others = [line.strip() for line in others] or [first]
+        more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ConfigError(
+            f"ckpt: its weights do not fit the network that its configuration describes: {others[0]}{more}. Choose "
+            "another checkpoint"
+        ) from error
 
 
 def main(cfg: DictConfig) -> None:
