@@ -112,3 +112,5 @@ def test_components_that_are_always_zero_do_no_harm() -> None:
     estimate = fad(embedded(x + 1), embedded(y))
     assert estimate.value == pytest.approx(7 - 4 + frechet_distance(x[:, :4] + 1, y[:, :4]), rel=1e-6)
     assert math.isfinite(estimate.error)
+    constant = fad(embedded(mixed(200, 4, 0)), embedded(torch.ones(200, 4)))
+    assert math.isfinite(constant.value)

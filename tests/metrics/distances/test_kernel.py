@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_diffusion.metrics.distances import estimate as estimates
 from audio_diffusion.metrics.distances import kernel
-from audio_diffusion.metrics.distances.estimate import draw_weights, spread
+from audio_diffusion.metrics.distances.estimate import draw_weights, resampled_means, spread
 from audio_diffusion.metrics.distances.kernel import kad, kernel_distance, median_distance
 from audio_diffusion.metrics.embeddings.embedding import Embedded
 
@@ -144,6 +145,22 @@ def test_too_few_are_refused_with_the_reason() -> None:
     assert math.isfinite(estimate.value)
     assert estimate.interval is None
     assert "no interval: only 2 generated clips" in estimate.note
+
+
+def test_a_reference_of_equal_windows_has_no_bandwidth() -> None:
+    estimate = kad(embedded(normal(100, 4)), embedded(torch.ones(120, 4)))
+    assert math.isnan(estimate.value)
+    assert estimate.note == "KAD: the median distance within the reference is 0: at least half of its windows are equal"
+
+
+def test_means_of_replicates_need_no_memory_for_all_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, clips = normal(90), torch.arange(90) // 3
+    whole = resampled_means(values, clips, 0, 2000)
+    assert whole.mean().item() == pytest.approx(values.mean().item(), abs=0.02)
+    of_clips = values.reshape(30, 3).mean(1)
+    assert whole.std().item() == pytest.approx((of_clips.std(correction=0) / math.sqrt(30)).item(), rel=0.1)
+    monkeypatch.setattr(estimates, "_DRAWN_AT_ONCE", 100)
+    assert torch.equal(resampled_means(values, clips, 0, 2000), whole)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

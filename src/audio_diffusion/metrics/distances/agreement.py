@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audio_diffusion.diffusion.float64 import in_double
-from audio_diffusion.metrics.distances.estimate import MIN_CLIPS, REPLICATES, Estimate, draw_weights, spread
+from audio_diffusion.metrics.distances.estimate import MIN_CLIPS, REPLICATES, Estimate, resampled_means, spread
 from audio_diffusion.metrics.embeddings.embedding import Embedded
 
 
@@ -51,7 +51,6 @@ def text_agreement(
     own = similarity.diagonal()
     others = torch.tensor([[texts[i] != texts[j] for j in present.tolist()] for i in present.tolist()])
     floor = similarity[others].mean().item() if others.any() else math.nan
-    weights = draw_weights(count, seed, replicates)
-    error, interval = spread(weights @ own / count)
+    error, interval = spread(resampled_means(own, torch.arange(count), seed, replicates))
     note = "" if others.any() else "no floor: all texts are equal"
     return Estimate(own.mean().item(), error, interval, floor, len(generated), 0, note)

@@ -12,6 +12,7 @@ from audio_diffusion.metrics.embeddings.embedding import Embedded
 REPLICATES = 1000
 MIN_CLIPS = 10  # fewer give no interval
 CONFIDENCE = 0.95
+_DRAWN_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def check_pair(generated: Embedded, reference: Embedded) -> None:
         )
 
 
+def without_number(generated: Embedded, reference: Embedded, reason: str) -> Estimate:
+    """An estimate that cannot be given, with the reason."""
+    return Estimate(math.nan, windows=len(generated), reference_windows=len(reference), note=reason)
+
+
 def refused(generated: Embedded, reference: Embedded, least: int, reason: str) -> Estimate | None:
     """The refusal of a figure that needs at least ``least`` windows of either set, or None if there are as many."""
     short = [
@@ -64,7 +70,7 @@ def refused(generated: Embedded, reference: Embedded, least: int, reason: str) -
     silent = generated.num_silent + reference.num_silent
     left_out = f"; {silent} nearly silent windows were left out" if silent else ""
     note = f"too few: {' and '.join(short)}, at least {least} are needed ({reason}){left_out}"
-    return Estimate(math.nan, windows=len(generated), reference_windows=len(reference), note=note)
+    return without_number(generated, reference, note)
 
 
 def draw_weights(clips: int, seed: int, replicates: int = REPLICATES) -> Tensor:
@@ -77,6 +83,27 @@ def draw_weights(clips: int, seed: int, replicates: int = REPLICATES) -> Tensor:
     drawn = torch.randint(clips, (replicates, clips), generator=generator)
     weights = torch.zeros(replicates, clips, dtype=torch.float64)
     return weights.scatter_add_(1, drawn, torch.ones(replicates, clips, dtype=torch.float64))
+
+
+def resampled_means(values: Tensor, clips: Tensor, seed: int, replicates: int = REPLICATES) -> Tensor:
+    """Mean over windows in each bootstrap replicate, float64 ``[replicates]``; memory does not grow with the clips.
+
+    Args:
+        values: of the windows, ``[N]``.
+        clips: index of each window's clip, ``[N]``; whole clips are drawn, as by `draw_weights`.
+        seed: of what is drawn.
+        replicates: their number.
+    """
+    present, clips = clips.unique(return_inverse=True)
+    sizes = torch.bincount(clips).double()
+    sums = torch.zeros(len(present), dtype=torch.float64).index_add_(0, clips, values.double())
+    generator, rows = torch.Generator().manual_seed(seed), max(1, _DRAWN_AT_ONCE // len(present))
+    means = []
+    for first in range(0, replicates, rows):
+        shape = (min(rows, replicates - first), len(present))
+        drawn = torch.randint(len(present), shape, generator=generator)
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    return torch.cat(means)
 
 
 def halves(reference: Embedded, seed: int) -> tuple[Tensor, Tensor]:

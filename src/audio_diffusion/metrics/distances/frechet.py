@@ -10,10 +10,10 @@ from audio_diffusion.metrics.distances.estimate import (
     REPLICATES,
     Estimate,
     check_pair,
-    draw_weights,
     finish,
     halves,
     refused,
+    resampled_means,
 )
 from audio_diffusion.metrics.embeddings.embedding import Embedded
 from audio_diffusion.metrics.frechet import frechet_distance
@@ -132,21 +132,9 @@ def _intercept(generated: Embedded, reference: _Reference, seed: int) -> tuple[f
 
 def _replicates(generated: Embedded, reference: Embedded, seed: int, count: int) -> Tensor:
     """Bootstrap replicates of the linearised distance, less its value: float64 ``[count]``."""
-    effects = _influence(generated.vectors, reference.vectors)
-    return sum(
-        (_weighted_means(effect, embedded, seed + i, count) for i, (effect, embedded) in
-         enumerate(zip(effects, (generated, reference), strict=True))),
-        torch.zeros(count, dtype=torch.float64),
-    )  # fmt: skip
-
-
-def _weighted_means(values: Tensor, embedded: Embedded, seed: int, count: int) -> Tensor:
-    """Mean of the windows' values ``[N]`` in each replicate, less their mean."""
-    present, clips = embedded.clips.unique(return_inverse=True)
-    sizes = torch.bincount(clips).double()
-    sums = torch.zeros(len(present), dtype=torch.float64).index_add_(0, clips, values - values.mean())
-    weights = draw_weights(len(present), seed, count)
-    return (weights @ sums) / (weights @ sizes)
+    ours, theirs = _influence(generated.vectors, reference.vectors)
+    moved = resampled_means(ours - ours.mean(), generated.clips, seed, count)
+    return moved + resampled_means(theirs - theirs.mean(), reference.clips, seed + 1, count)
 
 
 def _influence(vectors: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,10 +148,10 @@ def _influence(vectors: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     shift = ours.mean(0) - theirs.mean(0)
     ours, theirs = ours - ours.mean(0), theirs - theirs.mean(0)
     values, axes = torch.linalg.eigh(torch.atleast_2d(torch.cov(theirs.T)))
-    values = values.clamp(min=RELATIVE * values.amax().item())
+    values = values.clamp(min=max(RELATIVE * values.amax().item(), 1e-30))
     root, inverse = axes * values.sqrt() @ axes.T, axes / values.sqrt() @ axes.T
     mixed, directions = torch.linalg.eigh(root @ torch.atleast_2d(torch.cov(ours.T)) @ root)
-    mixed = mixed.clamp(min=RELATIVE * mixed.amax().item())
+    mixed = mixed.clamp(min=max(RELATIVE * mixed.amax().item(), 1e-60))
     forwards = root @ (directions / mixed.sqrt() @ directions.T) @ root
     backwards = inverse @ (directions * mixed.sqrt() @ directions.T) @ inverse
     effects = []

@@ -13,6 +13,7 @@ from audio_diffusion.metrics.distances.estimate import (
     draw_weights,
     finish,
     refused,
+    without_number,
 )
 from audio_diffusion.metrics.embeddings.embedding import Embedded
 
@@ -89,12 +90,15 @@ def kad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
     resemble each other and are paired, as kadtk pairs them, so figures of few long clips lie a little above 0: the
     floor of halves more so than the figure of the whole reference.
 
-    It is refused for fewer than 100 windows of either set.
+    It is refused for fewer than 100 windows of either set, and if at least half of the real windows are equal.
     """
     check_pair(generated, reference)
     if refusal := refused(generated, reference, MIN_WINDOWS, "KAD"):
         return refusal
-    bandwidth = median_distance(reference.vectors, seed)
+    try:
+        bandwidth = median_distance(reference.vectors, seed)
+    except ValueError as error:
+        return without_number(generated, reference, f"KAD: {error}")
     ours, theirs = _Units(generated, seed), _Units(reference, seed + 1)
     within = _pair_sums(ours, ours, bandwidth)
     real = _pair_sums(theirs, theirs, bandwidth)

@@ -11,10 +11,10 @@ from audio_diffusion.metrics.distances.estimate import (
     REPLICATES,
     Estimate,
     check_pair,
-    draw_weights,
     finish,
     halves,
     refused,
+    resampled_means,
 )
 from audio_diffusion.metrics.embeddings.embedding import Embedded
 
@@ -107,10 +107,7 @@ def precision_recall_density_coverage(
 
     def draw(name: str) -> Tensor:
         embedded = generated if name in ("precision", "density") else reference
-        present, clips = embedded.clips.unique(return_inverse=True)
-        sums = torch.zeros(len(present), dtype=torch.float64).index_add_(0, clips, getattr(shares, name))
-        weights = draw_weights(len(present), seed, replicates)
-        return (weights @ sums) / (weights @ torch.bincount(clips).double())
+        return resampled_means(getattr(shares, name), embedded.clips, seed, replicates)
 
     return {
         name: finish(value, generated, reference, lambda name=name: draw(name), floors[name], notes)  # type: ignore[misc]
