@@ -110,7 +110,7 @@ def test_init_takes_the_weights_alone_and_names_what_is_new(train, tmp_path: Pat
     assert two["global_step"] == 1
 
     again = train("name=two", "max_steps=2", "init=runs/one")
-    assert "init=runs/one is where this run began: it goes on from its own step_00000001.ckpt" in again
+    assert "init=runs/one is where this run began; it resumes from its own step_00000001.ckpt" in again
 
     others = train("name=three", "max_steps=1", "init=runs/one", "classes=[gong,kick]", "callbacks.checkpoint=null")
     assert "init: new embeddings for the labels gong; those of kick are taken" in others

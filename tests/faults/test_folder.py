@@ -79,7 +79,7 @@ def test_a_run_falls_back_from_broken_checkpoints_and_refuses_where_none_is_good
 
     older = train("name=one", f"ckpt={folder}/step_00000006.ckpt", "max_steps=9")
     assert older.wait() == [2]
-    assert "also holds step_00000008.ckpt, which a restart of this run would go on from" in older.text
+    assert "also holds step_00000008.ckpt, which a restart of this run would resume from" in older.text
 
     for path in folder.glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:1000])

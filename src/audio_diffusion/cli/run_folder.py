@@ -106,11 +106,11 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     is_folder = Path(ckpt).is_dir() and not manifest_of(Path(ckpt)).is_file()
     if is_folder or run_dir.resolve() not in Path(ckpt).resolve().parents:
         if run_dir.resolve() not in (Path(ckpt).resolve(), Path(ckpt).resolve().parent):
-            rank_zero_info(f"{run_dir} has begun already: it goes on from its own checkpoint, not from {ckpt} again")
+            rank_zero_info(f"{run_dir} has begun already: it resumes from its own checkpoint, not from {ckpt}")
         return newest_in(run_dir)
     if Path(ckpt).name != there[-1].name:
         raise ConfigError(
-            f"ckpt: {run_dir} also holds {there[-1].name}, which a restart of this run would go on from, not from "
+            f"ckpt: {run_dir} also holds {there[-1].name}, which a restart of this run would resume from, not from "
             f"{ckpt}; choose another name=, or remove what came later"
         )
     return find(ckpt)

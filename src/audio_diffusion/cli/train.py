@@ -74,7 +74,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in options that depend on the data and the machine, checks everything, and returns plain data."""
     if cfg.init and cfg.ckpt not in ("auto", "last", "none", "overwrite"):
         raise ConfigError(
-            "init, ckpt: give one: ckpt goes on with optimizer and step, init starts from the weights alone"
+            "init, ckpt: give one: ckpt continues with optimizer and step, init starts from the weights alone"
         )
     if cfg.check and cfg.classes is None:
         cfg.classes = []  # only the schedule and the sampler are checked, which needs no data
@@ -206,7 +206,7 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
     if not plain["init"]:
         return []
     if ckpt is not None:
-        return [f"init={plain['init']} is where this run began: it goes on from its own {ckpt.name}"]
+        return [f"init={plain['init']} is where this run began; it resumes from its own {ckpt.name}"]
     if plain["init_weights"] not in ("ema", "raw"):
         raise ConfigError(f"init_weights: expected ema or raw, got {plain['init_weights']!r}")
     try:

@@ -68,7 +68,7 @@ def newest_in(run_dir: str | Path, inside: str = "checkpoints") -> Path | None:
         listed = "\n       ".join(choice.problems)
         raise ConfigError(
             f"ckpt: {run_dir} holds checkpoints, and none of them is good:\n       {listed}\n       "
-            "ckpt=FILE takes one that has no manifest as it is; to start anew, choose another name= or remove them"
+            "ckpt=FILE loads one without a manifest; to start again, choose another name= or remove them"
         )
     for line in choice.lines():
         log.warning(line)

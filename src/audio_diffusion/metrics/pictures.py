@@ -69,7 +69,7 @@ def _show_wave(axes: Axes, audio: Tensor, sample_rate: int, scale: float) -> Non
 
 
 def shortened(words: str, most: int) -> str:
-    """Words of at most so many characters: of longer ones the middle is left out."""
+    """Shortens text to a number of characters by leaving out its middle."""
     if len(words) <= most:
         return words
     begin = (most - 1) // 2
@@ -95,7 +95,7 @@ class Row:
         title: what they are.
         clips: each ``[C, T]``; None leaves a place empty, under its name.
         names: of each clip, or why there is none.
-        made: (start, end) in seconds of what was made anew of each clip, which is shaded; None where that is all of it.
+        made: (start, end) in seconds of the regenerated part of each clip, which is shaded; None for the whole clip.
     """
 
     title: str

@@ -40,7 +40,7 @@ class Taken:
             kept = f"; those of {_listed(self.kept_labels)} are taken" if self.kept_labels else ""
             said.append(f"init: new embeddings for the labels {_listed(self.new_labels)}{kept}")
         if self.new:
-            said.append(f"init: {len(self.new)} weights start anew: {_listed(self.new)}")
+            said.append(f"init: {len(self.new)} weights are initialised: {_listed(self.new)}")
         if self.left:
             said.append(
                 f"init: {len(self.left)} weights are left out, as this network has none such: {_listed(self.left)}"

@@ -258,7 +258,7 @@ def write_index(shard: str | Path, audio_member: str | None = None) -> ShardInde
 
 
 def load_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex:
-    """A shard's index, made on first sight, and anew where the shard has another size or is newer."""
+    """Returns a shard's index, which is built at first use and again if the shard's size has changed or it is newer."""
     path, tar = Path(index_path(shard, audio_member)), os.stat(shard)
     try:
         index = loads(path.read_text(encoding="utf-8"), str(shard))

@@ -122,7 +122,7 @@ class Shards:
             raise ValueError(
                 f"shards: {len(problems)} of {len(self.paths)} are not what their manifest tells of:\n       "
                 + "\n       ".join(problems[:5]) + more
-                + "\n       Copy them again, or make them anew; verify with: python make_shards.py verify=SHARDS"
+                + "\n       Copy them again, or pack them again; verify with: python make_shards.py verify=SHARDS"
             )  # fmt: skip
 
     def _listed_sizes(self) -> dict[str, int]:
