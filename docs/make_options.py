@@ -65,7 +65,8 @@ def page() -> str:
     lines = INTRO.splitlines()
     for program, groups in PROGRAMS.items():
         root = read_yaml(ROOT / "configs" / f"{program}.yaml")
-        lines += ["", f"## {program}.py", *table("", root.options)]
+        typed = f"{program}.py" if (ROOT / f"{program}.py").is_file() else f"audio-diffusion {program}"
+        lines += ["", f"## {typed}", *table("", root.options)]
         for name in groups:
             if (ROOT / "configs" / name).is_dir():
                 lines += group(ROOT / "configs" / name)

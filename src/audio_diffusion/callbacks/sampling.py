@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_stop
 from audio_diffusion.callbacks.failures import FailureTolerance
-from audio_diffusion.callbacks.loggers import log_samples
+from audio_diffusion.callbacks.loggers import log_metrics, log_samples
+from audio_diffusion.callbacks.page.page import write_page
 from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
@@ -93,6 +94,8 @@ class SampleAudio(L.Callback):
         clip: bound on the magnitude of the estimates of x0; None for no bound.
         seed: seed of the slots' noise.
         num_process_points: number of x0 estimates shown of the first slot's reverse process; 0 for none.
+        page: page to listen on, in the run's folder, written after each round on rank 0; None for none. A failure is a
+            warning, counted in ``page/failures``.
 
     Raises:
         ValueError: if ``every_n_steps`` or ``num_samples`` is below 1, or ``clip`` or ``guidance_scale`` is out of its
@@ -112,6 +115,7 @@ class SampleAudio(L.Callback):
         clip: float | None = None,
         seed: int = 0,
         num_process_points: int = 6,
+        page: str | None = None,
     ):
         for name, value in {"every_n_steps": every_n_steps, "num_samples": num_samples}.items():
             if value < 1:
@@ -121,6 +125,7 @@ class SampleAudio(L.Callback):
         self.guidance, self.num_process_points = Guidance(guidance_scale, clip=clip), num_process_points
         self.context: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
+        self.page, self._page_failures = Path(page) if page else None, 0
         self._sampled_at, self._tolerance = -1, FailureTolerance("sampling")
 
     def on_train_batch_end(
@@ -132,12 +137,26 @@ class SampleAudio(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.should_stop:  # a run that was asked to stop should exit soon
             self._sample_once(trainer, pl_module)
+            self._write_page(trainer)  # once more, with the figures of the last validation
+
+    def _write_page(self, trainer: L.Trainer) -> None:
+        """Writes the page of the run so far."""
+        if self.page is None or not trainer.is_global_zero or trainer.global_step == 0:
+            return
+        try:
+            write_page([self.page.parent], self.page)
+        except Exception as error:
+            self._page_failures += 1
+            if self._page_failures == 1:
+                warnings.warn(f"{self.page} cannot be written; training goes on without: {error}", stacklevel=2)
+            log_metrics(trainer, {"page/failures": self._page_failures})
 
     def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._sampled_at and trainer.global_step > 0 and not trainer.sanity_checking:
             self._sampled_at = trainer.global_step
             try:
                 self.sample(trainer, pl_module)
+                self._write_page(trainer)
             except Interrupted:
                 rank_zero_info(f"the samples of step {trainer.global_step} are left out, as the run is asked to stop")
 

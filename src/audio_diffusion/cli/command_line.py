@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -30,7 +31,7 @@ _WORD_LISTS = {"labels", "classes"}
 _ITEM = r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}]+)\s*"""
 _EXAMPLES = {
     "train": "max_steps=100", "sample": "num_samples=16", "evaluate": "num_clips=16", "export": "weights=raw",
-    "make_shards": "format=flac",
+    "make_shards": "format=flac", "report": "output=page.html",
 }  # fmt: skip
 #: options that unnamed arguments probably mean, by program
 _POSITIONS = {
@@ -86,7 +87,18 @@ def typed() -> list[str]:
             arguments[0] = f"verify={arguments[0]}"
         elif not any(argument.startswith(("verify=", "-")) for argument in arguments):
             raise ConfigError("verify: expected the shards to check: audio-diffusion verify SHARDS")
-    return arguments
+    return _named_runs(arguments) if _command == "report" else arguments
+
+
+def _named_runs(arguments: Sequence[str]) -> list[str]:
+    """The arguments of ``report``, with the folders among them as the option ``runs``."""
+    folders = [a for a in arguments if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
+    rest = [a for a in arguments if a not in folders]
+    if folders and any(a.startswith("runs=") for a in rest):
+        raise ConfigError("runs: expected folders with or without runs=, not both")
+    if not folders and not any(a.startswith(("runs=", "-")) for a in rest):
+        raise ConfigError("report: expected the folder of a run: audio-diffusion report runs/quickstart")
+    return [*rest, f"runs=[{','.join(map(_quoted, folders))}]"] if folders else rest
 
 
 def command(program: str) -> str:

@@ -18,6 +18,7 @@ PROGRAMS = {
     "evaluate": ("metrics", "embedding"),
     "export": (),
     "make_shards": (),
+    "report": (),
 }  # fmt: skip
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w/@]+):(?: +(?P<value>[^#\s].*?))?(?: +# ?(?P<comment>.*))?$")
 
@@ -117,6 +118,7 @@ def help_text(command: str, program: str, about: str, only: tuple[str, ...] = ()
     own = [o for o in own if not only or o.path in only]
     listed = [o for o in map(_find, _LISTED.get(program, ())) if o is not None]
     required = " ".join(f"{o.path}={o.path.upper()}" for o in own if o.value == "???") or ("SHARDS" if only else "")
+    required = "RUN [RUN ..]" if program == "report" else required
     lines = [f"{about[0].upper()}{about[1:]}.", "", f"usage: {command} {required} OPTION=VALUE ..".replace("  ", " ")]
     lines += ["", "options:", *map(_line, own + listed)]
     lines += [line for name in PROGRAMS[program] for line in _choices(name)]

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("export", "write a model to a folder without optimizer and data, to hand on"),
     "pack": ("make_shards", "pack a folder of audio into WebDataset shards"),
     "verify": ("make_shards", "read and check every clip of shards"),
+    "report": ("report", "write a page to listen on, of one run or of several side by side"),
 }
 
 

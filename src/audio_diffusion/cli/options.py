@@ -23,6 +23,7 @@ EVALUATE = {
     "weights": str, "batch_size": int, "seed": int,
     "device": str, "output": str | None, "trust": list[str],
 }  # fmt: skip
+REPORT = {"runs": str | list[str], "output": str | None}
 EXPORT = {"ckpt": str, "output": str, "weights": str, "trust": list[str]}
 NUMBERS: dict[str, tuple[type, ...]] = {
     "val_fraction": (int, float),
@@ -98,8 +99,15 @@ def _check_export(options: dict[str, Any]) -> None:
     check_types(options, EXPORT)
 
 
+def _check_report(options: dict[str, Any]) -> None:
+    check_types(options, REPORT)
+    if not options["runs"]:
+        raise ConfigError("runs: expected the folder of a run, or several, got none")
+
+
 _CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "sample": _check_sample, "evaluate": _check_evaluate, "export": _check_export, "make_shards": _check_make_shards,
+    "report": _check_report,
 }  # fmt: skip
 
 

@@ -1,0 +1,199 @@
+"""Writes the page."""
+
+import math
+import os
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from audio_diffusion import __version__
+from audio_diffusion.callbacks.page import curves
+from audio_diffusion.callbacks.page.records import Round, Run, read_run
+from audio_diffusion.callbacks.page.settings import differences, settings
+from audio_diffusion.callbacks.page.thumbnails import FOLDER, draw_missing, thumbnail_of
+
+NAME = "index.html"
+_MARK = '<meta name="generator" content="audio_diffusion'  # at the start of every page, and of no other file
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def write_page(folders: Sequence[Path], path: Path) -> list[str]:
+    """Writes one page of some runs; it replaces an older page.
+
+    Sounds and pictures are referred to by their paths relative to the page. Spectrograms that are missing are drawn.
+
+    Args:
+        folders: of the runs.
+        path: the page.
+
+    Returns:
+        What could not be read or drawn, by run.
+
+    Raises:
+        ValueError: if a folder is not that of a run, or ``path`` is a file other than a page.
+    """
+    if path.is_dir():
+        raise ValueError(f"output: expected a file, such as {path / NAME}, but {path} is a folder")
+    if path.is_file() and _MARK.encode() not in path.read_bytes()[:1000]:
+        raise ValueError(f"output: {path} exists and is not a page of this program; choose another output=FILE")
+    runs = [read_run(folder) for folder in folders]
+    for run, name in zip(runs, _distinct([run.folder for run in runs]), strict=True):
+        run.name = name
+        draw_missing(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(render(runs, path.parent), encoding="utf-8")
+    os.replace(part, path)
+    return [f"{run.name}: {note}" for run in runs for note in run.notes]
+
+
+def _distinct(folders: Sequence[Path]) -> list[str]:
+    """Names of folders: as few last parts of their paths as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, 1)]
+
+
+def render(runs: Sequence[Run], base: Path) -> str:
+    """The page as HTML.
+
+    Args:
+        runs: at least one.
+        base: the folder that it is for.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    panels = curves.panels(runs)
+    return environment.get_template("page.html.j2").render(
+        version=__version__,
+        title=" · ".join(run.name for run in runs),
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=runs,
+        facts=[_facts(run) for run in runs],
+        data={"runs": [_data(run, base) for run in runs]},
+        num_clips=sum(len(found.clips) for run in runs for found in run.rounds),
+        panels=[panel for panel in panels if panel.is_first],
+        more_panels=[panel for panel in panels if not panel.is_first],
+        differences=differences(runs) if len(runs) > 1 else [],
+        settings=[sorted(settings(run).items()) for run in runs],
+        evaluations=[_evaluations(run, base) for run in runs],
+        likelihood=[_likelihood(run, base) for run in runs],
+        size=curves,
+    )
+
+
+def url(path: Path, base: Path) -> str:
+    """The address of a file relative to the folder of the page; on another drive of Windows its whole address."""
+    try:
+        return quote(Path(os.path.relpath(path, base)).as_posix())
+    except ValueError:
+        return path.resolve().as_uri()
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What is said of a run at the top of the page."""
+    facts = []
+    steps = [points[-1][0] for points in run.curves.values()] + [found.step for found in run.rounds]
+    last = run.config.get("trainer", {}).get("max_steps") if isinstance(run.config.get("trainer"), dict) else None
+    if steps:
+        facts.append(("step", f"{max(steps):,}" + (f" of {last:,}" if isinstance(last, int) else "")))
+    for name in ("val/loss_ema", "val/bits_per_dim"):
+        if points := run.curves.get(name):
+            step, value = min(points, key=lambda point: point[1])
+            facts.append((f"lowest {name}", f"{value:.4g} at step {step:,}"))
+            facts.append((f"last {name}", f"{points[-1][1]:.4g}"))
+    if run.rounds:
+        facts.append(("rounds of sounds", f"{len(run.rounds):,}"))
+    for name, value in run.details.items():
+        if name == "git_commit":
+            facts.append(("commit", str(value)[:19]))
+    return facts
+
+
+def _data(run: Run, base: Path) -> dict[str, Any]:
+    """The rounds of a run, as the script of the page reads them."""
+    slots: dict[str, dict[str, str]] = {}
+    for found in run.rounds:
+        for clip in found.clips:
+            slots.setdefault(clip.slot, {"id": clip.slot, "label": clip.label, "seed": clip.row.get("seed", "")})
+    number = {slot: place for place, slot in enumerate(sorted(slots))}
+    return {
+        "name": run.name,
+        "samples": url(run.folder / "samples", base),
+        "thumbnails": url(run.folder / FOLDER, base),
+        "slots": [slots[slot] for slot in number],
+        "rounds": [_round(run, found, number) for found in run.rounds],
+    }
+
+
+def _round(run: Run, found: Round, number: dict[str, int]) -> dict[str, Any]:
+    """A round: its clips are [slot, peak and RMS in dBFS, % clipped, whether there is a spectrogram]."""
+    clips = []
+    for clip in found.clips:
+        peak, rms = _db(clip.row.get("peak", "")), _db(clip.row.get("rms", ""))
+        has_picture = int(thumbnail_of(run, found, clip).exists())
+        clips.append([number[clip.slot], peak, rms, _number(clip.row.get("clipped_percent", "")), has_picture])
+    return {"step": found.step, "folder": found.folder.name, "pictures": found.pictures, "clips": clips}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _db(text: str) -> float | None:
+    """A magnitude in dB of full scale."""
+    value = _number(text)
+    return None if value is None else round(20 * math.log10(max(value, 1e-6)), 1)
+
+
+def _evaluations(run: Run, base: Path) -> list[dict[str, Any]]:
+    """The figures and the pictures of each evaluation.json."""
+    found = []
+    for name, evaluation in run.evaluations.items():
+        metrics = evaluation.get("metrics")
+        rows = [
+            (f"{metric}/{figure}", _figure(value))
+            for metric, measured in (metrics.items() if isinstance(metrics, dict) else ())
+            if isinstance(measured, dict)
+            for figure, value in (measured.get("figures") or {}).items()
+            if isinstance(value, dict)
+        ]
+        pictures = [(path.stem, url(path, base)) for path in sorted((run.folder / name).glob("*.png"))]
+        clips = evaluation.get("clips")
+        counts = ", ".join(f"{count} {of}" for of, count in clips.items()) if isinstance(clips, dict) else ""
+        found.append({"name": name, "rows": rows, "pictures": pictures, "clips": counts})
+    return found
+
+
+def _figure(figure: dict[str, Any]) -> tuple[str, str, str]:
+    """Value, interval and note of a measured figure."""
+    value, error, interval = figure.get("value"), figure.get("error"), figure.get("interval")
+    shown = f"{value:.4g}" if isinstance(value, int | float) else "-"
+    if isinstance(error, int | float):
+        shown += f" ± {error:.2g}"
+    is_interval = isinstance(interval, list) and len(interval) == 2 and None not in interval
+    bounds = f"{interval[0]:.4g} to {interval[1]:.4g}" if is_interval and interval else ""
+    return shown, bounds, str(figure.get("note") or "")
+
+
+def _likelihood(run: Run, base: Path) -> list[tuple[str, str]]:
+    """(step, address) of the pictures of the bound by noise level."""
+    paths = sorted((run.folder / "likelihood").glob("step_*.png"))
+    return [(path.stem.removeprefix("step_").lstrip("0") or "0", url(path, base)) for path in paths]

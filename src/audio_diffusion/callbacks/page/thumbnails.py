@@ -1,0 +1,47 @@
+"""Small spectrograms of the sounds, for the page."""
+
+import os
+from pathlib import Path
+
+from audio_diffusion.callbacks.page.records import Clip, Round, Run
+
+FOLDER = "page"  # in the run's folder
+MOST_COLUMNS = 160  # of a spectrogram; of more, the loudest of neighbours is shown
+
+
+def thumbnail_of(run: Run, found: Round, clip: Clip) -> Path:
+    """Where the spectrogram of a sound is kept."""
+    return run.folder / FOLDER / found.folder.name / f"{clip.slot}.png"
+
+
+def draw_missing(run: Run) -> None:
+    """Draws the spectrograms that the sounds of a run do not have yet; one that cannot be drawn is noted."""
+    failed: list[str] = []
+    for found in run.rounds:
+        for clip in found.clips:
+            path = thumbnail_of(run, found, clip)
+            try:
+                if not path.exists() or path.stat().st_mtime < clip.file.stat().st_mtime:
+                    _draw(clip.file, path)
+            except Exception as error:  # a damaged sound, a folder that cannot be written
+                failed.append(f"{clip.file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    if failed:
+        run.notes.append(f"{len(failed)} spectrogram{'s' * (len(failed) > 1)} cannot be drawn, e.g. of {failed[0]}")
+
+
+def _draw(audio: Path, path: Path) -> None:
+    import soundfile  # not at the top, with torch: a page whose spectrograms are there needs neither
+    import torch
+    from matplotlib.image import imsave
+
+    from audio_diffusion.metrics.pictures import FLOOR_DB, mel_db
+
+    samples, sample_rate = soundfile.read(audio, dtype="float32", always_2d=True)
+    if len(samples) < 64:
+        raise ValueError(f"expected at least 64 samples, got {len(samples)}")
+    picture = mel_db(torch.from_numpy(samples.T.copy()), sample_rate)
+    columns = torch.nn.functional.adaptive_max_pool1d(picture, min(MOST_COLUMNS, picture.shape[-1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    imsave(part, columns.numpy(), vmin=FLOOR_DB, vmax=0, cmap="magma", origin="lower", format="png")
+    os.replace(part, path)
