@@ -246,7 +246,7 @@ def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         first, *others = str(error).splitlines()
         if "loading state_dict" not in first:
             raise
-        others = [line.strip() for line in others] or [first]
+        others = [line.strip().rstrip(".") for line in others] or [first]
         more = f", and {len(others) - 1} more" if len(others) > 1 else ""
         raise ConfigError(
             f"ckpt: its weights do not fit the network that its configuration describes: {others[0]}{more}. Choose "
