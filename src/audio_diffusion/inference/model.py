@@ -23,6 +23,7 @@ from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.levels import describe_levels
 from audio_diffusion.diffusion.process import Diffusion, Net
 from audio_diffusion.diffusion.seeding import SeededNoise
+from audio_diffusion.inference.arguments import check_audio, clipped_samples, kept_samples, samples_of
 from audio_diffusion.inference.lengths import Length
 from audio_diffusion.inference.origin import Origin
 from audio_diffusion.inference.targets import nearest
@@ -167,28 +168,6 @@ class Model:
         hops = [condition.hop for condition in self.conditions.by_name.values() if isinstance(condition, Mel)]
         return Length(num_samples, self.num_samples, self.representation.hop, max(hops, default=1))
 
-    def _samples(self, name: str, seconds: float) -> int:
-        """Converts seconds to a number of samples.
-
-        Raises:
-            ValueError: if ``seconds`` is not finite, or the number is not positive.
-        """
-        if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-            raise ValueError(f"{name}: expected a finite number of seconds, got {seconds}")
-        if not round(seconds * self.sample_rate) > 0:
-            raise ValueError(f"{name}: expected at least one sample, 1/{self.sample_rate} s, got {seconds}")
-        return round(seconds * self.sample_rate)
-
-    def _check(self, audio: Tensor, seeds: Seeds | None = None) -> None:
-        """Raises ValueError for invalid audio for this model, or if the numbers of seeds and clips differ."""
-        if audio.ndim != 3 or audio.shape[1] != self.channels or audio.shape[2] == 0 or not audio.is_floating_point():
-            raise ValueError(
-                f"audio: expected floats [B, {self.channels}, T] at {self.sample_rate} Hz (read(FILE) gives "
-                f"them), got {audio.dtype} of {list(audio.shape)}"
-            )
-        if seeds is not None and len(seeds) != len(audio):
-            raise ValueError(f"seeds: expected one for each of {len(audio)} clips, got {len(seeds)}")
-
     def _encode(self, audio: Tensor, length: Length) -> Tensor:
         """Audio -> x0 of the length that the network takes, on its device."""
         return self.representation.encode(length.pad(audio.to(self.device)))
@@ -238,7 +217,7 @@ class Model:
         """
         if labels is None and set(self.conditions.by_name) == {"label"}:
             raise ValueError(f"labels: this model needs one per clip, of {', '.join(self.classes)}")
-        wanted = self.num_samples if seconds is None else self._samples("seconds", seconds)
+        wanted = self.num_samples if seconds is None else samples_of("seconds", seconds, self.sample_rate)
         length = self._length(wanted)
         given = self._context(len(seeds), labels, cond)
         x0 = generate(
@@ -292,17 +271,8 @@ class Model:
         Raises:
             ValueError: for a region outside the clip.
         """
-        self._check(audio)
-        total = audio.shape[-1] / self.sample_rate
-        keep = torch.ones(audio.shape[-1], dtype=torch.bool)
-        for region in regions:
-            if len(region) != 2 or not 0 <= region[0] < region[1] <= total + 0.5 / self.sample_rate:
-                raise ValueError(
-                    f"regions: expected [start, end] with 0 <= start < end <= {total:g}, the seconds of the clip, got "
-                    f"{list(region)}"
-                )
-            start, end = (round(time * self.sample_rate) for time in region)
-            keep[start : max(end, start + 1)] = False
+        check_audio(audio, self.channels, self.sample_rate)
+        keep = kept_samples(regions, audio.shape[-1], self.sample_rate)
         return self._fill(audio, keep, seeds, labels, cond)
 
     def outpaint(
@@ -320,7 +290,7 @@ class Model:
         Raises:
             ValueError: if a time is negative, or both are 0.
         """
-        self._check(audio)
+        check_audio(audio, self.channels, self.sample_rate)
         if not (before >= 0 and after >= 0 and 0 < before + after < math.inf):
             raise ValueError(f"before, after: expected seconds of which one is positive, got {before} and {after}")
         more = round(before * self.sample_rate), round(after * self.sample_rate)
@@ -331,7 +301,7 @@ class Model:
         self, audio: Tensor, seconds: float, seeds: Seeds, labels: Labels = None, *, cond: Given = None
     ) -> Tensor:
         """Appends ``seconds`` of generated audio to the clip, which is kept."""
-        self._samples("seconds", seconds)
+        samples_of("seconds", seconds, self.sample_rate)
         return self.outpaint(audio, seeds, labels, after=seconds, cond=cond)
 
     def vary(
@@ -369,8 +339,8 @@ class Model:
         Raises:
             ValueError: for clips of different shapes, positions outside [0, 1], or a strength outside (0, 1].
         """
-        self._check(first)
-        self._check(second)
+        check_audio(first, self.channels, self.sample_rate)
+        check_audio(second, self.channels, self.sample_rate)
         if first.shape != second.shape:
             raise ValueError(f"second: expected the first clip's shape {list(first.shape)}, got {list(second.shape)}")
         length = self._length(first.shape[-1])
@@ -431,18 +401,8 @@ class Model:
         Raises:
             ValueError: for a level that is not positive.
         """
-        self._check(audio)
-        if level is not None and not level > 0:
-            raise ValueError(f"level: expected a positive magnitude, at most the clip's peak, got {level}")
-        peak = audio.abs().amax((1, 2), keepdim=True)
-        least = (peak - 1.5 / 2**15).clamp(min=1e-9) if level is None else torch.full_like(peak, level)
-        if clipped is not None:
-            if clipped.shape != audio.shape or clipped.dtype != torch.bool:
-                raise ValueError(
-                    f"clipped: expected bool {list(audio.shape)}, got {clipped.dtype} {list(clipped.shape)}"
-                )
-            least = torch.where(clipped, audio.abs().clamp(min=1e-9), torch.inf)
-        clipped = audio.abs() >= least
+        check_audio(audio, self.channels, self.sample_rate)
+        clipped = clipped_samples(audio, level, clipped)
 
         def unclipped(clip: Tensor) -> Constraint:
             return Unclipped(clip, F.pad(clipped, (0, clip.shape[-1] - clipped.shape[-1])).to(clip.device))
@@ -472,7 +432,7 @@ class Model:
                 sampler to a clip that sounds like the data.
             cond: other conditions by name.
         """
-        self._check(audio, seeds)
+        check_audio(audio, self.channels, self.sample_rate, seeds)
         if not self.representation.elementwise:
             raise ValueError(
                 "denoise: expected a model of the waveform (representation=waveform), in which white noise is white; "
@@ -508,7 +468,7 @@ class Model:
         Raises:
             ValueError: for a model without a mel condition.
         """
-        self._check(audio)
+        check_audio(audio, self.channels, self.sample_rate)
         mel, length = self.mel[1], audio.shape[-1]
         whole = max(-(-length // mel.hop), -(-mel.n_fft // mel.hop)) * mel.hop
         return mel.spectrogram(F.pad(audio.to(self.device), (0, whole - length)))
@@ -575,7 +535,7 @@ class Model:
                 result must satisfy, see ``diffusion.editing.constraints``. None for no constraint.
             strength: 0 returns the clips themselves, 1 fresh samples (SDEdit).
         """
-        self._check(audio, seeds)
+        check_audio(audio, self.channels, self.sample_rate, seeds)
         length = self._length(audio.shape[-1])
         padded = length.pad(audio.to(self.device))
         x0 = edit(
