@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install data train learnt lint check test test-docs clean
+.PHONY: install data train learnt lint check quick test test-docs clean
 
 install: $(VENV)/.installed
 
@@ -41,8 +41,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# while you work: no test that starts a program or takes seconds
-check: lint
+# while you work: no test that starts a program or takes seconds; mypy and the tests run side by side
+check: install
+	$(MAKE) -j2 lint quick
+
+quick: install
 	$(PYTEST) $(PARALLEL) -m "not slow and not documentation"
 
 test: lint

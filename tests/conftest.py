@@ -25,9 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.import_plugin(f"fixtures.{name}")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than cores: tests of Slurm, signals and kills mostly wait."""
-    return (os.cpu_count() or 1) + 1
+    """One process a core; with the slow tests one more, since those of Slurm, signals and kills mostly wait."""
+    return (os.cpu_count() or 1) + ("not slow" not in config.getoption("markexpr"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

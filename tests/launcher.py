@@ -48,6 +48,8 @@ def child(request: dict) -> None:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)  # as any interpreter does
     except BaseException:
         sys.excepthook(*sys.exc_info())
     threading._shutdown()  # as at the end of any interpreter: threads are waited for, then exit functions called

@@ -3,8 +3,7 @@
 import os
 import pickle
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +162,11 @@ def test_what_is_no_description_is_refused(tmp_path: Path, group: Any, damage: b
         sharded.read(checkpoint)
 
 
-def consolidate(*arguments: Any) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "audio_diffusion.checkpoints.consolidate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_one_command_makes_one_file(tmp_path: Path, group: Any, run_program: Callable) -> None:
+    def consolidate(source: Path, output: Path) -> subprocess.CompletedProcess:
+        program = "src/audio_diffusion/checkpoints/consolidate.py"  # python -m audio_diffusion.checkpoints.consolidate
+        return run_program(tmp_path, program, str(source), str(output))
 
-
-def test_one_command_makes_one_file(tmp_path: Path, group: Any) -> None:
     checkpoint = save(tmp_path / "checkpoints", group)
     output = tmp_path / "one.ckpt"
     done = consolidate(tmp_path, output)

@@ -22,12 +22,6 @@ Packed = tuple[Path, subprocess.CompletedProcess]
 Command = Callable[..., tuple[int, str, str]]
 
 
-def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "make_shards.py"), *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
-
-
 LOADING = "audio_diffusion: loading ..\n"  # the first line of each program on stderr
 
 
@@ -52,12 +46,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Ca
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path) -> Packed:
+def packed(tmp_path_factory: pytest.TempPathFactory, drum_folder: Path, run_program: Callable) -> Packed:
     """A folder with drums/, 2024/ made of it, and what was printed."""
     cwd = tmp_path_factory.mktemp("user")
     shutil.copytree(drum_folder, cwd / "drums")
     (cwd / "drums" / "tom" / os.fsdecode(b"caf\xe9.flac")).write_text("no audio")
-    return cwd, run(cwd, "input=drums", "output=2024", "val_fraction=0.25", "shard_mb=0.1", "num_workers=2")
+    options = ("val_fraction=0.25", "shard_mb=0.1", "num_workers=2")
+    return cwd, run_program(cwd, "make_shards.py", "input=drums", "output=2024", *options)
 
 
 def test_a_folder_becomes_the_shards_that_the_packer_makes(packed: Packed, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from audio_diffusion.data import workers
 from audio_diffusion.data.workers import ShieldedLoader
 
-STARTS = int(os.environ.get("AUDIO_DIFFUSION_WORKER_STARTS", "40"))  # more of them make a stress test
+STARTS = int(os.environ.get("AUDIO_DIFFUSION_WORKER_STARTS", "20"))  # more of them make a stress test
 
 
 class Numbers(Dataset):
@@ -63,6 +63,7 @@ def busy(stop: threading.Event) -> None:
         [bytearray(n) for n in range(1, 2000, 7)]
 
 
+@pytest.mark.slow
 def test_no_worker_hangs_beside_busy_threads() -> None:
     stop = threading.Event()
     threads = [threading.Thread(target=busy, args=(stop,), daemon=True) for _ in range(4)]
@@ -136,6 +137,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
 def test_workers_end_with_a_trainer_that_was_killed(tmp_path: Path, start: str) -> None:
     script = f"""
@@ -162,6 +164,7 @@ def test_workers_end_with_a_trainer_that_was_killed(tmp_path: Path, start: str) 
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_trains_once_and_its_own_classes_reach_the_workers(tmp_path: Path) -> None:
     unguarded = run(
         tmp_path,
