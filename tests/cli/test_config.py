@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf, open_dict
 
 from audio_diffusion.cli import config, evaluate, own_parts, program, train, train_options
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
+from audio_diffusion.cli.options import check, read
 from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
 from audio_diffusion.diffusion.solvers.heun import heun
@@ -415,3 +417,23 @@ def test_weights_that_do_not_fit_are_one_line() -> None:
 
     with pytest.raises(ConfigError, match=r"^ckpt: .* size mismatch for weight: [^\n]*\. Choose [^\n]*$"):
         train.fit(Trainer())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sample", ["ckpt=x", "sampler.num_steps=5"]),
+        ("sample", ["ckpt=x", "task=inpaint", "input=a.wav", "regions=[[0,1]]"]),
+        ("evaluate", ["ckpt=x"]),
+        ("export", ["ckpt=x", "output=y"]),
+        ("make_shards", ["input=x", "output=y"]),
+        ("report", ["runs=[x,y]"]),
+    ],
+)
+def test_the_root_options_of_a_program_are_the_fields_of_its_dataclass(name: str, options: list[str]) -> None:
+    cfg, _ = config.read_command_line(name, options)
+    check(name, cfg)
+    found, plain = read(name, cfg), config.to_plain(cfg)
+    given = found.record() if name == "sample" else asdict(found)
+    assert {key: value for key, value in given.items() if value is not None or key in plain} == plain
+    assert {field.name for field in fields(found)} - {"task_options", "sampler", "input"} <= plain.keys()

@@ -17,7 +17,9 @@ import soundfile
 import torch
 
 from audio_diffusion import Model
+from audio_diffusion.cli import config
 from audio_diffusion.cli.interruption import CtrlC
+from audio_diffusion.cli.options import read
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.requests import samples
 from audio_diffusion.cli.tasks.task import make_task
@@ -83,11 +85,10 @@ def test_ctrl_c_waits_for_what_is_held_and_is_over_after_the_block() -> None:
 def test_files_of_unlike_length_are_padded_and_named(model: Model, tmp_path: Path) -> None:
     for name, length in (("short", 700), ("long", 1000)):
         soundfile.write(tmp_path / f"{name}.wav", np.full(length, 0.5, np.float32), model.sample_rate)
-    options = {
-        "task": "interpolate", "input": [str(tmp_path / "short.wav"), str(tmp_path / "long.wav")], "num_samples": None,
-        "labels": None, "cond": None, "seed": 0,
-    }  # fmt: skip
-    (sample,) = samples(model, options, make_task({**options, "at": [0.5], "strength": 0.9, "num_steps": 5}))
+    files = f"input=[{tmp_path / 'short.wav'},{tmp_path / 'long.wav'}]"
+    cfg, _ = config.read_command_line("sample", ["task=interpolate", "ckpt=x", files, "at=[0.5]", "num_steps=5"])
+    options = read("sample", cfg)
+    (sample,) = samples(model, options, make_task(options.task, options.record()))
     short, long = sample.files
     assert short.clip.shape == long.clip.shape == (1, 1000)
     assert not short.clip[:, 700:].any()
@@ -105,7 +106,7 @@ def test_files_of_unlike_length_are_padded_and_named(model: Model, tmp_path: Pat
     ],
 )
 def test_regenerated_regions_are_shaded(options: dict[str, Any], made: list[tuple[float, float]]) -> None:
-    assert make_task(options).regenerated(1.0) == made
+    assert make_task(options["task"], options).regenerated(1.0) == made
 
 
 def test_real_clips_have_their_own_titles(model: Model, drum_shards: Path) -> None:

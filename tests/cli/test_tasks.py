@@ -42,7 +42,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_task_of_ones_own_is_one_class(own: None, model: Model, clips: torch.Tensor) -> None:
     batch = [Sample(i, i, "kick", files=(Input(Path("a.wav"), None, clip),)) for i, clip in enumerate(clips)]
-    results = make_task({"task": "my_tasks.KeepStart", "seconds": 0.05}).perform(model, batch)
+    results = make_task("my_tasks.KeepStart", {"seconds": 0.05}).perform(model, batch)
     for clip, result in zip(clips, results, strict=True):
         torch.testing.assert_close(result.clips[0][:, :400], clip[:, :400], rtol=0, atol=1e-6)
         assert (result.clips[0] != clip)[:, 400:].float().mean() > 0.9
@@ -63,5 +63,5 @@ def test_a_task_of_ones_own_is_one_class(own: None, model: Model, clips: torch.T
 )
 def test_options_of_a_task_are_checked(own: None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        make_task(options)
+        make_task(options["task"], options)
     assert str(refused.value).startswith(message)

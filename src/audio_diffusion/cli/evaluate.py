@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from tqdm import tqdm
 
 from audio_diffusion.checkpoints.redaction import redacted
-from audio_diffusion.cli import config, reference
+from audio_diffusion.cli import reference
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.interruption import CtrlC, end
+from audio_diffusion.cli.options import EvaluateOptions
 from audio_diffusion.cli.output import default_folder
 from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.generation import generate
@@ -138,46 +138,48 @@ class Evaluation:
         self.interrupted = ctrl_c.received
 
 
-def evaluate_model(options: dict[str, Any], metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
+def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
     """Measures a model.
 
     Returns:
         The measurement, what ``evaluation.json`` says of the model, and the default folder of the results.
     """
-    device = device_of(options["device"])
-    model = load(options["ckpt"], weights=options["weights"], device=device, trust=options["trust"])
-    sampler = build(options["sampler"], "sampler") if options.get("sampler") else None
-    model = model.using(sampler=sampler, guidance=options["guidance_scale"])
-    begin(metrics, subject_of(model, options["seed"]))
-    real = reference.OfModel(model, options["reference"], options["num_clips"], options["batch_size"])
+    assert options.ckpt is not None
+    device = device_of(options.device)
+    model = load(options.ckpt, weights=options.weights, device=device, trust=options.trust)
+    sampler = build(options.sampler, "sampler") if options.sampler else None
+    model = model.using(sampler=sampler, guidance=options.guidance_scale)
+    begin(metrics, subject_of(model, options.seed))
+    real = reference.OfModel(model, options.reference, options.num_clips, options.batch_size)
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
     evaluation = Evaluation(metrics)
     evaluation.update("real", real())
     if evaluation.of("real") and not evaluation.counts["real"] and not evaluation.interrupted:
         raise ConfigError("data: none of the clips can be used")
-    evaluation.update("train", real.of_training(options["train"], options["num_train"])())
-    wanted = options["num_generated"] or evaluation.counts["real"] or 64
-    evaluation.update("generated", generated_like(model, real, wanted, options["seed"]), wanted)
+    evaluation.update("train", real.of_training(options.train, options.num_train)())
+    wanted = options.num_generated or evaluation.counts["real"] or 64
+    evaluation.update("generated", generated_like(model, real, wanted, options.seed), wanted)
     about = {"ckpt": str(model.source), "step": model.step, "weights": model.weights, "data": redacted(real.names)}
-    return evaluation, about, default_folder(model, options["ckpt"], "evaluation")
+    return evaluation, about, default_folder(model, options.ckpt, "evaluation")
 
 
-def evaluate_folder(options: dict[str, Any], metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
+def evaluate_folder(options: EvaluateOptions, metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
     """Measures a folder of audio against a reference; returns the same as ``evaluate_model``."""
-    folder = reference.Folder(options["folder"], "folder")
-    begin(metrics, Subject(folder.sample_rate, folder.channels, seed=options["seed"]))
+    assert options.folder is not None
+    folder = reference.Folder(options.folder, "folder")
+    begin(metrics, Subject(folder.sample_rate, folder.channels, seed=options.seed))
     print(f"{folder.path}: {counted(len(folder.files), 'file')}, {folder.sample_rate} Hz")
 
     evaluation = Evaluation(metrics)
-    evaluation.update("real", reference.of_folder(options["reference"], options["num_clips"], folder))
-    if options["train"] is not None:
-        evaluation.update("train", reference.of_folder(options["train"], options["num_train"], folder))
-    evaluation.update("generated", folder(options["num_generated"]))
+    evaluation.update("real", reference.of_folder(options.reference, options.num_clips, folder))
+    if options.train is not None:
+        evaluation.update("train", reference.of_folder(options.train, options.num_train, folder))
+    evaluation.update("generated", folder(options.num_generated))
     for file, reason in folder.unusable.items():
         print(f"left out: {file}: {reason}")
     path = folder.path.resolve()
-    about = {"folder": str(folder.path), "data": redacted([options["reference"]])}
+    about = {"folder": str(folder.path), "data": redacted([options.reference])}
     return evaluation, about, path.parent / f"{path.name}_evaluation"
 
 
@@ -200,18 +202,17 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def main(cfg: DictConfig) -> None:
+def main(options: EvaluateOptions) -> None:
     """Measures a model or a folder of audio; prints and writes the figures."""
-    options: dict[str, Any] = config.to_plain(cfg)
-    metrics = build_metrics(options.get("metrics") or {})  # before any data are read
-    evaluate = evaluate_folder if options["folder"] else evaluate_model
+    metrics = build_metrics(options.metrics or {})  # before any data are read
+    evaluate = evaluate_folder if options.folder else evaluate_model
     evaluation, about, default = evaluate(options, metrics)
     if not any(evaluation.counts.values()):
         end("no batch was finished, so there are no figures; a smaller batch_size or num_clips is finished sooner")
 
-    output = Path(options["output"] or default)
+    output = Path(options.output or default)
     output.mkdir(parents=True, exist_ok=True)
-    record(evaluation, {**about, "seed": options["seed"]}, output / "evaluation.json")
+    record(evaluation, {**about, "seed": options.seed}, output / "evaluation.json")
     for metric in metrics.values():
         print(*metric.describe(), sep="\n")
     for what, picture in [item for metric in metrics.values() for item in metric.draw(output).items()]:

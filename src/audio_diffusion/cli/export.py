@@ -5,17 +5,14 @@ python sample.py ckpt=exported/quickstart num_samples=5
 python -c 'import audio_diffusion; audio_diffusion.push("exported/quickstart", "USER/NAME")'    # ckpt=hub:USER/NAME
 """
 
-from omegaconf import DictConfig
-
 import audio_diffusion
-from audio_diffusion.cli import config
+from audio_diffusion.cli.options import ExportOptions
 
 
-def main(cfg: DictConfig) -> None:
+def main(options: ExportOptions) -> None:
     """Load, write, say what is to be done by hand."""
-    options = config.to_plain(cfg)
-    model = audio_diffusion.load(options["ckpt"], weights=options["weights"], trust=options["trust"])
-    folder = audio_diffusion.export(model, options["output"])
+    model = audio_diffusion.load(options.ckpt, weights=options.weights, trust=options.trust)
+    folder = audio_diffusion.export(model, options.output)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, {size / 1e6:.1f} MB in {folder}/")
     print(f"to be filled in by hand before it is handed on: license, data and use, in {folder}/README.md")

@@ -35,7 +35,7 @@ def run(name: str) -> None:
 
     def main(cfg: DictConfig) -> None:
         startup.say_loading()
-        import_module(f"audio_diffusion.cli.{name}").main(cfg)
+        import_module(f"audio_diffusion.cli.{name}").main(options.read(name, cfg))
 
     program.run(name, main, partial(options.check, name))
 

@@ -13,11 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError
+from audio_diffusion.cli.options import PackOptions
 from audio_diffusion.data.remote import RemoteStore, is_remote, local_path
 from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.datasets.drums import CLASSES
@@ -29,14 +28,13 @@ from audio_diffusion.packing.sources import Source, scan_file, scan_folder, scan
 from audio_diffusion.packing.verify import verify
 
 
-def main(cfg: DictConfig) -> None:
+def main(options: PackOptions) -> None:
     """Find the files, check and pack them, say what came of it; or verify."""
-    options = config.to_plain(cfg)
-    workers = options["num_workers"] or os.cpu_count() or 1
+    workers = options.num_workers or os.cpu_count() or 1
     try:
-        store: RemoteStore = config.build(options["store"], "store")
-        if options["verify"] is not None:
-            _verify(str(options["verify"]), workers, store)
+        store: RemoteStore = config.build(options.store, "store")
+        if options.verify is not None:
+            _verify(str(options.verify), workers, store)
         else:
             _pack(options, workers, store)
     except (ValueError, OSError) as error:
@@ -46,22 +44,22 @@ def main(cfg: DictConfig) -> None:
         raise SystemExit(130) from None
 
 
-def _sources(options: dict[str, Any], store: RemoteStore) -> list[Source]:
-    place, by_folder = local_path(str(options["input"])), options["labels"] == "folder"  # a folder may be called 2024
+def _sources(options: PackOptions, store: RemoteStore) -> list[Source]:
+    place, by_folder = local_path(str(options.input)), options.labels == "folder"  # a folder may be called 2024
     try:
         remote = is_remote(place)
     except ValueError as error:
         raise ValueError(f"input: {str(error).removeprefix('shards: ')}") from error
-    if options["manifest"] is not None:
-        return scan_manifest(place, local_path(str(options["manifest"])), store)
+    if options.manifest is not None:
+        return scan_manifest(place, local_path(str(options.manifest)), store)
     if not remote and Path(place).is_file():
         return scan_file(Path(place))
     return scan_url(place, by_folder, store) if remote else scan_folder(Path(place), by_folder)
 
 
-def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
-    form = Form(**{field.name: options[field.name] for field in fields(Form)})
-    output = Path(str(options["output"]))
+def _pack(options: PackOptions, workers: int, store: RemoteStore) -> None:
+    form = Form(**{field.name: getattr(options, field.name) for field in fields(Form)})
+    output = Path(str(options.output))
     if output.exists() and not output.is_dir():
         raise ValueError(f"output: expected a folder, made if there is none, but {str(output)!r} is a file")
     stages: dict[str, Progress] = {}
@@ -79,8 +77,8 @@ def _pack(options: dict[str, Any], workers: int, store: RemoteStore) -> None:
             sources,
             output,
             form=form,
-            val_fraction=options["val_fraction"],
-            shard_bytes=int(options["shard_mb"] * 1e6),
+            val_fraction=options.val_fraction,
+            shard_bytes=int(options.shard_mb * 1e6),
             num_workers=workers,
             store=store,
             picture=True,

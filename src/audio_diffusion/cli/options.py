@@ -1,9 +1,13 @@
-"""Checks types and ranges of the root options of each program (door 2). This module does not import torch."""
+"""The root options of each program: names and types (door 2), and checks of their values.
+
+This module does not import torch. The options of train.py are in ``cli.train_options``.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig
 
@@ -11,31 +15,118 @@ from audio_diffusion.cli.config import ConfigError, to_plain
 from audio_diffusion.cli.train_options import check_root
 from audio_diffusion.inference.targets import check_types
 
-SAMPLE = {
-    "ckpt": str, "num_samples": int | None, "labels": list[str] | None, "cond": dict | None, "seed": int,
-    "guidance_scale": float | None, "guidance_interval": list[float], "guidance_rescale": float, "clip": float | None,
-    "clip_quantile": float, "weak_ckpt": str | None, "weights": str, "batch_size": int, "device": str, "devices": int,
-    "format": str, "output": str | None, "real": str | None, "trust": list[str],
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """The root options of sample.py; ``task_options`` are those of the chosen task, by name."""
+
+    task: str
+    ckpt: str
+    num_samples: int | None
+    labels: list[str] | None
+    cond: dict | None
+    seed: int
+    guidance_scale: float | None
+    guidance_interval: list[float]
+    guidance_rescale: float
+    negative: str | dict | None
+    weak_ckpt: str | None
+    clip: float | None
+    clip_quantile: float
+    weights: str
+    trust: list[str]
+    batch_size: int
+    device: str
+    devices: int
+    format: str
+    output: str | None
+    real: str | None
+    sampler: dict | None = None
+    input: str | list[str] | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The options as they were given, for the json that records how each file was made."""
+        given = asdict(self)
+        task_options = given.pop("task_options")
+        return {name: value for name, value in given.items() if value is not None or name not in _ABSENT} | task_options
+
+
+_ABSENT = ("sampler", "input")  # options of sample.py that not every task or command has
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The root options of evaluate.py."""
+
+    ckpt: str | None
+    folder: str | None
+    reference: str | None
+    num_clips: int | None
+    num_generated: int | None
+    train: str | None
+    num_train: int | None
+    guidance_scale: float | None
+    weights: str
+    trust: list[str]
+    batch_size: int
+    seed: int
+    device: str
+    output: str | None
+    metrics: dict[str, Any] | None = None
+    embedding: dict[str, Any] | None = None
+    sampler: dict | None = None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The root options of export.py."""
+
+    ckpt: str
+    output: str
+    weights: str
+    trust: list[str]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The root options of the command report."""
+
+    runs: str | list[str]
+    output: str | None
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """The root options of make_shards.py; those from ``format`` to ``max_missing`` are of ``packing.prepare.Form``."""
+
+    input: str | None
+    output: str | None
+    verify: str | None
+    manifest: str | None
+    labels: str
+    format: str
+    sample_rate: int | None
+    channels: int | None
+    segment_s: float | None
+    silence_db: float | None
+    lufs: float | None
+    max_missing: float
+    val_fraction: float
+    shard_mb: float
+    num_workers: int | None
+    store: dict[str, Any]
+
+
+_OPTIONS: dict[str, Any] = {
+    "sample": SampleOptions, "evaluate": EvaluateOptions, "export": ExportOptions, "make_shards": PackOptions,
+    "report": ReportOptions,
 }  # fmt: skip
-EVALUATE = {
-    "ckpt": str | None, "folder": str | None, "reference": str | None, "num_clips": int | None,
-    "num_generated": int | None, "train": str | None, "num_train": int | None, "guidance_scale": float | None,
-    "weights": str, "batch_size": int, "seed": int,
-    "device": str, "output": str | None, "trust": list[str],
-}  # fmt: skip
-REPORT = {"runs": str | list[str], "output": str | None}
-EXPORT = {"ckpt": str, "output": str, "weights": str, "trust": list[str]}
-NUMBERS: dict[str, tuple[type, ...]] = {
-    "val_fraction": (int, float),
-    "shard_mb": (int, float),
-    "num_workers": (int, type(None)),
-    "sample_rate": (int, type(None)),
-    "channels": (int, type(None)),
-    "segment_s": (int, float, type(None)),
-    "silence_db": (int, float, type(None)),
-    "lufs": (int, float, type(None)),
-    "max_missing": (int, float),
-}
+
+
+def _types(program: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The types of the given root options of a program."""
+    return {name: kind for name, kind in get_type_hints(_OPTIONS[program]).items() if name in given}
 
 
 def _check_counts(options: dict[str, Any], *names: str) -> None:
@@ -55,7 +146,7 @@ def _check_sample(options: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming the invalid option.
     """
-    check_types(options, SAMPLE | ({"input": str | list[str]} if "input" in options else {}))
+    check_types(options, _types("sample", options))
     _check_counts(options, "num_samples", "batch_size")
     if options["output"] and Path(options["output"]).exists() and not Path(options["output"]).is_dir():
         raise ConfigError(f"output: expected a folder, made if there is none, but {options['output']!r} is a file")
@@ -67,7 +158,7 @@ def _check_sample(options: dict[str, Any]) -> None:
 
 
 def _check_evaluate(options: dict[str, Any]) -> None:
-    check_types(options, EVALUATE)
+    check_types(options, _types("evaluate", options))
     _check_counts(options, "num_clips", "num_generated", "num_train", "batch_size")
     _check_seed(options)
     if (options["ckpt"] is None) == (options["folder"] is None):
@@ -87,20 +178,23 @@ def _check_make_shards(options: dict[str, Any]) -> None:
             raise ConfigError(f"{name}: expected {what}, got nothing")
     if options["labels"] not in ("folder", "none"):
         raise ConfigError(f"labels: expected folder or none, got {options['labels']!r}")
-    for name, types in NUMBERS.items():
-        if not isinstance(options[name], types) or isinstance(options[name], bool):
-            what = "a whole number" if float not in types else "a number"
+    for name, kind in _types("make_shards", options).items():
+        kinds = get_args(kind) or (kind,)
+        if not {int, float} & set(kinds):
+            continue
+        if not isinstance(options[name], (int, *kinds)) or isinstance(options[name], bool):
+            what = "a number" if float in kinds else "a whole number"
             raise ConfigError(f"{name}: expected {what}, got {options[name]!r}")
         if isinstance(options[name], float) and not math.isfinite(options[name]):
             raise ConfigError(f"{name}: expected a finite number, got {options[name]}")
 
 
 def _check_export(options: dict[str, Any]) -> None:
-    check_types(options, EXPORT)
+    check_types(options, _types("export", options))
 
 
 def _check_report(options: dict[str, Any]) -> None:
-    check_types(options, REPORT)
+    check_types(options, _types("report", options))
     if not options["runs"]:
         raise ConfigError("runs: expected the folder of a run, or several, got none")
 
@@ -123,3 +217,14 @@ def check(program: str, cfg: DictConfig) -> None:
     if program == "make_shards" and cfg.verify is not None:
         cfg.input = cfg.output = None
     _CHECKS[program](to_plain(cfg))
+
+
+def read(program: str, cfg: DictConfig) -> Any:
+    """The root options of a program, which ``check`` has checked, as its dataclass; for train.py the configuration
+    itself, which the program completes first."""
+    if program == "train":
+        return cfg
+    plain, names = to_plain(cfg), {f.name for f in fields(_OPTIONS[program])}
+    own = {name: value for name, value in plain.items() if name in names}
+    of_task = {name: value for name, value in plain.items() if name not in names}
+    return SampleOptions(**own, task_options=of_task) if program == "sample" else _OPTIONS[program](**own)

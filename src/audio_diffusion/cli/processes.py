@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from audio_diffusion.checkpoints import signals
+from audio_diffusion.cli.options import SampleOptions
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.cli.requests import guidance_of
 from audio_diffusion.cli.samples import Result, Sample
@@ -40,12 +41,12 @@ def devices_of(device: str, count: int) -> list[str]:
     return [f"cuda:{i}" for i in range(count)]
 
 
-def load(options: dict[str, Any], device: str) -> Model:
+def load(options: SampleOptions, device: str) -> Model:
     """Loads the model on a device, with the sampler and guidance of the options."""
-    load_on = partial(load_model, weights=options["weights"], device=device, trust=options["trust"])
-    model = load_on(options["ckpt"])
-    weak = options["weak_ckpt"] and load_on(options["weak_ckpt"])
-    given = options.get("sampler")
+    load_on = partial(load_model, weights=options.weights, device=device, trust=options.trust)
+    model = load_on(options.ckpt)
+    weak = load_on(options.weak_ckpt) if options.weak_ckpt else None
+    given = options.sampler
     sampler = build(sampler_of(model.origin.nodes["sampler"], given), "sampler") if given else None
     model = model.using(guidance=guidance_of(model, options, weak))
     return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
@@ -54,12 +55,12 @@ def load(options: dict[str, Any], device: str) -> Model:
 _worker: tuple[Model, Task] | None = None  # of a worker process
 
 
-def _begin(options: dict[str, Any], devices: Any) -> None:
+def _begin(options: SampleOptions, devices: Any) -> None:
     """Initialises a worker process."""
     global _worker
     signals.end_with_parent()  # otherwise a SIGTERM to all processes would end only the parent
-    torch.set_num_threads(max(1, torch.get_num_threads() // options["devices"]))
-    _worker = load(options, devices.get()), make_task(options)
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.devices))
+    _worker = load(options, devices.get()), make_task(options.task, options.record())
 
 
 def _work(batch: bytes) -> bytes | str:
@@ -85,7 +86,7 @@ def _submit(pool: ProcessPoolExecutor, batch: list[Sample]) -> Future[bytes | st
 
 
 def run(
-    model: Model, task: Task, options: dict[str, Any], work: Sequence[list[Sample]], devices: list[str]
+    model: Model, task: Task, options: SampleOptions, work: Sequence[list[Sample]], devices: list[str]
 ) -> Iterator[list[Result]]:
     """Yields the results of each batch, in order, from this process or from one for each of several devices.
 
@@ -100,7 +101,7 @@ def run(
     places = context.Queue()
     for device in devices:
         places.put(device)
-    options = {**options, "ckpt": str(model.source)}  # a run's folder may have a newer checkpoint by now
+    options = replace(options, ckpt=str(model.source))  # a run's folder may have a newer checkpoint by now
     with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
         try:
             for result in in_order(partial(_submit, pool), work, 2 * len(devices)):

@@ -5,22 +5,18 @@ audio-diffusion report runs/one runs/two output=both.html
 """
 
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig
 
 from audio_diffusion.callbacks.page.page import NAME, write_page
-from audio_diffusion.cli import config
 from audio_diffusion.cli.config import ConfigError
+from audio_diffusion.cli.options import ReportOptions
 
 
-def main(cfg: DictConfig) -> None:
+def main(options: ReportOptions) -> None:
     """Writes the page and says where it is."""
-    options: dict[str, Any] = config.to_plain(cfg)
-    runs = options["runs"]
+    runs = options.runs
     folders = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
     default = folders[0] / NAME if len(folders) == 1 else Path("report.html")
-    path = Path(options["output"] or default)
+    path = Path(options.output or default)
     try:
         notes = write_page(folders, path)
     except (ValueError, OSError) as error:

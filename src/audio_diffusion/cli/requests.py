@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audio_diffusion.cli.options import SampleOptions
 from audio_diffusion.cli.samples import Sample, together
 from audio_diffusion.cli.tasks.task import Task
 from audio_diffusion.data.audio.reading import UnusableAudio
@@ -63,19 +64,19 @@ def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
     return [{name: values[i % len(values)] for name, values in lists.items()} for i in range(num)]
 
 
-def samples(model: Model, options: dict[str, Any], task: Task) -> list[Sample]:
+def samples(model: Model, options: SampleOptions, task: Task) -> list[Sample]:
     """Returns all samples that the options of sample.py request.
 
     Raises:
         ConfigError: for labels, conditions or files that cannot be used.
     """
-    inputs = task.read(model, options["input"]) if "input" in options else []
-    num = options["num_samples"] or len(inputs)
+    inputs = task.read(model, options.input) if options.input is not None else []
+    num = options.num_samples or len(inputs)
     if num < 1:
         raise ConfigError(f"num_samples: expected at least 1, got {num}")
     length = task.num_samples(model, inputs)
-    labels = _labels(model, options["labels"], num, needed=not inputs)
-    conds = _conds(options["cond"], num)
+    labels = _labels(model, options.labels, num, needed=not inputs)
+    conds = _conds(options.cond, num)
     read: dict[tuple[str, str], Any] = {}
     result = []
     for i, (label, written) in enumerate(zip(labels, conds, strict=True)):
@@ -84,7 +85,7 @@ def samples(model: Model, options: dict[str, Any], task: Task) -> list[Sample]:
                 read[name, str(value)] = _value(model, name, value, length)
         cond = {name: read[name, str(value)] for name, value in written.items()}
         files = inputs[i % len(inputs)] if inputs else ()
-        result.append(Sample(i, seed_of(options["seed"], "sample", i), label, cond, written, files))
+        result.append(Sample(i, seed_of(options.seed, "sample", i), label, cond, written, files))
     return result
 
 
@@ -96,7 +97,7 @@ def batches(requests: Sequence[Sample], batch_size: int) -> Iterator[list[Sample
             yield group[start : start + batch_size]
 
 
-def guidance_of(model: Model, options: dict[str, Any], weak: Model | None) -> Guidance:
+def guidance_of(model: Model, options: SampleOptions, weak: Model | None) -> Guidance:
     """Builds the guidance that the options describe.
 
     Raises:
@@ -104,16 +105,16 @@ def guidance_of(model: Model, options: dict[str, Any], weak: Model | None) -> Gu
     """
     if weak and (weak.classes, weak.origin.nodes["diffusion"]) != (model.classes, model.origin.nodes["diffusion"]):
         raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
-    scale = options["guidance_scale"]
-    low, high = options["guidance_interval"]
+    scale = options.guidance_scale
+    low, high = options.guidance_interval
     return Guidance(
         scale=model.guidance_scale if scale is None else scale,
         interval=(low, high),
-        rescale=options["guidance_rescale"],
-        negative=None if options["negative"] is None else _negative(model, options["negative"]),
+        rescale=options.guidance_rescale,
+        negative=None if options.negative is None else _negative(model, options.negative),
         weak=weak.net if weak else None,
-        clip=options["clip"],
-        clip_quantile=options["clip_quantile"],
+        clip=options.clip,
+        clip_quantile=options.clip_quantile,
     )
 
 

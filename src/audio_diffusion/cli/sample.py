@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from tqdm import tqdm
 
 import audio_diffusion
-from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command, typed
 from audio_diffusion.cli.interruption import CtrlC, end
+from audio_diffusion.cli.options import SampleOptions
 from audio_diffusion.cli.output import beside, claim, default_folder, note_of
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.cli.processes import devices_of, load, run
@@ -35,11 +34,11 @@ from audio_diffusion.inference.levels import summary
 from audio_diffusion.inference.model import Model
 
 
-def announce(model: Model, options: dict[str, Any], requests: list[Sample], devices: list[str]) -> None:
+def announce(model: Model, options: SampleOptions, requests: list[Sample], devices: list[str]) -> None:
     """Prints the model, its device, warnings about the sampler, and the conversions of the input files."""
     where = devices[0] if len(devices) == 1 else f"{len(devices)} processes, {', '.join(sorted(set(devices)))}"
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {where}")
-    if "sampler" in options:  # train.py has reported the levels of the training's own sampler
+    if options.sampler is not None:  # train.py has reported the levels of the training's own sampler
         for line in describe_levels(model.process, model.sampler)[1:]:
             print(line)
     files = [file for sample in requests for file in sample.files]
@@ -57,21 +56,21 @@ class Work:
     rows: list[dict[str, Any]] = field(default_factory=list)
     shown: list[tuple[Sample, Result]] = field(default_factory=list)  # results in the picture
 
-    def write(self, batch: list[Sample], results: list[Result], sample_rate: int, options: dict[str, Any]) -> None:
+    def write(self, batch: list[Sample], results: list[Result], sample_rate: int, options: SampleOptions) -> None:
         """Writes the results of a batch."""
         if not self.rows and not self.is_named:
             self.output = claim(self.output)
-        self.rows += write_files(batch, results, self.output, sample_rate, self.task, options["format"])
+        self.rows += write_files(batch, results, self.output, sample_rate, self.task, options.format)
         self.shown += list(zip(batch, results, strict=True))[: COLUMNS - len(self.shown)]
 
 
-def make(model: Model, options: dict[str, Any], requests: list[Sample], devices: list[str], work: Work) -> bool:
+def make(model: Model, options: SampleOptions, requests: list[Sample], devices: list[str], work: Work) -> bool:
     """Generates and writes batch after batch; returns whether Ctrl-C ended it early."""
-    planned = list(batches(requests, options["batch_size"]))
+    planned = list(batches(requests, options.batch_size))
     seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
     with (
         CtrlC() as ctrl_c,
-        tqdm(total=len(requests), desc=options["task"], unit="sample", mininterval=seconds, miniters=0) as bar,
+        tqdm(total=len(requests), desc=options.task, unit="sample", mininterval=seconds, miniters=0) as bar,
     ):
         if len(devices) == 1:  # a batch may take minutes: network calls show progress within it
             calls = count(1)
@@ -88,13 +87,13 @@ def make(model: Model, options: dict[str, Any], requests: list[Sample], devices:
     return ctrl_c.received
 
 
-def record(model: Model, options: dict[str, Any], work: Work) -> Path:
+def record(model: Model, options: SampleOptions, work: Work) -> Path:
     """Writes the json that records how each file was made; returns its path."""
     about = {
         "command": [*command("sample").split(), *typed()],
         "checkpoint": {"path": str(model.source), "sha256": hash_of(model.source), "step": model.step},
-        "options": options,
-        "sampler": sampler_of(model.origin.nodes["sampler"], options.get("sampler")),
+        "options": options.record(),
+        "sampler": sampler_of(model.origin.nodes["sampler"], options.sampler),
         "guidance_scale": model.guidance.scale if model.guidance else model.guidance_scale,
         "versions": {"audio_diffusion": audio_diffusion.__version__, "torch": torch.__version__},
         "sample_rate": model.sample_rate,
@@ -104,16 +103,15 @@ def record(model: Model, options: dict[str, Any], work: Work) -> Path:
     return path
 
 
-def main(cfg: DictConfig) -> None:
+def main(options: SampleOptions) -> None:
     """Loads the model, generates batch by batch, and writes the results."""
-    options: dict[str, Any] = config.to_plain(cfg)
-    task, devices = make_task(options), devices_of(options["device"], options["devices"])
+    task, devices = make_task(options.task, options.record()), devices_of(options.device, options.devices)
     model = load(options, devices[0] if len(devices) == 1 else "cpu")
     requests = samples(model, options, task)
     announce(model, options, requests, devices)
 
-    default = default_folder(model, options["ckpt"], options["task"])
-    work = Work(task, Path(options["output"] or default), options["output"] is not None)
+    default = default_folder(model, options.ckpt, options.task)
+    work = Work(task, Path(options.output or default), options.output is not None)
     if work.is_named and (note := note_of(work.output)):
         print(note)
     interrupted = False
@@ -128,12 +126,12 @@ def main(cfg: DictConfig) -> None:
         end(f"{counted(len(work.rows), 'file')} finished and kept: {work.output}/   how each was made: {written}")
 
     real = []
-    if options["task"] == "generate":
+    if options.task == "generate":
         labels = [sample.label for sample, _ in work.shown if sample.label]
         origin = model.origin
-        real = real_clips(origin.data, options["real"], model.crop, origin.classes, labels, len(work.shown))
+        real = real_clips(origin.data, options.real, model.crop, origin.classes, labels, len(work.shown))
     picture = draw(work.shown, real, model.sample_rate, task, beside(work.output, ".png"))
-    for line in notes(work.rows, task, options["format"]):
+    for line in notes(work.rows, task, options.format):
         print(line)
     if work.output.name != default.name and not work.is_named:
         print(f"{default} is of an earlier command: a new folder was made")

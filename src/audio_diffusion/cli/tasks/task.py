@@ -64,13 +64,12 @@ def clips_of(batch: Sequence[Sample]) -> Tensor:
     return torch.stack([sample.files[0].clip for sample in batch])
 
 
-def make_task(options: dict[str, Any]) -> Task:
-    """Builds the task that the options of sample.py name.
+def make_task(name: str, options: dict[str, Any]) -> Task:
+    """Builds a task by its name, with its options.
 
     Raises:
         ConfigError: if there is no such task, or for an option of the wrong type.
     """
-    name = options["task"]
     own = f"{__package__}.{name}.{''.join(word.title() for word in name.split('_'))}"
     kind = load_object(name if "." in name else own)
     if not (isinstance(kind, type) and issubclass(kind, Task)):
