@@ -60,7 +60,7 @@ def test_too_few_windows_give_a_reason_and_no_number() -> None:
     metric = updated(Distances(LogMel(RATE), {"kad": kad}), real=clips(5, 0), generated=clips(6, 1))
     figure = metric.compute()["kad"]
     assert math.isnan(figure.value)
-    assert "too few: 6 generated windows and 5 real windows, at least 100 are needed" in figure.note
+    assert "too few: 6 generated windows and 5 real windows, at least 50 are needed" in figure.note
     assert any("too few" in line for line in metric.describe())
 
 
@@ -83,7 +83,7 @@ def test_signal_statistics_are_shown_beside_each_other(tmp_path: Path) -> None:
     figures = metric.compute()
     assert figures["rms_dbfs"].value - figures["rms_dbfs_real"].value == pytest.approx(6, abs=0.1)
     assert figures["spectrum_difference_db"].value == pytest.approx(6, abs=1)
-    assert math.isnan(figures["stereo_width"].value)
+    assert "stereo_width" not in figures  # of mono clips
     assert len(metric.describe()) == 9
     assert metric.draw(tmp_path)["long-term spectrum"].is_file()
     metric.forget_generated()

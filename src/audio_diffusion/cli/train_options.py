@@ -49,6 +49,7 @@ class Config:
     diffusion: dict[str, Any]
     sampler: dict[str, Any]
     training: dict[str, Any]
+    embedding: dict[str, Any]
     callbacks: dict[str, Any]
     trainer: dict[str, Any]
     logger: dict[str, Any] | None = field(default=None)

@@ -42,7 +42,9 @@ class SignalComparison(Metric):
         for source, summary in summaries.items():
             suffix = "" if source == "generated" else "_real"
             for name, values in summary.values.items():
-                note = f"5 % and 95 % of clips: {values.p5:.3g}, {values.p95:.3g}" if values.count else "no clip has it"
+                if not values.count:  # no clip has it, such as the stereo width of mono
+                    continue
+                note = f"5 % and 95 % of clips: {values.p5:.3g}, {values.p95:.3g}"
                 figures[f"{name}{suffix}"] = Figure(values.mean, values.error, note=note)
         if len(summaries) == 2:
             difference = spectrum_difference(summaries["generated"], summaries["real"])

@@ -132,13 +132,13 @@ def test_real_against_real_is_the_floor() -> None:
 
 
 def test_too_few_are_refused_with_the_reason() -> None:
-    few, many = embedded(normal(99, 4)), embedded(normal(150, 4, seed=1))
+    few, many = embedded(normal(49, 4)), embedded(normal(150, 4, seed=1))
     estimate = kad(few, many)
     assert math.isnan(estimate.value)
     assert estimate.interval is None
-    assert estimate.note == "too few: 99 generated windows, at least 100 are needed (KAD)"
-    assert (estimate.windows, estimate.reference_windows) == (99, 150)
-    with_silence = Embedded(few.vectors, few.clips, 99, 7)
+    assert estimate.note == "too few: 49 generated windows, at least 50 are needed (KAD)"
+    assert (estimate.windows, estimate.reference_windows) == (49, 150)
+    with_silence = Embedded(few.vectors, few.clips, 49, 7)
     assert kad(with_silence, many).note.endswith("; 7 nearly silent windows were left out")
     long = Embedded(normal(150, 4), torch.arange(150) // 75, 2)
     estimate = kad(long, many)

@@ -18,7 +18,7 @@ from audio_diffusion.metrics.distances.estimate import (
 from audio_diffusion.metrics.embeddings.embedding import Embedded
 
 SCALE = 100.0
-MIN_WINDOWS = 100
+MIN_WINDOWS = 50  # the estimate is unbiased: fewer windows than some 100 widen the interval, no more
 MAX_MEDIAN = 4000  # windows whose distances to each other are sorted for the median
 MAX_UNITS = 2000  # units that the bootstrap draws from; more clips are put together at random
 FLOOR_SPLITS = 20
@@ -90,7 +90,7 @@ def kad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
     resemble each other and are paired, as kadtk pairs them, so figures of few long clips lie a little above 0: the
     floor of halves more so than the figure of the whole reference.
 
-    It is refused for fewer than 100 windows of either set, and if at least half of the real windows are equal.
+    It is refused for fewer than 50 windows of either set, and if at least half of the real windows are equal.
     """
     check_pair(generated, reference)
     if refusal := refused(generated, reference, MIN_WINDOWS, "KAD"):
