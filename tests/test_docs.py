@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings_and_shows_formulas(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -31,6 +32,7 @@ def test_the_site_builds_without_warnings_and_shows_formulas(tmp_path: Path) -> 
     assert "$`" not in page
 
 
+@pytest.mark.slow
 def test_the_page_of_options_is_up_to_date_and_every_option_is_described() -> None:
     done = subprocess.run([sys.executable, "docs/make_options.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

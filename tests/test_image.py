@@ -51,6 +51,7 @@ print(git_commit())
 """
 
 
+@pytest.mark.slow
 def test_the_programs_need_no_file_that_the_image_lacks_and_know_its_commit(image: Path, tmp_path: Path) -> None:
     programs = sorted(p.name for p in ROOT.glob("*.py") if p.name != "setup.py")
     environment = {

@@ -36,6 +36,7 @@ def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
     return ran
 
 
+@pytest.mark.slow
 def test_signals_are_listened_to_and_threads_set_up_before_torch_is_imported() -> None:
     code = "import sys; from audio_diffusion.checkpoints import signals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -123,6 +124,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_config_and_the_marker_of_types(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
@@ -158,6 +160,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
+@pytest.mark.slow
 def test_the_installed_command_trains_and_samples_from_another_folder(
     installed: Path, drum_shards: Path, tiny_sampled: list[str], tmp_path: Path
 ) -> None:

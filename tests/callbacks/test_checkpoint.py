@@ -65,6 +65,7 @@ class FullDisk:
         monkeypatch.setattr(files.HashingFile, "__init__", init)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_full_disk_is_a_warning_and_is_tried_again(make_run, tmp_path, monkeypatch, number):
     save = SaveCheckpoint(str(tmp_path), every_n_steps=20)

@@ -18,6 +18,7 @@ from audio_diffusion.checkpoints import signals
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_a_compilers_processes_see_no_signals_and_the_heartbeat_waits(make_run, monkeypatch) -> None:
     """The backend is asked for by torch.compile, as its own is; it starts a process that prints its blocked signals."""

@@ -19,6 +19,7 @@ def measured(run) -> list[dict]:
     return [row for row in run.rows if "val/bits_per_dim" in row]
 
 
+@pytest.mark.slow
 def test_every_nth_validation_is_measured_and_pictured(make_run, tmp_path):
     run = make_run(max_steps=6, val_every=2, callbacks=[measuring(tmp_path, every_n_validations=2)])
     run.fit()
@@ -32,6 +33,7 @@ def test_every_nth_validation_is_measured_and_pictured(make_run, tmp_path):
         assert 0 < row["val/bits_monte_carlo_error"] < row["val/bits_per_dim"]
 
 
+@pytest.mark.slow
 def test_the_same_ema_weights_give_exactly_the_same_bits_and_others_do_not(make_run, tmp_path):
     run = make_run(max_steps=1, callbacks=[measuring(tmp_path)])
     run.fit()

@@ -17,6 +17,7 @@ def sampling(folder, **options) -> SampleAudio:
     return SampleAudio(partial(ddim, num_steps=2, eta=1.0), (1, 2048), 16000, ["clap", "hat"], str(folder), **settings)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit_with_sampling_on_and_off(make_run, tmp_path):
     torch.manual_seed(1)
     plain = make_run(max_steps=4, callbacks=[Diagnostics(every_n_steps=1)])
@@ -49,6 +50,7 @@ def test_files_table_and_levels(make_run, tmp_path):
     assert abs(abs(audio).max() - min(1.0, float(rows[0]["peak"]))) < 1e-3  # raw level, not normalised
 
 
+@pytest.mark.slow
 def test_a_slot_starts_from_the_same_noise_every_time_and_alone(make_run, tmp_path):
     run = make_run(max_steps=1)
     run.fit()
@@ -60,6 +62,7 @@ def test_a_slot_starts_from_the_same_noise_every_time_and_alone(make_run, tmp_pa
     assert not torch.allclose(first[0], first[2])  # same label, another slot
 
 
+@pytest.mark.slow
 def test_sampling_uses_the_ema_weights(make_run, tmp_path):
     run = make_run(max_steps=1)
     run.fit()

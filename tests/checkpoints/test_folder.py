@@ -89,6 +89,7 @@ def killed_at(at: int, action) -> bool:
     return status != 0
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_point_leaves_the_last_good_one_or_the_new_one(tmp_path):
     seen, at = set(), 0
     while True:
@@ -112,6 +113,7 @@ def test_a_writer_killed_at_any_point_leaves_the_last_good_one_or_the_new_one(tm
     assert seen == {(1, 1), (1, 2), (2, 2)}
 
 
+@pytest.mark.slow
 def test_a_writer_killed_while_it_replaces_a_checkpoint_of_the_same_step(tmp_path):
     """As after a fall-back, when a step is trained again: old, new, or neither, but never a mixture taken for good."""
     at, killed = 0, True

@@ -44,6 +44,7 @@ def test_a_second_owner_is_refused_and_told_of_the_first(tmp_path):
         assert again.taken_over is None
 
 
+@pytest.mark.slow
 def test_one_that_ended_without_a_word_is_taken_over(tmp_path):
     code = (
         f"import os; from pathlib import Path; from audio_diffusion.checkpoints.lock import RunLock\n"
@@ -114,6 +115,7 @@ def _race(folder: str, start, results, all_in) -> None:
         results.put("refused")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["nothing", "a dead owner"])
 def test_of_many_that_start_at_the_same_moment_one_is_let_in(tmp_path, left):
     context = multiprocessing.get_context("fork")

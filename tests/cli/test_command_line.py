@@ -25,6 +25,7 @@ def read(*arguments: str, program: str = "train") -> dict:
         return compose(program, overrides=prepared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "value"),
     [
@@ -112,6 +113,7 @@ def test_arguments_without_a_name(program: str, arguments: list[str], message: s
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 def test_flags_of_hydra_are_kept_and_options_are_checked_beside_them() -> None:
     arguments = ["--cfg", "job", "name=7", "--resolve"]
     assert command_line.prepare(arguments, "train") == ["--cfg", "job", "--resolve", "name='7'"]

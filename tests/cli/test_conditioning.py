@@ -79,6 +79,7 @@ def small(text_encoders: dict[str, Path]) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 def test_one_option_trains_and_one_samples(
     tmp_path: Path, shards: Path, small: dict[str, list[str]], choice: str
@@ -91,6 +92,7 @@ def test_one_option_trains_and_one_samples(
     assert got == [f"{i:03d}_{name}.wav" for i, name in enumerate(named)]
 
 
+@pytest.mark.slow
 def test_an_encoder_in_the_current_folder_is_found_again(
     tmp_path: Path, shards: Path, small: dict[str, list[str]], text_encoders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,

@@ -44,6 +44,7 @@ def test_one_rank_says_that_it_is_loading(
     assert capsys.readouterr().err == ("audio_diffusion: loading ..\n" if said else "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_begins_before_it_imports_torch(program: str) -> None:
     code = (

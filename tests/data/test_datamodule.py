@@ -167,6 +167,7 @@ RESUMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RESUMES)
 def test_a_resumed_run_goes_on_with_exactly_the_next_clips(
     make_data: Callable[..., AudioDataModule], drum_shards: Path, tmp_path: Path, case: str
@@ -251,6 +252,7 @@ def test_resuming_on_another_order_is_warned_of(
     assert any("goes on at position 12 of the new order" in message for message in messages) == warned
 
 
+@pytest.mark.slow
 def test_crops_are_augmented_alike_by_any_workers_and_held_out_clips_never(
     make_data: Callable[..., AudioDataModule],
 ) -> None:

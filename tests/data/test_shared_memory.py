@@ -80,6 +80,7 @@ def _fill(slots: SharedSlots, worker: int, queue) -> None:  # type: ignore[no-un
     queue.put(Parcel(slots, worker, slot, [Crop(0), Crop(1)], False, ()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_between_processes(slots: SharedSlots, method: str) -> None:
     context = multiprocessing.get_context(method)

@@ -279,6 +279,7 @@ def loader_of(reader: ClipReader, num_workers: int, method: str | None, num_slot
     return DataLoader(pipeline, batch_size=None, num_workers=num_workers, multiprocessing_context=method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_workers", "method", "num_slots"),
     [(0, None, 2), (0, None, 0), (1, "fork", 2), (2, "fork", 7), (2, "spawn", 7), (2, "forkserver", 7), (3, "fork", 0)],

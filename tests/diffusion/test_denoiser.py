@@ -95,6 +95,7 @@ def out_of_place(denoise: Denoiser, x_t: Tensor, schedule: Schedule) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("wrapped", DENOISERS)
 @pytest.mark.parametrize("name", PROCESSES)

@@ -126,6 +126,7 @@ def test_a_training_step(name: str, device: Pretended) -> None:
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in net.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -162,6 +163,7 @@ def test_inversion_and_noise(device: Pretended) -> None:
     assert device.has(remove_noise(net, process, partial(unipc, num_steps=4), clip, 0.1, [1], {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "flow"])
 def test_likelihood(name: str, device: Pretended) -> None:
     net, process = network(device), PROCESSES[name]()
@@ -194,6 +196,7 @@ def test_auto_is_apple_silicon_where_there_is_one(monkeypatch: pytest.MonkeyPatc
     assert checkpoint_reader.device_of("auto") == torch.device("mps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],

@@ -49,6 +49,7 @@ def decibels(schedule: Schedule, times: list[float]) -> list[float]:
     return [20 * math.log10(sigma / alpha) for alpha, sigma in map(schedule.at, times)]
 
 
+@pytest.mark.slow
 @GRIDS
 @SCHEDULES
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 10, 18])

@@ -48,6 +48,7 @@ def built() -> Iterator[Callable[..., Any]]:
         yield make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("sampler", NAMES["sampler"])
 @pytest.mark.parametrize("diffusion", NAMES["diffusion"])

@@ -15,6 +15,7 @@ from audio_diffusion.diffusion.seeding import SeededNoise, generator_for, seed_o
 KEYS: list[tuple[int | str, ...]] = [(), (0,), (0, "crop", 3, "a/ü.wav"), (-5, "noise", 2**70), ("x" * 1000,)]
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process() -> None:
     """A resumed run is another process, with another ``PYTHONHASHSEED``."""
     code = (

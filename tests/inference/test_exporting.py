@@ -53,6 +53,7 @@ def test_it_holds_the_weights_and_nothing_of_where_the_data_were(folder: Path) -
         assert words in card
 
 
+@pytest.mark.slow
 def test_it_loads_where_there_is_neither_lightning_nor_hydra(model: Model, folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT, str(folder), str(tmp_path / "audio.pt")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -12,6 +12,7 @@ from audio_diffusion.representations.mdct import Mdct
 from audio_diffusion.representations.waveform import Waveform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meter", [BoundMeter(num_levels=32, continuous=True), FlowMeter(tolerance=1e-3)])
 def test_white_noise_takes_the_bits_that_it_takes_as_a_waveform(meter, schedules, white) -> None:
     schedule = schedules["linear"][0]

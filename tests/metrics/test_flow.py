@@ -20,6 +20,7 @@ def bits(nats, dims):
     return nats / dims / math.log(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "cosine", "exploding", "straight"])
 @pytest.mark.parametrize("data", ["white", "coloured"])
 def test_the_flow_agrees_with_the_closed_form_for_every_clip(schedules, generators, request, name, data):
@@ -112,6 +113,7 @@ class Mixture:
         return -parts.logsumexp(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "exploding"])
 def test_a_mixture_has_its_density_and_a_bound_above_its_entropy(schedules, generators, name):
     mixture, (schedule, t_min) = Mixture(), schedules[name]
@@ -189,6 +191,7 @@ def test_the_solver_keeps_its_tolerance_row_by_row():
         assert nfe_alone[0] == nfe[1] < nfe[0]
 
 
+@pytest.mark.slow
 def test_a_tolerance_that_cannot_be_kept_is_refused():
     generator = torch.Generator().manual_seed(0)
 

@@ -39,6 +39,7 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_probe_names_held_out_hits(probe: LabelProbe, held_out: Clips) -> None:
     audio, labels = held_out
     assert probe.accuracy(audio, labels) >= 0.97

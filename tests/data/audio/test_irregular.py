@@ -122,6 +122,7 @@ def test_flac_of_any_kind_is_read_to_its_end(encode: Encode, noise: Noise, tmp_p
         assert read_crop(memoryview(data), crop, 16_000, float(where)).num_valid == 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subtype", "sample_rate"), [("VORBIS", 44_100), ("OPUS", 48_000)])
 @pytest.mark.parametrize("fault", ["cut out", "damaged"])
 def test_ogg_without_one_of_its_pages_is_what_is_left(
@@ -158,6 +159,7 @@ def test_ogg_files_behind_one_another_are_one(
     assert read_crop(memoryview(first + second), crop, rates[0], 1.0).seconds_total == 4  # no index tells it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subtype", "sample_rate"), [("VORBIS", 44_100), ("OPUS", 48_000)])
 @pytest.mark.parametrize("followed", [False, True])
 def test_an_ogg_file_cut_between_two_pages_is_used_and_that_it_may_go_on_is_said(
@@ -372,6 +374,7 @@ def encoded_by_ffmpeg(samples: NDArray[np.float32], format: str, codec: str, sam
     return file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "codec"), [("ipod", "aac"), ("adts", "aac"), ("webm", "libopus"), ("ac3", "ac3")])
 def test_what_libsndfile_does_not_know_is_converted_by_ffmpeg(
     noise: Noise, tmp_path: Path, format: str, codec: str

@@ -101,6 +101,7 @@ def failure(web, fault, **options):
     return caught.value.kind, len(web.requests)
 
 
+@pytest.mark.slow
 def test_failures_of_a_bucket_are_told_apart_and_tried_again_by_the_store_alone(web, fault, caplog):
     with caplog.at_level(logging.WARNING):
         assert failure(web, fault.status(500)) == ("server", 2)

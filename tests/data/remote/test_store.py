@@ -215,6 +215,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_reading(web, tmp_path, cap
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_at_the_same_time_through_one_cache(method, web, store, fault):
     ranged, whole = web.put("ranged", DATA), web.put("whole", DATA, fault.no_ranges)

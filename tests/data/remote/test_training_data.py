@@ -61,6 +61,7 @@ def serve(web: Any, folder: Path) -> str:
     return web.put("set", None).removesuffix("/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "start"), [(0, None), (2, "fork"), (2, "forkserver")])
 def test_the_stream_is_the_same_from_a_web_server(
     make_data: Callable[..., AudioDataModule], web: Any, drum_shards: Path, num_workers: int, start: str | None
@@ -202,6 +203,7 @@ def bucket(drum_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_same_from_a_bucket(
     make_data: Callable[..., AudioDataModule], bucket: str, drum_shards: Path
 ) -> None:

@@ -48,6 +48,7 @@ def linear_problem(name: str, clip: Tensor) -> tuple[Constraint, Tensor]:
     return Kept(clip, keep.expand(len(clip), 1, -1)), torch.eye(LENGTH, dtype=torch.float64)[keep]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["inpaint", "continue", "low band"])
 @pytest.mark.parametrize("sampler", [partial(unipc, num_steps=20), partial(dpmpp, eta=1.0, num_steps=40)])
 def test_the_unknown_has_its_conditional_mean_and_covariance(

@@ -17,6 +17,7 @@ Cov = Callable[[int], Tensor]
 NetOf = Callable[[Diffusion, Tensor], Net]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snr_db", [-5.0, 5.0, 15.0])
 def test_errors_are_those_of_theory(
     snr_db: float, process: Diffusion, covariance: Cov, net_of: NetOf, draw: Callable

@@ -117,6 +117,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, text_encoders: dict[str, Pa
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "width", "window_s"), [("encodec", 8, 1), ("dac", 16, 1), ("hubert", 16, 1), ("clap", 16, 2)]
 )
