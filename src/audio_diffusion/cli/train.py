@@ -13,12 +13,12 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,9 +26,6 @@ from audio_diffusion import __version__
 from audio_diffusion.callbacks.checkpoint import SaveError
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
-from audio_diffusion.callbacks.jsonl import JsonlLogger
-from audio_diffusion.callbacks.loggers import GuardedLogger
-from audio_diffusion.callbacks.progress_bar import ProgressBar
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.checkpoints.manifest import differences
 from audio_diffusion.checkpoints.redaction import redacted, redacted_config
@@ -36,95 +33,14 @@ from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_resume, finished, own
-from audio_diffusion.cli.statistics import with_statistics
+from audio_diffusion.cli.train_parts import make_callbacks, make_loggers, make_module, make_trainer, report, resolve
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch_split import BatchSplit
-from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards.find import by_name, describe_manifests, read_classes
-from audio_diffusion.diffusion.levels import describe_levels
-from audio_diffusion.diffusion.report import describe
+from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.shards.find import describe_manifests
 from audio_diffusion.inference.loading import read_weights
-from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 from audio_diffusion.training.initial import start_from
 from audio_diffusion.training.module import DiffusionModule
-from audio_diffusion.training.precision import make_precision
-
-
-def datasets(cfg: DictConfig) -> dict[str, str]:
-    """The patterns of the training shards by name."""
-    train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
-    if not train:
-        raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
-    return by_name(train)  # type: ignore[arg-type]
-
-
-def make_store(cfg: DictConfig) -> RemoteStore:
-    """Creates the store that reads remote shards."""
-    return build(config.to_plain(cfg.data)["store"], "data.store")
-
-
-def device_type(accelerator: str) -> str:
-    """The type of device that ``trainer.accelerator`` selects: cuda, mps (Apple silicon) or cpu."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "cuda"
-    return "mps" if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() else "cpu"
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Fills in options that depend on the data and the machine, checks everything, and returns plain data."""
-    if cfg.init and cfg.ckpt not in ("auto", "last", "none", "overwrite"):
-        raise ConfigError(
-            "init, ckpt: give one: ckpt continues with optimizer and step, init starts from the weights alone"
-        )
-    if cfg.check and cfg.classes is None:
-        cfg.classes = []  # only the schedule and the sampler are checked, which needs no data
-    if cfg.classes is None:
-        try:
-            cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
-        except ValueError as error:
-            raise ConfigError(f"data.train: {error}") from error
-    accelerator = cfg.trainer.get("accelerator")
-    if accelerator in ("gpu", "cuda", "mps") and not cfg.check and device_type(accelerator) == "cpu":
-        raise ConfigError(f"trainer.accelerator={accelerator}: no GPU was found: write trainer=cpu or trainer=auto")
-    if cfg.trainer.get("precision") == "auto":
-        bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
-        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
-    plain = {"logger": None, **config.to_plain(cfg)}  # logger=null: only metrics.jsonl
-    given = {"training": ("net", "process", "representation", "recipe")}
-    problems = [
-        problem
-        for group in (
-            "data",
-            "model",
-            "representation",
-            "diffusion",
-            "sampler",
-            "training",
-            "trainer",
-            "logger",
-        )
-        if plain[group]
-        for problem in config.target_problems(plain[group], group, given.get(group, ()))
-    ]
-    problems += [p for k, node in plain["callbacks"].items() for p in config.target_problems(node, f"callbacks.{k}")]
-    if problems:
-        raise ConfigError("\n       ".join(problems))
-    if cfg.check:
-        return plain
-    return with_statistics(plain, list(datasets(cfg).values()), make_store(cfg))
-
-
-def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
-    """Checks that the representation and the network accept the length of a crop.
-
-    Raises:
-        ConfigError: naming the number of samples that it must be a multiple of.
-    """
-    crop, hop, multiple = audio["num_samples"], module.representation.hop, int(module.net.multiple)  # type: ignore[arg-type]
-    if crop % (hop * multiple):
-        raise ConfigError(
-            f"audio.num_samples: expected a multiple of {hop * multiple}, as the network takes, got {crop}"
-        )
 
 
 def git_commit() -> str:
@@ -173,28 +89,6 @@ def quiet() -> None:
         ".*dataloader is not resumable.*",  # the stream resumes from the position in the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def report(plain: dict[str, Any]) -> list[str]:
-    """Warnings about the schedule and the sampler of the samples made during training, or a line that both are right;
-    with ``check`` the full description. A run that is too short for a row of the log is named as well.
-
-    Raises:
-        ConfigError: if the sampler has more steps than the schedule.
-    """
-    process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
-    try:
-        lines, known = [], getattr(sampler, "keywords", {})
-        if "grid" in known and "num_steps" in known:  # a user's own sampler may have neither
-            lines += describe(process, known["grid"], known["num_steps"])
-        lines += describe_levels(process, sampler)
-    except ValueError as error:
-        raise ConfigError(f"sampler.{error}") from error
-    every, steps = plain["log_every_steps"], plain["max_steps"]
-    seldom = [f"no training loss is logged: log_every_steps={every} is more than max_steps={steps}"]
-    if not plain["check"]:
-        lines = [line for line in lines if line.startswith("warning: ")] or lines[-1:]
-    return lines + (seldom if every > steps else [])
 
 
 #: parts of the configuration that decide what the weights mean, beyond their sizes
@@ -254,6 +148,25 @@ def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         ) from error
 
 
+def introduction(
+    plain: dict[str, Any],
+    trainer: L.Trainer,
+    module: DiffusionModule,
+    data: AudioDataModule,
+    split: BatchSplit,
+    ckpt: Path | None,
+) -> Iterator[str]:
+    """Yields the lines that are printed before the first step: the network, the batches, the data, the checkpoint."""
+    parameters, device = sum(p.numel() for p in module.net.parameters()) / 1e6, trainer.strategy.root_device.type
+    steps = plain["trainer"]["max_steps"]
+    yield f"{plain['name']}: {parameters:.2f} M parameters, on {device}, to step {steps}, in {plain['run_dir']}/"
+    yield str(split)
+    yield from data.summary(plain["val_every_steps"] is not None)
+    if not plain["callbacks"].get("checkpoint"):
+        yield "callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from"
+    yield f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting a new run"
+
+
 def main(cfg: DictConfig) -> None:
     """Loads and checks the configuration, builds the parts, and trains."""
     quiet()
@@ -271,41 +184,10 @@ def main(cfg: DictConfig) -> None:
     L.seed_everything(plain["seed"], verbose=False)
     data = build(plain["data"], "data")
     recipe = redacted_config(plain)
-    module = build(
-        plain["training"],
-        "training",
-        net=build(plain["model"], "model"),
-        process=build(plain["diffusion"], "diffusion"),
-        representation=build(plain["representation"], "representation"),
-        recipe=recipe,
-    )
-    check_crop(module, plain["audio"])
-    for condition in module.conditions.by_name.values():
-        condition.check()  # for example whether a text encoder can be loaded
-    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
-    if plain["trainer"]["enable_progress_bar"]:
-        callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # few lines in a log file
-    loggers = [JsonlLogger(str(run_dir)), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
-    loggers = [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
-    options = plain["trainer"]
-    steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
-    precision = make_precision(options["precision"], device_type(options["accelerator"]))
-    trainer = build(
-        options,
-        "trainer",
-        precision=None,  # set by the plugin
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
-        default_root_dir=str(run_dir),
-        val_check_interval=min(plain["val_every_steps"] or steps, steps) * accumulate,  # Lightning counts batches
-        **({"limit_val_batches": 0} if plain["val_every_steps"] is None else {}),
-        check_val_every_n_epoch=None,  # validation is scheduled in steps: the stream is endless
-        log_every_n_steps=plain["log_every_steps"],
-        use_distributed_sampler=False,  # the stream is already split by rank
-        enable_model_summary=False,
-        enable_checkpointing=False,  # callbacks.checkpoint saves checkpoints
-    )
+    module = make_module(plain, recipe)
+    callbacks, loggers = make_callbacks(plain), make_loggers(plain)
+    trainer = make_trainer(plain, callbacks, loggers, cluster)
+    steps, accumulate = plain["trainer"]["max_steps"], plain["trainer"]["accumulate_grad_batches"]
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
         commit = git_commit()
@@ -322,15 +204,9 @@ def main(cfg: DictConfig) -> None:
                 logger.start()
                 logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})
 
-        parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
-        device = trainer.strategy.root_device.type
-        rank_zero_info(f"{plain['name']}: {parameters:.2f} M parameters, on {device}, to step {steps}, in {run_dir}/")
-        rank_zero_info(str(split))
-        for line in data.summary(plain["val_every_steps"] is not None) if trainer.is_global_zero else ():
-            rank_zero_info(line)
-        if not plain["callbacks"].get("checkpoint"):
-            rank_zero_info("callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from")
-        rank_zero_info(f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting a new run")
+        if trainer.is_global_zero:
+            for line in introduction(plain, trainer, module, data, split, ckpt):
+                rank_zero_info(line)
         fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         if trainer.global_step >= steps:
             rank_zero_info(what_next(plain))

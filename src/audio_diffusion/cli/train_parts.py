@@ -1,0 +1,184 @@
+"""Completes the configuration of train.py, checks its groups, and builds the parts of a training."""
+
+import sys
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.environments import ClusterEnvironment
+from omegaconf import DictConfig, OmegaConf
+
+from audio_diffusion.callbacks.jsonl import JsonlLogger
+from audio_diffusion.callbacks.loggers import GuardedLogger
+from audio_diffusion.callbacks.progress_bar import ProgressBar
+from audio_diffusion.cli import config
+from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.statistics import with_statistics
+from audio_diffusion.data.remote import RemoteStore
+from audio_diffusion.data.shards.find import by_name, read_classes
+from audio_diffusion.diffusion.levels import describe_levels
+from audio_diffusion.diffusion.report import describe
+from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
+from audio_diffusion.training.module import DiffusionModule
+from audio_diffusion.training.precision import make_precision
+
+
+def datasets(cfg: DictConfig) -> dict[str, str]:
+    """The patterns of the training shards by name."""
+    train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
+    if not train:
+        raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
+    return by_name(train)  # type: ignore[arg-type]
+
+
+def make_store(cfg: DictConfig) -> RemoteStore:
+    """Creates the store that reads remote shards."""
+    return build(config.to_plain(cfg.data)["store"], "data.store")
+
+
+def device_type(accelerator: str) -> str:
+    """The type of device that ``trainer.accelerator`` selects: cuda, mps (Apple silicon) or cpu."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() else "cpu"
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Fills in options that depend on the data and the machine, checks everything, and returns plain data."""
+    if cfg.init and cfg.ckpt not in ("auto", "last", "none", "overwrite"):
+        raise ConfigError(
+            "init, ckpt: give one: ckpt continues with optimizer and step, init starts from the weights alone"
+        )
+    if cfg.check and cfg.classes is None:
+        cfg.classes = []  # only the schedule and the sampler are checked, which needs no data
+    if cfg.classes is None:
+        try:
+            cfg.classes = read_classes(list(datasets(cfg).values()), make_store(cfg))
+        except ValueError as error:
+            raise ConfigError(f"data.train: {error}") from error
+    accelerator = cfg.trainer.get("accelerator")
+    if accelerator in ("gpu", "cuda", "mps") and not cfg.check and device_type(accelerator) == "cpu":
+        raise ConfigError(f"trainer.accelerator={accelerator}: no GPU was found: write trainer=cpu or trainer=auto")
+    if cfg.trainer.get("precision") == "auto":
+        bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
+        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+    plain = {"logger": None, **config.to_plain(cfg)}  # logger=null: only metrics.jsonl
+    given = {"training": ("net", "process", "representation", "recipe")}
+    problems = [
+        problem
+        for group in (
+            "data",
+            "model",
+            "representation",
+            "diffusion",
+            "sampler",
+            "training",
+            "trainer",
+            "logger",
+        )
+        if plain[group]
+        for problem in config.target_problems(plain[group], group, given.get(group, ()))
+    ]
+    problems += [p for k, node in plain["callbacks"].items() for p in config.target_problems(node, f"callbacks.{k}")]
+    if problems:
+        raise ConfigError("\n       ".join(problems))
+    if cfg.check:
+        return plain
+    return with_statistics(plain, list(datasets(cfg).values()), make_store(cfg))
+
+
+def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
+    """Checks that the representation and the network accept the length of a crop.
+
+    Raises:
+        ConfigError: naming the number of samples that it must be a multiple of.
+    """
+    crop, hop, multiple = audio["num_samples"], module.representation.hop, int(module.net.multiple)  # type: ignore[arg-type]
+    if crop % (hop * multiple):
+        raise ConfigError(
+            f"audio.num_samples: expected a multiple of {hop * multiple}, as the network takes, got {crop}"
+        )
+
+
+def report(plain: dict[str, Any]) -> list[str]:
+    """Warnings about the schedule and the sampler of the samples made during training, or a line that both are right;
+    with ``check`` the full description. A run that is too short for a row of the log is named as well.
+
+    Raises:
+        ConfigError: if the sampler has more steps than the schedule.
+    """
+    process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
+    try:
+        lines, known = [], getattr(sampler, "keywords", {})
+        if "grid" in known and "num_steps" in known:  # a user's own sampler may have neither
+            lines += describe(process, known["grid"], known["num_steps"])
+        lines += describe_levels(process, sampler)
+    except ValueError as error:
+        raise ConfigError(f"sampler.{error}") from error
+    every, steps = plain["log_every_steps"], plain["max_steps"]
+    seldom = [f"no training loss is logged: log_every_steps={every} is more than max_steps={steps}"]
+    if not plain["check"]:
+        lines = [line for line in lines if line.startswith("warning: ")] or lines[-1:]
+    return lines + (seldom if every > steps else [])
+
+
+def make_module(plain: dict[str, Any], recipe: dict[str, Any]) -> DiffusionModule:
+    """Builds the LightningModule with its network, diffusion and representation.
+
+    Raises:
+        ConfigError: if a part refuses its options, or the length of a crop does not fit.
+    """
+    module = build(
+        plain["training"],
+        "training",
+        net=build(plain["model"], "model"),
+        process=build(plain["diffusion"], "diffusion"),
+        representation=build(plain["representation"], "representation"),
+        recipe=recipe,
+    )
+    check_crop(module, plain["audio"])
+    for condition in module.conditions.by_name.values():
+        condition.check()  # for example whether a text encoder can be loaded
+    return module
+
+
+def make_callbacks(plain: dict[str, Any]) -> list[L.Callback]:
+    """Builds the callbacks, and the progress bar if there is one."""
+    callbacks = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
+    if plain["trainer"]["enable_progress_bar"]:
+        callbacks.append(ProgressBar(1, 5) if sys.stdout.isatty() else ProgressBar(60))  # few lines in a log file
+    return callbacks
+
+
+def make_loggers(plain: dict[str, Any]) -> list[GuardedLogger]:
+    """Builds the loggers, whose failures do not end the run: metrics.jsonl, and the one of the group ``logger``."""
+    loggers = [JsonlLogger(plain["run_dir"]), *([build(plain["logger"], "logger")] if plain["logger"] else [])]
+    return [logger if isinstance(logger, GuardedLogger) else GuardedLogger(logger) for logger in loggers]
+
+
+def make_trainer(
+    plain: dict[str, Any],
+    callbacks: list[L.Callback],
+    loggers: list[GuardedLogger],
+    cluster: ClusterEnvironment | None,
+) -> L.Trainer:
+    """Builds the Trainer."""
+    options = plain["trainer"]
+    steps, accumulate = options["max_steps"], options["accumulate_grad_batches"]
+    precision = make_precision(options["precision"], device_type(options["accelerator"]))
+    return build(
+        options,
+        "trainer",
+        precision=None,  # set by the plugin
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO(), precision, *([cluster] if cluster else [])],
+        default_root_dir=plain["run_dir"],
+        val_check_interval=min(plain["val_every_steps"] or steps, steps) * accumulate,  # Lightning counts batches
+        **({"limit_val_batches": 0} if plain["val_every_steps"] is None else {}),
+        check_val_every_n_epoch=None,  # validation is scheduled in steps: the stream is endless
+        log_every_n_steps=plain["log_every_steps"],
+        use_distributed_sampler=False,  # the stream is already split by rank
+        enable_model_summary=False,
+        enable_checkpointing=False,  # callbacks.checkpoint saves checkpoints
+    )
