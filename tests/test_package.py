@@ -130,6 +130,7 @@ def test_the_wheel_holds_every_config_and_the_marker_of_types(wheel: Path) -> No
     configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"audio_diffusion/{name}" for name in configs} <= names
     assert "audio_diffusion/py.typed" in names
+    assert {f"audio_diffusion/callbacks/page/templates/page.{kind}" for kind in ("html.j2", "css", "js")} <= names
 
 
 @pytest.fixture(scope="module")

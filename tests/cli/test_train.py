@@ -51,6 +51,8 @@ def trained(train: Run, tmp_path_factory: pytest.TempPathFactory, drum_shards: P
     assert "W&B: offline" in done.stdout + done.stderr
     assert "wandb sync runs/one/wandb/offline-run-*" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    assert re.search(r"val/loss_ema: lowest 0\.\d+ at step [24], last 0\.\d+", done.stdout + done.stderr)
+    assert "listen in runs/one/index.html, next: python sample.py ckpt=runs/one" in done.stdout + done.stderr
     return cwd
 
 
@@ -62,6 +64,10 @@ def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
     ]
     assert not (run_dir / "lock").exists()
     assert (run_dir / "samples" / "step_00000004" / "002_kick.wav").is_file()
+    page = (run_dir / "index.html").read_text()
+    assert page.count('"step":') == 2
+    assert "val/bits_per_dim" in page
+    assert (run_dir / "page" / "step_00000004" / "002_kick.png").is_file()
     assert "max_steps: 4" in (run_dir / "config.yaml").read_text()
     details = json.loads((run_dir / "details.json").read_text())
     assert details["git_commit"]

@@ -26,6 +26,7 @@ from audio_diffusion import __version__
 from audio_diffusion.callbacks.checkpoint import SaveError
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
+from audio_diffusion.callbacks.page.records import lowest, read_run
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.checkpoints.manifest import differences
 from audio_diffusion.checkpoints.redaction import redacted, redacted_config
@@ -112,12 +113,20 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
     return lines + [f"init: {text}" for key, text in changed if f"{key}.".startswith(_MEANING)]
 
 
+def figures(run_dir: Path) -> list[str]:
+    """Lines with the lowest and the last value of the curves that say how good the model is."""
+    try:
+        return [str(found) for found in lowest(read_run(run_dir).curves)]
+    except (OSError, ValueError):
+        return []  # the run has no records, as its disk is full
+
+
 def what_next(plain: dict[str, Any]) -> str:
     """The line printed after a finished run: the location of its results, and the next command."""
     run_dir, callbacks = plain["run_dir"], plain["callbacks"]
     saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "checkpoints are off, "
     sampling = callbacks.get("sampling")
-    listen = f"listen in {sampling['folder']}/, " if sampling else ""
+    listen = f"listen in {sampling.get('page') or sampling['folder'] + '/'}, " if sampling else ""
     last = f"curves in {run_dir}/metrics.jsonl"
     if callbacks.get("checkpoint"):
         last = f"next: {command('sample')} ckpt={shlex.quote(str(run_dir))}"
@@ -209,6 +218,8 @@ def main(cfg: DictConfig) -> None:
                 rank_zero_info(line)
         fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         if trainer.global_step >= steps:
+            for line in figures(run_dir) if trainer.is_global_zero else ():
+                rank_zero_info(line)
             rank_zero_info(what_next(plain))
         elif plain["callbacks"].get("checkpoint"):
             folder = run_dir / "checkpoints"

@@ -21,7 +21,7 @@ def make_run_folder(tmp_path: Path) -> Callable[..., Path]:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(
-            f"name: {name}\nrun_dir: runs/{name}\nlr: {lr}\ntrainer: {{max_steps: 1000}}\n"
+            f"name: {name}\nrun_dir: runs/{name}\nlr: {lr}\ndata: {{train: one}}\ntrainer: {{max_steps: 1000}}\n"
             f"callbacks: {{sampling: {{folder: runs/{name}/samples}}}}\n"
         )
         (run / "details.json").write_text(json.dumps({"git_commit": "abc", "data": {"train": {"shards": "drums"}}}))

@@ -12,7 +12,7 @@ import pytest
 
 from audio_diffusion.callbacks.page import curves
 from audio_diffusion.callbacks.page.page import write_page
-from audio_diffusion.callbacks.page.records import read_run
+from audio_diffusion.callbacks.page.records import lowest, read_run
 from audio_diffusion.callbacks.sampling import SampleAudio
 from audio_diffusion.diffusion.solvers.ddim import ddim
 
@@ -144,6 +144,16 @@ def test_only_pages_are_replaced(make_run_folder: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected the folder of a run"):
         write_page([tmp_path / "runs"], tmp_path / "page.html")
     assert other.read_text() == "<html>"
+
+
+def test_the_lowest_and_the_last_value_of_the_curves_that_judge_a_model(make_run_folder: Make) -> None:
+    folder = make_run_folder("one", rounds=0)
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write('{"step": 1500, "metrics/kad": 3}\n')
+    assert [str(found) for found in lowest(read_run(folder).curves)] == [
+        "val/loss_ema: lowest 0.1177 at step 20, last 0.1177",
+        "metrics/kad: lowest 2.5 at step 20, last 3",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -97,13 +97,14 @@ def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
     bands = {(number, name): thinned_band(_interval(run.curves, name)) for run, number, name in found}
     values = [value for points in drawn.values() for _, value in points]
     edges = [edge for band in bands.values() for _, low, high in band for edge in (low, high)]
-    steps = [step for points in drawn.values() for step, _ in points]
+    steps = [step for run, _, name in found for step, _ in (run.curves[name][0], run.curves[name][-1])]
 
+    prefix = next((start for together, _, start in _TOGETHER if together == title), "")  # said by the title
     panel = Panel(title, _rank(names[0]) < len(_FIRST))
     panel.is_log = min(values) > 0 and max(values) > 20 * min(values)
     if panel.is_log:
         edges = [edge for edge in edges if edge > 0]
-    panel.x_range = _widened(min(0, *steps) if len(steps) > 1 else 0, max(steps))
+    panel.x_range = _widened(min(0, *steps), max(steps))
     panel.y_range = _widened(min(values + edges), max(values + edges), panel.is_log)
     panel.x_ticks = [(_x(panel, tick), short(tick)) for tick in ticks(*panel.x_range, 4)]
     panel.y_ticks = [(_y(panel, tick), short(tick)) for tick in ticks(*panel.y_range, 5, panel.is_log)]
@@ -111,7 +112,7 @@ def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
         points, band = run.curves[name], bands[number, name]
         least = min(points, key=lambda point: point[1])
         colour = number if len(runs) > 1 else list(names).index(name)
-        shown = run.name if len(runs) > 1 else name
+        shown = run.name if len(runs) > 1 else name.removeprefix(prefix)
         outline = [(s, high) for s, _, high in band] + [(s, low) for s, low, _ in reversed(band)]
         text = _text(panel, drawn[number, name])
         lowest = f"{short(least[1])} at step {least[0]:,}"

@@ -12,7 +12,7 @@ import jinja2
 
 from audio_diffusion import __version__
 from audio_diffusion.callbacks.page import curves
-from audio_diffusion.callbacks.page.records import Round, Run, read_run
+from audio_diffusion.callbacks.page.records import Round, Run, lowest, read_run
 from audio_diffusion.callbacks.page.settings import differences, settings
 from audio_diffusion.callbacks.page.thumbnails import FOLDER, draw_missing, thumbnail_of
 
@@ -110,11 +110,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     last = run.config.get("trainer", {}).get("max_steps") if isinstance(run.config.get("trainer"), dict) else None
     if steps:
         facts.append(("step", f"{max(steps):,}" + (f" of {last:,}" if isinstance(last, int) else "")))
-    for name in ("val/loss_ema", "val/bits_per_dim"):
-        if points := run.curves.get(name):
-            step, value = min(points, key=lambda point: point[1])
-            facts.append((f"lowest {name}", f"{value:.4g} at step {step:,}"))
-            facts.append((f"last {name}", f"{points[-1][1]:.4g}"))
+    for found in lowest(run.curves):
+        facts.append((f"lowest {found.name}", f"{found.value:.4g} at step {found.step:,}"))
+        facts.append((f"last {found.name}", f"{found.last:.4g}"))
     if run.rounds:
         facts.append(("rounds of sounds", f"{len(run.rounds):,}"))
     for name, value in run.details.items():

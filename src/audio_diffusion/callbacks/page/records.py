@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 Points = list[tuple[int, float]]  # (step, value), by step
+JUDGED = ("val/loss_ema", "val/bits_per_dim", "metrics/kad", "metrics/fad")
 PICTURES = ("spectrograms.png", "reverse_process.png")
 
 
@@ -56,6 +57,26 @@ class Run:
     rounds: list[Round] = field(default_factory=list)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name of the folder
     notes: list[str] = field(default_factory=list)  # what could not be read
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """The lowest and the last value of a curve."""
+
+    name: str
+    value: float
+    step: int
+    last: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: lowest {self.value:.4g} at step {self.step:,}, last {self.last:.4g}"
+
+
+def lowest(curves: dict[str, Points]) -> list[Lowest]:
+    """Those of the curves that say how good a model is, and of which less is better."""
+    found = [name for name in JUDGED if name in curves]
+    best = [min(curves[name], key=lambda point: point[1]) for name in found]
+    return [Lowest(name, value, step, curves[name][-1][1]) for name, (step, value) in zip(found, best, strict=True)]
 
 
 def is_run(folder: Path) -> bool:

@@ -21,7 +21,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def settings(run: Run) -> dict[str, str]:
     """The configuration, the commit and the data of a run."""
-    return {**dict(flat(run.config)), **dict(flat(run.details))}
+    return {**dict(flat(run.config)), **dict(flat(run.details, "details."))}
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -35,7 +35,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     for name in names:
         values = [found.get(name, "-") for found in by_run]
         compared = {_without_folder(value, run) for value, run in zip(values, runs, strict=True)}
-        if name not in _OWN and len(compared) > 1:
+        if name not in _OWN and len(set(values)) > 1 and len(compared) > 1:
             rows.append((name, values))
     return rows
 

@@ -94,14 +94,14 @@
     return wanted.map((index) => inRange[at = Math.min(last, Math.max(index, at + 1))]);
   };
   const button = (clip) => {
-    const levels = clip.peak === null ? "" : `peak ${clip.peak.toFixed(1)} dB`;
+    const levels = clip.peak === null ? "" : `peak ${clip.peak.toFixed(1)} dB `;
     const about = make("span", { className: "about" }, make("b", { textContent: number(clip.step) }), levels);
-    if (clip.clipped > 0) about.append(make("span", { className: "wrong", textContent: `, ${clip.clipped} % clipped` }));
+    if (clip.clipped > 0) about.append(make("span", { className: "wrong", textContent: `${clip.clipped} % over` }));
     const picture = clip.picture
       ? make("img", { loading: "lazy", src: clip.picture, alt: "" })
       : make("span", { className: "none", textContent: "no picture" });
     const element = make("button", { type: "button", className: "clip", clip }, picture, about);
-    element.title = clip.rms === null ? name(clip) : `${name(clip)}, RMS ${clip.rms} dBFS`;
+    element.title = clip.rms === null ? name(clip) : `${name(clip)}, RMS ${clip.rms} dBFS, ${clip.clipped || 0} % over full scale`;
     element.setAttribute("aria-label", `play ${name(clip)}`);
     element.addEventListener("click", () => (clip === playing && !audio.paused ? audio.pause() : play(clip)));
     return element;
