@@ -1,17 +1,21 @@
 """SaveCheckpoint and its plugin under a real Trainer: what is kept, what happens when a write fails."""
 
 import errno
+import math
 import os
 import threading
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
 from audio_diffusion.callbacks.checkpoint import SaveCheckpoint, SaveError
+from audio_diffusion.callbacks.loggers import log_metrics
 from audio_diffusion.checkpoints import files
 from audio_diffusion.checkpoints.folder import newest_verified, problem_of
 from audio_diffusion.checkpoints.manifest import Manifest, hash_of
+from audio_diffusion.inference.checkpoint_reader import find
 from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 
 
@@ -27,6 +31,61 @@ def test_the_newest_and_every_nth_are_kept_by_step(make_run, tmp_path):
     save = SaveCheckpoint(str(tmp_path), every_n_steps=2, keep=2, keep_every_n_steps=4)
     make_run(max_steps=11, callbacks=[save]).fit()
     assert names(tmp_path) == both(4, 8, 10, 11)
+
+
+class LogAtValidation(L.Callback):
+    """Logs the next of some values at each validation."""
+
+    def __init__(self, *values: float):
+        self.values = iter(values)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        log_metrics(trainer, {"metrics/kad": next(self.values)})
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 4), ("max", 6)])
+def test_the_best_checkpoint_is_kept_beside_the_newest(make_run, tmp_path, mode, best):
+    save = SaveCheckpoint(str(tmp_path), every_n_steps=4, keep=1, monitor="metrics/kad", mode=mode)
+    make_run(max_steps=8, val_every=2, callbacks=[LogAtValidation(3.0, 2.0, 5.0, math.nan), save]).fit()
+    assert names(tmp_path) == both(8)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == both(best)
+    assert problem_of(tmp_path / "best" / f"step_{best:08d}.ckpt") is None
+    assert find(str(tmp_path / "best")).name == f"step_{best:08d}.ckpt"
+
+
+def test_the_best_value_is_known_after_a_resume(make_run, tmp_path):
+    def life(max_steps, *values):
+        save = SaveCheckpoint(str(tmp_path), monitor="metrics/kad")
+        run = make_run(max_steps=max_steps, val_every=2, callbacks=[LogAtValidation(*values), save])
+        run.fit(newest_verified(tmp_path / "checkpoints").path)
+
+    life(2, 3.0)
+    life(4, 4.0)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == both(2)
+    life(6, 1.0)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == both(6)
+
+
+def test_training_continues_from_the_best_checkpoint_as_if_it_had_not_stopped(make_run, tmp_path):
+    weights = []
+    for ckpt in (None, tmp_path / "best" / "step_00000004.ckpt"):
+        save = SaveCheckpoint(str(tmp_path if ckpt is None else tmp_path / "again"), monitor="metrics/kad")
+        run = make_run(max_steps=6, val_every=2, callbacks=[LogAtValidation(3.0, 2.0, 5.0), save])
+        run.fit(ckpt)
+        weights.append([p.detach().clone() for p in run.module.net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_metric_that_is_not_logged_is_named_once(make_run, tmp_path):
+    save = SaveCheckpoint(str(tmp_path), monitor="metrics/kat")
+    with pytest.warns(
+        UserWarning, match=r"no metric 'metrics/kat' has been logged.*Did you mean 'metrics/kad'"
+    ) as seen:
+        make_run(max_steps=4, val_every=2, callbacks=[LogAtValidation(3.0, 2.0), save]).fit()
+    assert sum("metrics/kat" in str(warning.message) for warning in seen) == 1
+    assert not (tmp_path / "best").exists()
+    with pytest.raises(ValueError, match='mode: expected "min" or "max"'):
+        SaveCheckpoint(str(tmp_path), mode="least")
 
 
 def test_the_manifest_says_what_the_checkpoint_is(make_run, tmp_path):

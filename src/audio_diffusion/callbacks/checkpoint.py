@@ -1,16 +1,21 @@
 """Saves checkpoints during training, in the background; ``checkpoints`` has the file formats."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.callbacks.loggers import latest_metrics, log_metrics
 from audio_diffusion.checkpoints.files import is_full, room
 from audio_diffusion.checkpoints.folder import Keep, path_of
+from audio_diffusion.inference.targets import nearest
 from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
+
+BEST = "best"  # folder of the best checkpoint, beside that of the newest ones
 
 
 class SaveError(RuntimeError):
@@ -29,17 +34,37 @@ class SaveCheckpoint(L.Callback):
         every_n_steps: optimizer steps between checkpoints.
         keep: number of the newest checkpoints to keep.
         keep_every_n_steps: those of steps that are a multiple of this stay as well; None for no more.
+        monitor: name of a logged metric, such as "val/loss_ema". After each validation that improves it, the checkpoint
+            of that step is also saved in the folder ``best``, which has one checkpoint; None for no such folder.
+        mode: "min" if less is better, or "max".
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, or another mode.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 1000, keep: int = 2, keep_every_n_steps: int | None = None):
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int = 1000,
+        keep: int = 2,
+        keep_every_n_steps: int | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+    ):
         numbers = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.folder, self.every_n_steps = Path(folder, "checkpoints"), every_n_steps
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode: expected "min" or "max", got {mode!r}')
+        self.folder, self.best_folder, self.every_n_steps = (
+            Path(folder, "checkpoints"),
+            Path(folder, BEST),
+            every_n_steps,
+        )
+        self.monitor, self.mode = monitor, mode
+        self.best: float | None = None  # value of the metric at the checkpoint in the folder best
+        self._warned = False
         self.keep = Keep(keep, keep_every_n_steps)
         self._retry_every_n_steps = max(1, every_n_steps // 10)
         self._failures, self._retry = 0, False
@@ -49,7 +74,14 @@ class SaveCheckpoint(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         io = self._io(trainer)
-        io.world_size, io.keep = trainer.world_size, self.keep
+        io.world_size, io.keep, io.keep_in = trainer.world_size, self.keep, {BEST: Keep(1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.best is None else {"best": self.best, "monitor": self.monitor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("monitor") == self.monitor:  # the values of another metric cannot be compared
+            self.best = state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.strategy.broadcast(trainer.global_step)
@@ -65,6 +97,31 @@ class SaveCheckpoint(L.Callback):
             return
         if step % self.every_n_steps == 0 or (step % self._retry_every_n_steps == 0 and self._agree_to_retry(trainer)):
             self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the best checkpoint so far; rank 0 decides, as it alone has all metrics."""
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        value = trainer.strategy.broadcast(self._monitored(trainer))
+        if value is None or not math.isfinite(value):
+            return
+        if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
+            self.best = value
+            self._finish(trainer)
+            trainer.save_checkpoint(path_of(self.best_folder, trainer.global_step), weights_only=False)
+            self._finish(trainer)
+
+    def _monitored(self, trainer: L.Trainer) -> float | None:
+        """The metric, if it was logged at this step; a warning, once, if it never was."""
+        logged = latest_metrics(trainer)
+        step, value = logged.get(self.monitor or "", (-1, 0.0))
+        if step == -1 and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"callbacks.checkpoint.monitor: no metric {self.monitor!r} has been logged, so no best checkpoint "
+                f"is kept.{nearest(self.monitor or '', list(logged))}"
+            )
+        return value if step == trainer.global_step else None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last one, waited for, and tried once more where it fails."""

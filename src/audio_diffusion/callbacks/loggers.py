@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import wandb
@@ -199,8 +200,17 @@ def _each(trainer: L.Trainer, work: Callable[[Logger], Any]) -> None:
             work(logger)
 
 
+_latest: WeakKeyDictionary[L.Trainer, dict[str, tuple[int, float]]] = WeakKeyDictionary()
+
+
+def latest_metrics(trainer: L.Trainer) -> Mapping[str, tuple[int, float]]:
+    """The newest (step, value) of each metric that was logged on this rank."""
+    return _latest.get(trainer, {})
+
+
 def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """Writes one row of metrics, at the current optimizer step, to all loggers."""
+    _latest.setdefault(trainer, {}).update({name: (trainer.global_step, float(v)) for name, v in metrics.items()})
     _each(trainer, lambda logger: logger.log_metrics(dict(metrics), step=trainer.global_step))
 
 

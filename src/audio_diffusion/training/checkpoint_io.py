@@ -28,6 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.world_size, self.keep = 1, Keep()
+        self.keep_in: dict[str, Keep] = {}  # other rules, by the name of the folder of checkpoints
         self.num_bytes = 0  # of the tensors of the last save
         self._copies, self._writer = HostCopy(), BackgroundWriter()
 
@@ -43,13 +44,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if problem := self._not_finite(content):
             raise ValueError(problem)
         write(path, partial(torch.save, content), partial(self._manifest, content))
-        self.keep.prune(path.parent, step_of(path))
+        self._prune(path)
+
+    def _prune(self, path: Path) -> None:
+        self.keep_in.get(path.parent.name, self.keep).prune(path.parent, step_of(path))
 
     def _write_shards(self, group: dist.ProcessGroup, content: dict[str, Any], path: Path) -> None:
         problem = self._not_finite(content)
         sharded.write(path, *sharded.split(content), problem, partial(self._manifest, content), group)
         if dist.get_rank(group) == 0:
-            self.keep.prune(path.parent, step_of(path))
+            self._prune(path)
 
     def _not_finite(self, content: dict[str, Any]) -> str | None:
         place = non_finite(content)
