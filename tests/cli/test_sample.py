@@ -122,6 +122,7 @@ def test_the_json_makes_the_same_file_again(user: Path, sample: Callable[..., st
     program, script, *arguments = record["command"]
     assert (program, script) == ("python", "sample.py")
     assert (user / "a.png").stat().st_size > 5000
+    assert '"isFolder":true' in (user / "a.html").read_text()
     before = [(user / "a" / row["file"]).read_bytes() for row in record["files"]]
     sample(*arguments[2:])
     assert before == [(user / "a" / row["file"]).read_bytes() for row in record["files"]]

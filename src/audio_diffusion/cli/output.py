@@ -1,4 +1,4 @@
-"""Chooses where results are written: a folder of audio, with a json and a picture of the same name next to it."""
+"""Chooses where results are written: a folder of audio, with a json, a picture and a page of its name next to it."""
 
 from itertools import count
 from pathlib import Path
@@ -31,12 +31,12 @@ def default_folder(model: Model, ckpt: str, task: str) -> Path:
 def claim(wanted: Path) -> Path:
     """Creates and returns a new folder of this name, or of the first free one of name_2, name_3 ..
 
-    A name is free if no folder, json or picture has it. Two programs at the same time get different folders.
+    A name is free if no folder, json, picture or page has it. Two programs at the same time get different folders.
     """
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = wanted if number == 1 else beside(wanted, f"_{number}")
-        if any(beside(folder, ending).exists() for ending in (".json", ".png")):
+        if any(beside(folder, ending).exists() for ending in (".json", ".png", ".html")):
             continue
         try:
             folder.mkdir()
@@ -53,5 +53,5 @@ def note_of(folder: Path) -> str | None:
         return None
     return (
         f"{folder} holds {there} file{'s' * (there != 1)} already: those of equal names are replaced, the others stay; "
-        f"{beside(folder, '.json')} and the picture are replaced too"
+        f"{beside(folder, '.json')}, the picture and the page are replaced too"
     )

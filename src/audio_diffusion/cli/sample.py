@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import audio_diffusion
+from audio_diffusion.callbacks.page.page import write_results_page
 from audio_diffusion.cli.command_line import command, typed
 from audio_diffusion.cli.interruption import CtrlC, end
 from audio_diffusion.cli.options import SampleOptions
@@ -103,6 +104,18 @@ def record(model: Model, options: SampleOptions, work: Work) -> Path:
     return path
 
 
+def write_page_beside(folder: Path) -> str:
+    """Writes a page to listen on beside the files; returns what to print of it, empty if it cannot be written."""
+    path = beside(folder, ".html")
+    try:
+        for note in write_results_page(folder, path):
+            print(f"{path}: {note}")
+    except (ValueError, OSError) as error:
+        print(f"no page is written: {error}")
+        return ""
+    return f"   to listen: {path}"
+
+
 def main(options: SampleOptions) -> None:
     """Loads the model, generates batch by batch, and writes the results."""
     task, devices = make_task(options.task, options.record()), devices_of(options.device, options.devices)
@@ -130,12 +143,15 @@ def main(options: SampleOptions) -> None:
         labels = [sample.label for sample, _ in work.shown if sample.label]
         origin = model.origin
         real = real_clips(origin.data, options.real, model.crop, origin.classes, labels, len(work.shown))
+    page = write_page_beside(work.output)
     picture = draw(work.shown, real, model.sample_rate, task, beside(work.output, ".png"))
     for line in notes(work.rows, task, options.format):
         print(line)
     if work.output.name != default.name and not work.is_named:
         print(f"{default} is of an earlier command: a new folder was made")
-    print(f"{counted(len(work.rows), 'file')}: {work.output}/   how each was made: {written}   picture: {picture}")
+    print(
+        f"{counted(len(work.rows), 'file')}: {work.output}/   how each was made: {written}   picture: {picture}{page}"
+    )
 
 
 def notes(rows: list[dict[str, Any]], task: Task, format: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from audio_diffusion.callbacks.page import curves
-from audio_diffusion.callbacks.page.page import write_page
+from audio_diffusion.callbacks.page.page import write_page, write_results_page
 from audio_diffusion.callbacks.page.records import lowest, read_run
 from audio_diffusion.callbacks.sampling import SampleAudio
 from audio_diffusion.diffusion.solvers.ddim import ddim
@@ -110,6 +110,27 @@ def test_damaged_records_are_noted_and_the_rest_is_shown(damage: str, make_run_f
     assert counts == [5 if damage == "sound" else 6, 6]
     labels = [slot["label"] for slot in data_of(page)[0]["slots"]]
     assert labels == ["clap", "hat", "kick"] * 2  # of a round without a table by the names of its files
+
+
+def test_a_folder_of_sounds_has_a_page_beside_it(make_run_folder: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "generated"
+    make_run_folder("one", rounds=1)
+    (tmp_path / "runs/one/samples/step_00000005").rename(folder)
+    with pytest.raises(ValueError, match=r"expected .*generated\.json"):
+        write_results_page(folder, tmp_path / "generated.html")
+    files = [{"file": f"{i:03d}_{label}.wav", "label": label, "seed": i} for i, label in enumerate(["clap", "hat"])]
+    record = {"checkpoint": {"step": 7}, "options": {"seed": 3}, "files": [*files, {"file": "002_gone.wav"}]}
+    (tmp_path / "generated.json").write_text(json.dumps(record))
+    notes = write_results_page(folder, tmp_path / "generated.html")
+    assert notes == ["generated: 1 of 3 sounds missing"]
+    page = (tmp_path / "generated.html").read_text()
+    (found,) = data_of(page)
+    assert (found["isFolder"], found["samples"], found["ending"]) == (True, ".", ".wav")
+    assert [slot["seed"] for slot in found["slots"]] == ["0", "1"]
+    assert found["rounds"][0]["folder"] == "generated"
+    assert all(address.startswith("data:image/png;base64,iVBOR") for address in found["embedded"].values())
+    assert len(found["embedded"]) == 2
+    assert '<th scope="row">options.seed</th><td>3</td>' in page
 
 
 def test_values_that_are_not_finite_are_gaps(make_run_folder: Make) -> None:

@@ -12,9 +12,9 @@ import jinja2
 
 from audio_diffusion import __version__
 from audio_diffusion.callbacks.page import curves
-from audio_diffusion.callbacks.page.records import Round, Run, lowest, read_run
+from audio_diffusion.callbacks.page.records import Round, Run, lowest, read_results, read_run
 from audio_diffusion.callbacks.page.settings import differences, settings
-from audio_diffusion.callbacks.page.thumbnails import FOLDER, draw_missing, thumbnail_of
+from audio_diffusion.callbacks.page.thumbnails import FOLDER, draw_missing, embedded, thumbnail_of
 
 NAME = "index.html"
 _MARK = '<meta name="generator" content="audio_diffusion'  # at the start of every page, and of no other file
@@ -36,14 +36,30 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
     Raises:
         ValueError: if a folder is not that of a run, or ``path`` is a file other than a page.
     """
-    if path.is_dir():
-        raise ValueError(f"output: expected a file, such as {path / NAME}, but {path} is a folder")
-    if path.is_file() and _MARK.encode() not in path.read_bytes()[:1000]:
-        raise ValueError(f"output: {path} exists and is not a page of this program; choose another output=FILE")
+    _check_target(path)
     runs = [read_run(folder) for folder in folders]
     for run, name in zip(runs, _distinct([run.folder for run in runs]), strict=True):
         run.name = name
         draw_missing(run)
+    return _write(runs, path)
+
+
+def write_results_page(folder: Path, path: Path) -> list[str]:
+    """Writes a page of a folder of generated sounds with the json beside it, as ``write_page`` does of runs."""
+    _check_target(path)
+    return _write([read_results(folder)], path)
+
+
+def _check_target(path: Path) -> None:
+    """Refuses to replace anything but a page."""
+    if path.is_dir():
+        raise ValueError(f"output: expected a file, such as {path / NAME}, but {path} is a folder")
+    if path.is_file() and _MARK.encode() not in path.read_bytes()[:1000]:
+        raise ValueError(f"output: {path} exists and is not a page of this program; choose another output=FILE")
+
+
+def _write(runs: Sequence[Run], path: Path) -> list[str]:
+    """Writes a page; returns the notes on its runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(render(runs, path.parent), encoding="utf-8")
@@ -83,6 +99,7 @@ def render(runs: Sequence[Run], base: Path) -> str:
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         runs=runs,
         facts=[_facts(run) for run in runs],
+        is_folder=runs[0].is_folder,
         data={"runs": [_data(run, base) for run in runs]},
         num_clips=sum(len(found.clips) for run in runs for found in run.rounds),
         panels=[panel for panel in panels if panel.is_first],
@@ -113,7 +130,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     for found in lowest(run.curves):
         facts.append((f"lowest {found.name}", f"{found.value:.4g} at step {found.step:,}"))
         facts.append((f"last {found.name}", f"{found.last:.4g}"))
-    if run.rounds:
+    if run.rounds and not run.is_folder:
         facts.append(("rounds of sounds", f"{len(run.rounds):,}"))
     for name, value in run.details.items():
         if name == "git_commit":
@@ -130,8 +147,11 @@ def _data(run: Run, base: Path) -> dict[str, Any]:
     number = {slot: place for place, slot in enumerate(sorted(slots))}
     return {
         "name": run.name,
-        "samples": url(run.folder / "samples", base),
+        "isFolder": run.is_folder,
+        "ending": next((clip.file.suffix for found in run.rounds for clip in found.clips), ""),
+        "samples": url(run.folder.parent if run.is_folder else run.folder / "samples", base),
         "thumbnails": url(run.folder / FOLDER, base),
+        "embedded": embedded(run) if run.is_folder else {},
         "slots": [slots[slot] for slot in number],
         "rounds": [_round(run, found, number) for found in run.rounds],
     }
@@ -142,7 +162,7 @@ def _round(run: Run, found: Round, number: dict[str, int]) -> dict[str, Any]:
     clips = []
     for clip in found.clips:
         peak, rms = _db(clip.row.get("peak", "")), _db(clip.row.get("rms", ""))
-        has_picture = int(thumbnail_of(run, found, clip).exists())
+        has_picture = int(not run.is_folder and thumbnail_of(run, found, clip).exists())
         clips.append([number[clip.slot], peak, rms, _number(clip.row.get("clipped_percent", "")), has_picture])
     return {"step": found.step, "folder": found.folder.name, "pictures": found.pictures, "clips": clips}
 

@@ -57,6 +57,7 @@ class Run:
     rounds: list[Round] = field(default_factory=list)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name of the folder
     notes: list[str] = field(default_factory=list)  # what could not be read
+    is_folder: bool = False  # whether it is a folder of sounds, with the json beside it, and not a run
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,34 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def _mapping(run: Run, name: str) -> dict[str, Any]:
-    """Reads a YAML or json file; empty if there is none or it is damaged."""
-    path = run.folder / name
+def read_results(folder: Path) -> Run:
+    """Reads a folder of generated sounds, by the json beside it that sample.py writes.
+
+    Raises:
+        ValueError: if there is no such json.
+    """
+    run = Run(folder, folder.resolve().name, is_folder=True)
+    name = f"{folder.name}.json"
+    record = _mapping(run, name, folder.parent)
+    if not isinstance(rows := record.pop("files", None), list):
+        raise ValueError(f"expected {folder.parent / name}, which sample.py writes beside its files")
+    run.config = record
+    clips = []
+    for row in rows:
+        if isinstance(row, dict) and (path := folder / str(row.get("file"))).is_file():
+            known = {name: str(row[name]) for name in ("label", "seed") if row.get(name) is not None}
+            clips.append(Clip(path, path.stem, known))
+    if len(clips) < len(rows):
+        run.notes.append(f"{len(rows) - len(clips)} of {len(rows)} sounds missing")
+    checkpoint = record.get("checkpoint")
+    step = checkpoint.get("step") if isinstance(checkpoint, dict) else None
+    run.rounds = [Round(step if isinstance(step, int) else 0, folder, clips, [])]
+    return run
+
+
+def _mapping(run: Run, name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Reads a YAML or json file in the run's folder, or in another; empty if there is none or it is damaged."""
+    path = (folder or run.folder) / name
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

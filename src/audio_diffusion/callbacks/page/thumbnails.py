@@ -1,11 +1,14 @@
 """Small spectrograms of the sounds, for the page."""
 
 import os
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 
 from audio_diffusion.callbacks.page.records import Clip, Round, Run
 
 FOLDER = "page"  # in the run's folder
+MOST_EMBEDDED = 150  # of a folder of sounds; the others have none, or the page would be large
 MOST_COLUMNS = 160  # of a spectrogram; of more, the loudest of neighbours is shown
 
 
@@ -22,14 +25,40 @@ def draw_missing(run: Run) -> None:
             path = thumbnail_of(run, found, clip)
             try:
                 if not path.exists() or path.stat().st_mtime < clip.file.stat().st_mtime:
-                    _draw(clip.file, path)
+                    _save(clip.file, path)
             except Exception as error:  # a damaged sound, a folder that cannot be written
                 failed.append(f"{clip.file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     if failed:
         run.notes.append(f"{len(failed)} spectrogram{'s' * (len(failed) > 1)} cannot be drawn, e.g. of {failed[0]}")
 
 
-def _draw(audio: Path, path: Path) -> None:
+def embedded(run: Run) -> dict[str, str]:
+    """The spectrograms of a folder of sounds as addresses that hold them, by slot; those that cannot be drawn are left
+    out."""
+    found: dict[str, str] = {}
+    clips = [clip for each in run.rounds for clip in each.clips]
+    for clip in clips[:MOST_EMBEDDED]:
+        try:
+            picture = BytesIO()
+            _draw(clip.file, picture)
+            found[clip.slot] = f"data:image/png;base64,{b64encode(picture.getvalue()).decode()}"
+        except Exception as error:
+            run.notes.append(f"the spectrogram of {clip.file.name} cannot be drawn: {error}")
+    if len(clips) > MOST_EMBEDDED:
+        run.notes.append(f"spectrograms are drawn of the first {MOST_EMBEDDED} of {len(clips)} sounds")
+    return found
+
+
+def _save(audio: Path, path: Path) -> None:
+    """Draws a sound into a file, which is complete once it has its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    _draw(audio, part)
+    os.replace(part, path)
+
+
+def _draw(audio: Path, target: Path | BytesIO) -> None:
+    """Draws a sound as PNG."""
     import soundfile  # not at the top, with torch: a page whose spectrograms are there needs neither
     import torch
     from matplotlib.image import imsave
@@ -41,7 +70,4 @@ def _draw(audio: Path, path: Path) -> None:
         raise ValueError(f"expected at least 64 samples, got {len(samples)}")
     picture = mel_db(torch.from_numpy(samples.T.copy()), sample_rate)
     columns = torch.nn.functional.adaptive_max_pool1d(picture, min(MOST_COLUMNS, picture.shape[-1]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    imsave(part, columns.numpy(), vmin=FLOOR_DB, vmax=0, cmap="magma", origin="lower", format="png")
-    os.replace(part, path)
+    imsave(target, columns.numpy(), vmin=FLOOR_DB, vmax=0, cmap="magma", origin="lower", format="png")

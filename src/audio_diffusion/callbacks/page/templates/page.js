@@ -30,10 +30,11 @@
   const clips = runs.flatMap((run, r) => run.rounds.flatMap((round) => round.clips.map(
     ([slot, peak, rms, clipped, hasPicture]) => ({
       r, run, round, slot: run.slots[slot], step: round.step, peak, rms, clipped,
-      audio: `${run.samples}/${part(round.folder)}/${part(run.slots[slot].id)}.wav`,
-      picture: hasPicture ? `${run.thumbnails}/${part(round.folder)}/${part(run.slots[slot].id)}.png` : null,
+      audio: `${run.samples}/${part(round.folder)}/${part(run.slots[slot].id)}${run.ending}`,
+      picture: run.embedded[run.slots[slot].id] ? run.embedded[run.slots[slot].id] : hasPicture ? `${run.thumbnails}/${part(round.folder)}/${part(run.slots[slot].id)}.png` : null,
     }))));
-  const track = (clip) => `${clip.r}/${clip.slot.id}`; // one slot of one run
+  const isFolder = runs[0].isFolder; // of sounds, each a slot of its own
+  const track = (clip) => (isFolder ? "" : `${clip.r}/${clip.slot.id}`); // one slot of one run
   const tracks = Map.groupBy ? Map.groupBy(clips, track) : clips.reduce((found, clip) =>
     found.set(track(clip), [...(found.get(track(clip)) || []), clip]), new Map());
 
@@ -41,7 +42,8 @@
   const audio = $("audio");
   let playing = null, before = null;
   const name = (clip) => (runs.length > 1 ? `${clip.run.name} · ` : "") +
-    `${clip.slot.label} · slot ${clip.slot.id.split("_")[0]} · step ${number(clip.step)}`;
+    (isFolder ? `${clip.slot.label} · ${clip.slot.id}${clip.run.ending}`
+      : `${clip.slot.label} · slot ${clip.slot.id.split("_")[0]} · step ${number(clip.step)}`);
   const mark = () => document.querySelectorAll(".clip").forEach((button) => {
     const isChosen = button.clip === playing;
     button.classList.toggle("chosen", isChosen);
@@ -95,13 +97,13 @@
   };
   const button = (clip) => {
     const levels = clip.peak === null ? "" : `peak ${clip.peak.toFixed(1)} dB `;
-    const about = make("span", { className: "about" }, make("b", { textContent: number(clip.step) }), levels);
+    const about = make("span", { className: "about" }, make("b", { textContent: isFolder ? clip.slot.id : number(clip.step) }), levels);
     if (clip.clipped > 0) about.append(make("span", { className: "wrong", textContent: `${clip.clipped} % over` }));
     const picture = clip.picture
       ? make("img", { loading: "lazy", src: clip.picture, alt: "" })
       : make("span", { className: "none", textContent: "no picture" });
     const element = make("button", { type: "button", className: "clip", clip }, picture, about);
-    element.title = clip.rms === null ? name(clip) : `${name(clip)}, RMS ${clip.rms} dBFS, ${clip.clipped || 0} % over full scale`;
+    element.title = clip.rms === null ? name(clip) + (clip.slot.seed ? `, seed ${clip.slot.seed}` : "") : `${name(clip)}, RMS ${clip.rms} dBFS, ${clip.clipped || 0} % over full scale`;
     element.setAttribute("aria-label", `play ${name(clip)}`);
     element.addEventListener("click", () => (clip === playing && !audio.paused ? audio.pause() : play(clip)));
     return element;
@@ -116,17 +118,18 @@
     const visible = chosen.filter((clip) => kept.get(clip.r).has(clip.step));
     const bySlot = new Map();
     for (const clip of visible) {
-      if (!bySlot.has(clip.slot.id)) bySlot.set(clip.slot.id, new Map());
-      const strips = bySlot.get(clip.slot.id);
+      const box = isFolder ? clip.slot.label : clip.slot.id;
+      if (!bySlot.has(box)) bySlot.set(box, new Map());
+      const strips = bySlot.get(box);
       strips.set(clip.r, [...(strips.get(clip.r) || []), clip]);
     }
     $("slots").replaceChildren(...[...bySlot].sort(([a], [b]) => (a < b ? -1 : 1)).map(([id, strips]) => {
       const first = [...strips.values()][0][0].slot;
       const seeds = new Set([...strips.values()].map((strip) => strip[0].slot.seed));
-      const title = make("h3", {}, first.label, make("small", { textContent: `slot ${id.split("_")[0]}` +
+      const title = make("h3", {}, first.label, make("small", { textContent: isFolder ? "" : `slot ${id.split("_")[0]}` +
         (first.seed && seeds.size === 1 ? `, seed ${first.seed}` : "") }));
       const box = make("section", { className: "slot" }, title);
-      box.setAttribute("aria-label", `${first.label}, slot ${id.split("_")[0]}`);
+      box.setAttribute("aria-label", isFolder ? first.label : `${first.label}, slot ${id.split("_")[0]}`);
       for (const [r, strip] of strips) {
         if (runs.length > 1) box.append(make("div", { className: "strip-name", textContent: runs[r].name }));
         box.append(make("div", { className: "strip" }, ...strip.map(button)));
@@ -149,7 +152,7 @@
     if ($("by-run")) options($("by-run"), runs.map((run, r) => [r, run.name]));
     const slots = new Map(runs.flatMap((run) => run.slots.map((slot) => [slot.id, slot.label])));
     const cut = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text);
-    options($("by-slot"), [...slots].sort().map(([id, label]) => [id, `${id.split("_")[0]} ${cut(label)}`]));
+    options($("by-slot"), [...slots].sort().map(([id, label]) => [id, isFolder ? id : `${id.split("_")[0]} ${cut(label)}`]));
     options($("by-label"), [...new Set(slots.values())].sort().map((label) => [label, cut(label)]));
     options($("from-step"), steps.map((step) => [step, number(step)]));
     options($("to-step"), steps.map((step) => [step, number(step)]));
