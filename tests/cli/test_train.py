@@ -304,9 +304,33 @@ def test_evaluate_compares_generated_clips_and_folders_with_real_ones(
     assert "metrics.likelihood: expected a model" in refused.stderr
 
 
+def test_evaluate_measures_samplers_steps_and_guidance_against_network_calls(run_program: Run, trained: Path) -> None:
+    sweep = ["sweep.num_steps=[2,4]", "sweep.sampler=[ddim,heun]", "sweep.guidance_scale=[1,2]"]
+    few = ["metrics=[signal]", "num_clips=3", "output=swept", "device=cpu"]
+    done = run_program(trained, "evaluate.py", "ckpt=runs/one", *few, *sweep)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((trained / "swept" / "evaluation.json").read_text())
+    rows = {(row["sampler"], row["num_steps"], row["guidance_scale"]): row for row in found["sweep"]}
+    assert len(rows) == 8
+    assert rows["ddim", 2, 1]["network_calls"] == 2
+    assert rows["ddim", 4, 2]["network_calls"] == 8  # with and without the conditions
+    assert rows["ddim", 4, 1]["figures"]["rms_dbfs"]["value"] != rows["heun", 4, 1]["figures"]["rms_dbfs"]["value"]
+    assert all(row["real_time_factor"] > 0 for row in rows.values())
+    assert found["metrics"] == {}
+    assert (trained / "swept" / "sweep.png").is_file()
+    alone = ["sampler=ddim", "sampler.num_steps=4", "guidance_scale=2"]
+    assert run_program(trained, "evaluate.py", "ckpt=runs/one", *few, *alone).returncode == 0
+    figures = json.loads((trained / "swept" / "evaluation.json").read_text())["metrics"]["signal"]["figures"]
+    assert figures["rms_dbfs"]["value"] == rows["ddim", 4, 2]["figures"]["rms_dbfs"]["value"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["ckpt=runs/one", "sweep.sampler=[ddin]"], "sweep.sampler: there is no sampler 'ddin'. Did you mean 'ddim'"),
+        (["ckpt=runs/one", "sweep.num_steps=[0]"], "sweep.num_steps: expected at least 1, got 0"),
+        (["ckpt=runs/one", "sweep.num_steps=[a]"], "sweep.num_steps: expected int, got 'a'"),
+        (["ckpt=runs/one", "sweep.num_steps=[2]"], "sweep: expected a metric that compares generated clips"),
         (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
         (["ckpt=runs/one", "data=nowhere-*.tar"], "error: data: shards: expected files at 'nowhere-*.tar'"),
         (["ckpt=runs/one", "num_clips=0"], "num_clips: expected at least 1, got 0"),

@@ -18,11 +18,12 @@ import torch
 from tqdm import tqdm
 
 from audio_diffusion.checkpoints.redaction import redacted
-from audio_diffusion.cli import reference
+from audio_diffusion.cli import reference, sweep
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.interruption import CtrlC, end
 from audio_diffusion.cli.options import EvaluateOptions
 from audio_diffusion.cli.output import default_folder
+from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.guidance import Guidance
@@ -113,11 +114,13 @@ class Evaluation:
         metrics: by name.
         counts: number of clips measured, by source.
         interrupted: whether Ctrl-C was received.
+        rows: of a sweep, one for each setting.
     """
 
     metrics: dict[str, Metric]
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     interrupted: bool = False
+    rows: list[sweep.Row] = field(default_factory=list)
 
     def of(self, source: str) -> dict[str, Metric]:
         """The metrics that need clips of a source."""
@@ -137,6 +140,24 @@ class Evaluation:
                     bar.update(len(clips))
         self.interrupted = ctrl_c.received
 
+    def sweep(
+        self, model: Model, settings: list[sweep.Setting], generate: Callable[[Model], Iterator[Clips]], wanted: int
+    ) -> None:
+        """Measures generated clips with each setting.
+
+        Raises:
+            ConfigError: if no metric compares generated clips.
+        """
+        if not self.of("generated"):
+            raise ConfigError("sweep: expected a metric that compares generated clips, such as metrics=[kad]")
+
+        def update(clips: Iterator[Clips]) -> bool:
+            self.counts["generated"] = 0
+            self.update("generated", clips, wanted)
+            return self.interrupted
+
+        self.rows = sweep.measure(model, settings, self.of("generated"), update, generate)
+
 
 def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
     """Measures a model.
@@ -147,8 +168,9 @@ def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> tupl
     assert options.ckpt is not None
     device = device_of(options.device)
     model = load(options.ckpt, weights=options.weights, device=device, trust=options.trust)
-    sampler = build(options.sampler, "sampler") if options.sampler else None
-    model = model.using(sampler=sampler, guidance=options.guidance_scale)
+    node = sampler_of(model.origin.nodes["sampler"], options.sampler) if options.sampler else None
+    model = model.using(sampler=build(node, "sampler") if node else None, guidance=options.guidance_scale)
+    settings = sweep.settings(model, options.sampler, options.sweep)
     begin(metrics, subject_of(model, options.seed))
     real = reference.OfModel(model, options.reference, options.num_clips, options.batch_size)
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {device}")
@@ -159,7 +181,10 @@ def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> tupl
         raise ConfigError("data: none of the clips can be used")
     evaluation.update("train", real.of_training(options.train, options.num_train)())
     wanted = options.num_generated or evaluation.counts["real"] or 64
-    evaluation.update("generated", generated_like(model, real, wanted, options.seed), wanted)
+    if settings:
+        evaluation.sweep(model, settings, lambda other: generated_like(other, real, wanted, options.seed), wanted)
+    else:
+        evaluation.update("generated", generated_like(model, real, wanted, options.seed), wanted)
     about = {"ckpt": str(model.source), "step": model.step, "weights": model.weights, "data": redacted(real.names)}
     return evaluation, about, default_folder(model, options.ckpt, "evaluation")
 
@@ -187,9 +212,13 @@ def record(evaluation: Evaluation, about: dict[str, Any], path: Path) -> None:
     """Writes ``evaluation.json``."""
     measured: dict[str, Any] = {}
     for name, metric in evaluation.metrics.items():
+        if evaluation.rows and "generated" in metric.needs:
+            continue  # its figures are in the rows of the sweep
         measured[name] = {"figures": {key: asdict(figure) for key, figure in metric.compute().items()}}
         measured[name] |= metric.details()
     result = {**about, "clips": evaluation.counts, "interrupted": evaluation.interrupted, "metrics": measured}
+    if evaluation.rows:
+        result["sweep"] = [row.record() for row in evaluation.rows]
     path.write_text(json.dumps(_without_nan(result), indent=1), encoding="utf-8")
 
 
@@ -213,9 +242,16 @@ def main(options: EvaluateOptions) -> None:
     output = Path(options.output or default)
     output.mkdir(parents=True, exist_ok=True)
     record(evaluation, {**about, "seed": options.seed}, output / "evaluation.json")
-    for metric in metrics.values():
-        print(*metric.describe(), sep="\n")
-    for what, picture in [item for metric in metrics.values() for item in metric.draw(output).items()]:
+    swept = evaluation.of("generated") if evaluation.rows else {}  # these hold the clips of the last setting alone
+    for name, metric in metrics.items():
+        if name not in swept:
+            print(*metric.describe(), sep="\n")
+    if evaluation.rows:
+        print(*sweep.table(evaluation.rows), sep="\n")
+        print(f"quality against network calls: {sweep.draw(evaluation.rows, output / 'sweep.png')}")
+    for what, picture in [
+        item for name, metric in metrics.items() if name not in swept for item in metric.draw(output).items()
+    ]:
         print(f"{what}: {picture}")
     print(f"all figures: {output}/evaluation.json")
     if evaluation.interrupted:

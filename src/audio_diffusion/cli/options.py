@@ -73,6 +73,7 @@ class EvaluateOptions:
     seed: int
     device: str
     output: str | None
+    sweep: dict[str, Any]
     metrics: dict[str, Any] | None = None
     embedding: dict[str, Any] | None = None
     sampler: dict | None = None
@@ -157,6 +158,9 @@ def _check_sample(options: dict[str, Any]) -> None:
         raise ConfigError(f"format: expected wav or flac, got {options['format']!r}")
 
 
+_SWEEP = {"num_steps": list[int] | None, "sampler": list[str] | None, "guidance_scale": list[float] | None}
+
+
 def _check_evaluate(options: dict[str, Any]) -> None:
     check_types(options, _types("evaluate", options))
     _check_counts(options, "num_clips", "num_generated", "num_train", "batch_size")
@@ -168,6 +172,14 @@ def _check_evaluate(options: dict[str, Any]) -> None:
         raise ConfigError(f"folder: expected a folder of audio files, but {options['folder']!r} is none")
     if options["folder"] is not None and options["reference"] is None:
         raise ConfigError("reference: expected shards or a folder of audio to compare folder with, got nothing")
+    try:
+        check_types(options["sweep"], _SWEEP)
+    except ConfigError as error:
+        raise ConfigError(f"sweep.{error}") from error
+    if any(options["sweep"].values()) and options["folder"] is not None:
+        raise ConfigError("sweep: expected a model, ckpt=RUN; a folder of audio has no sampler")
+    if steps := [steps for steps in options["sweep"]["num_steps"] or () if steps < 1]:
+        raise ConfigError(f"sweep.num_steps: expected at least 1, got {steps[0]}")
 
 
 def _check_make_shards(options: dict[str, Any]) -> None:

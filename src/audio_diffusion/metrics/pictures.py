@@ -1,5 +1,6 @@
 """Figures of clips, the reverse process, the content of a data set, and the loss by noise level."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -230,6 +231,36 @@ def long_term_spectrum(
     axes.set_ylabel("dB of full scale")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def quality_against_calls(
+    name: str, curves: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None, float]]]
+) -> Figure:
+    """A figure of generated clips, and the speed, against the number of network evaluations per clip.
+
+    Args:
+        name: of the figure.
+        curves: by the name of the sampler: (network evaluations, value, 95 % interval, real-time factor) of each point.
+    """
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    for colour, (label, points) in zip(itertools.cycle(_COLOURS), curves.items()):
+        points = sorted(points, key=lambda point: point[0])
+        calls, values, intervals, speeds = zip(*points, strict=True)
+        above.plot(calls, values, marker=".", color=colour, label=label)
+        if all(interval is not None for interval in intervals):
+            low, high = zip(*(interval for interval in intervals if interval is not None), strict=True)
+            above.fill_between(calls, low, high, alpha=0.15, color=colour, linewidth=0)
+        below.plot(calls, speeds, marker=".", color=colour, label=label)
+    for axes, words in ((above, f"{name} (95 %)"), (below, "seconds of audio per second")):
+        axes.set_ylabel(words)
+        axes.grid(alpha=0.3)
+    below.set_xscale("log", base=2)
+    below.set_yscale("log")
+    below.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    below.set_xlabel("network evaluations per clip")
+    above.legend(fontsize=8, frameon=False)
     return figure
 
 
