@@ -1,7 +1,7 @@
 """The LightningModule: the ε-prediction loss, EMA weights, and validation that repeats exactly."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -24,6 +24,13 @@ from audio_diffusion.training.guard import StepGuard
 from audio_diffusion.training.optim import parameter_groups
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, cover [0, 1) evenly however many there are
+
+
+class WeightAverage(Protocol):
+    """An average of a network's weights."""
+
+    def update(self, net: nn.Module) -> None:
+        """Takes the weights after an optimizer step into account."""
 
 
 def _rates(cond_dropout: float | dict[str, float], conditions: Conditions) -> dict[str, float]:
@@ -99,6 +106,7 @@ class DiffusionModule(L.LightningModule):
         self.cond_dropout = _rates(cond_dropout, self.conditions)
         self.seed, self.recipe, self.strata = seed, recipe, strata
         self.guard, self.grad_norm = guard or StepGuard(), 0.0  # norm of the latest step's gradient, before clipping
+        self.averages: list[WeightAverage] = []  # updated with the EMA; callbacks add them
         self._sharded = False
         self.compute_dtype = torch.float32  # of the raw network (not the EMA); training.precision may change it
         if compile:
@@ -246,11 +254,13 @@ class DiffusionModule(L.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Takes the step and updates the EMA, once per *optimizer* step that is not skipped, whatever the number of
-        accumulated batches."""
+        """Takes the step and updates the EMA and further averages, once per *optimizer* step that is not skipped,
+        whatever the number of accumulated batches."""
         super().optimizer_step(*args, **kwargs)
         if self.guard.reason is None:
             self.ema.update(self.net)
+            for average in self.averages:
+                average.update(self.net)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["guard"] = self.recipe, self.guard.state_dict()
