@@ -6,6 +6,7 @@ python evaluate.py ckpt=runs/quickstart 'metrics=[likelihood,kad]'
 python evaluate.py folder=generated reference=recordings 'metrics=[kad]'
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ from audio_diffusion.cli import reference, sweep
 from audio_diffusion.cli.config import ConfigError, build
 from audio_diffusion.cli.interruption import CtrlC, end
 from audio_diffusion.cli.options import EvaluateOptions
-from audio_diffusion.cli.output import default_folder
+from audio_diffusion.cli.output import default_folder, writable
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.generation import generate
@@ -163,7 +164,7 @@ def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> tupl
     """Measures a model.
 
     Returns:
-        The measurement, what ``evaluation.json`` says of the model, and the default folder of the results.
+        The measurement, what ``evaluation.json`` says of the model, and the folder of the results, which exists.
     """
     assert options.ckpt is not None
     device = device_of(options.device)
@@ -173,20 +174,23 @@ def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> tupl
     settings = sweep.settings(model, options.sampler, options.sweep)
     begin(metrics, subject_of(model, options.seed))
     real = reference.OfModel(model, options.reference, options.num_clips, options.batch_size)
+    evaluation = Evaluation(metrics)
+    training = real.of_training(options.train, options.num_train) if evaluation.of("train") else None
+    output = writable(options.output, default_folder(model, options.ckpt, "evaluation"))
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {device}")
 
-    evaluation = Evaluation(metrics)
     evaluation.update("real", real())
     if evaluation.of("real") and not evaluation.counts["real"] and not evaluation.interrupted:
         raise ConfigError("data: none of the clips can be used")
-    evaluation.update("train", real.of_training(options.train, options.num_train)())
+    if training is not None:
+        evaluation.update("train", training())
     wanted = options.num_generated or evaluation.counts["real"] or 64
     if settings:
         evaluation.sweep(model, settings, lambda other: generated_like(other, real, wanted, options.seed), wanted)
     else:
         evaluation.update("generated", generated_like(model, real, wanted, options.seed), wanted)
     about = {"ckpt": str(model.source), "step": model.step, "weights": model.weights, "data": redacted(real.names)}
-    return evaluation, about, default_folder(model, options.ckpt, "evaluation")
+    return evaluation, about, output
 
 
 def evaluate_folder(options: EvaluateOptions, metrics: dict[str, Metric]) -> tuple[Evaluation, dict[str, Any], Path]:
@@ -194,18 +198,29 @@ def evaluate_folder(options: EvaluateOptions, metrics: dict[str, Metric]) -> tup
     assert options.folder is not None
     folder = reference.Folder(options.folder, "folder")
     begin(metrics, Subject(folder.sample_rate, folder.channels, seed=options.seed))
-    print(f"{folder.path}: {counted(len(folder.files), 'file')}, {folder.sample_rate} Hz")
+    evaluation, path = Evaluation(metrics), folder.path.resolve()
+    if options.train is None and (names := list(evaluation.of("train"))):
+        raise ConfigError(f"train: {', '.join(names)} needs training clips: train=SHARDS or a folder of audio")
+    output = writable(options.output, path.parent / f"{path.name}_evaluation")
+    channels = {1: "mono", 2: "stereo"}.get(folder.channels, f"{folder.channels} channels")
+    print(
+        f"{folder.path}: {counted(len(folder.files), 'file')}; all clips, also the real ones, are read at "
+        f"{folder.sample_rate} Hz {channels}, as its first readable file"
+    )
 
-    evaluation = Evaluation(metrics)
-    evaluation.update("real", reference.of_folder(options.reference, options.num_clips, folder))
-    if options.train is not None:
-        evaluation.update("train", reference.of_folder(options.train, options.num_train, folder))
-    evaluation.update("generated", folder(options.num_generated))
+    sources = {
+        "real": reference.of_folder(options.reference, options.num_clips, folder, "reference"),
+        "train": reference.of_folder(options.train, options.num_train, folder, "train"),
+        "generated": folder(options.num_generated),
+    }
+    for source, clips in sources.items():
+        evaluation.update(source, clips)
     for file, reason in folder.unusable.items():
         print(f"left out: {file}: {reason}")
-    path = folder.path.resolve()
-    about = {"folder": str(folder.path), "data": redacted([options.reference])}
-    return evaluation, about, path.parent / f"{path.name}_evaluation"
+    for source, option in (("real", "reference"), ("train", "train"), ("generated", "folder")):
+        if evaluation.of(source) and not evaluation.counts[source] and not evaluation.interrupted:
+            raise ConfigError(f"{option}: none of the clips can be used")
+    return evaluation, {"folder": str(folder.path), "data": redacted([options.reference])}, output
 
 
 def record(evaluation: Evaluation, about: dict[str, Any], path: Path) -> None:
@@ -235,12 +250,12 @@ def main(options: EvaluateOptions) -> None:
     """Measures a model or a folder of audio; prints and writes the figures."""
     metrics = build_metrics(options.metrics or {})  # before any data are read
     evaluate = evaluate_folder if options.folder else evaluate_model
-    evaluation, about, default = evaluate(options, metrics)
+    evaluation, about, output = evaluate(options, metrics)
     if not any(evaluation.counts.values()):
+        with contextlib.suppress(OSError):  # not empty
+            output.rmdir()
         end("no batch was finished, so there are no figures; a smaller batch_size or num_clips is finished sooner")
 
-    output = Path(options.output or default)
-    output.mkdir(parents=True, exist_ok=True)
     record(evaluation, {**about, "seed": options.seed}, output / "evaluation.json")
     swept = evaluation.of("generated") if evaluation.rows else {}  # these hold the clips of the last setting alone
     for name, metric in metrics.items():

@@ -14,7 +14,7 @@ from audio_diffusion.inference.targets import nearest
 COMMANDS = {
     "train": ("train", "train a diffusion model on shards of audio"),
     "sample": ("sample", "generate and edit audio with a trained model"),
-    "evaluate": ("evaluate", "measure how well a trained model describes held-out audio"),
+    "evaluate": ("evaluate", "measure a trained model, or a folder of generated audio"),
     "export": ("export", "write a model to a folder without optimizer and data, to hand on"),
     "pack": ("make_shards", "pack a folder of audio into WebDataset shards"),
     "verify": ("make_shards", "read and check every clip of shards"),

@@ -141,6 +141,11 @@ def _check_seed(options: dict[str, Any]) -> None:
         raise ConfigError(f"seed: expected 0 or more, got {options['seed']}")
 
 
+def _check_output(options: dict[str, Any]) -> None:
+    if options["output"] and Path(options["output"]).exists() and not Path(options["output"]).is_dir():
+        raise ConfigError(f"output: expected a folder, made if there is none, but {options['output']!r} is a file")
+
+
 def _check_sample(options: dict[str, Any]) -> None:
     """Checks the values of the options of sample.py.
 
@@ -149,8 +154,7 @@ def _check_sample(options: dict[str, Any]) -> None:
     """
     check_types(options, _types("sample", options))
     _check_counts(options, "num_samples", "batch_size")
-    if options["output"] and Path(options["output"]).exists() and not Path(options["output"]).is_dir():
-        raise ConfigError(f"output: expected a folder, made if there is none, but {options['output']!r} is a file")
+    _check_output(options)
     _check_seed(options)
     if len(options["guidance_interval"]) != 2:
         raise ConfigError(f"guidance_interval: expected two times, [0, 1], got {options['guidance_interval']}")
@@ -164,12 +168,14 @@ _SWEEP = {"num_steps": list[int] | None, "sampler": list[str] | None, "guidance_
 def _check_evaluate(options: dict[str, Any]) -> None:
     check_types(options, _types("evaluate", options))
     _check_counts(options, "num_clips", "num_generated", "num_train", "batch_size")
+    _check_output(options)
     _check_seed(options)
     if (options["ckpt"] is None) == (options["folder"] is None):
         got = "neither" if options["ckpt"] is None else "both"
         raise ConfigError(f"ckpt: expected a model, ckpt=RUN, or a folder of audio, folder=AUDIO; got {got}")
     if options["folder"] is not None and not Path(options["folder"]).is_dir():
-        raise ConfigError(f"folder: expected a folder of audio files, but {options['folder']!r} is none")
+        what = "is not a folder" if Path(options["folder"]).exists() else "does not exist"
+        raise ConfigError(f"folder: expected a folder of audio files, but {options['folder']!r} {what}")
     if options["folder"] is not None and options["reference"] is None:
         raise ConfigError("reference: expected shards or a folder of audio to compare folder with, got nothing")
     try:

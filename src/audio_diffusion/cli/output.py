@@ -1,8 +1,10 @@
 """Chooses where results are written: a folder of audio, with a json, a picture and a page of its name next to it."""
 
+import tempfile
 from itertools import count
 from pathlib import Path
 
+from audio_diffusion.cli.config import ConfigError
 from audio_diffusion.inference.exporting import HUB
 from audio_diffusion.inference.model import Model
 
@@ -55,3 +57,25 @@ def note_of(folder: Path) -> str | None:
         f"{folder} holds {there} file{'s' * (there != 1)} already: those of equal names are replaced, the others stay; "
         f"{beside(folder, '.json')}, the picture and the page are replaced too"
     )
+
+
+def writable(named: str | None, default: Path) -> Path:
+    """Creates the folder of the results and writes a test file to it, so that a long measurement is not lost.
+
+    Args:
+        named: the folder that the user named; None for ``default``.
+        default: the folder otherwise.
+
+    Raises:
+        ConfigError: if it cannot be written to.
+    """
+    folder = Path(named or default)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output: {folder} cannot be written to: {error.strerror}. Choose another folder: output=FOLDER"
+        ) from error
+    return folder

@@ -50,8 +50,8 @@ def patterns(model: Model, data: str | None) -> list[str]:
     return list(found.values())
 
 
-def find_shards(model: Model, data: str | None) -> Shards:
-    """Opens the shards to evaluate on.
+def find_shards(model: Model, data: str | None, option: str = "data") -> Shards:
+    """Opens the shards to evaluate on; ``option`` is named in messages.
 
     Raises:
         ConfigError: if there are none.
@@ -60,7 +60,7 @@ def find_shards(model: Model, data: str | None) -> Shards:
     try:
         return Shards.open(found, store_of(model.origin.data), member_of(model.origin.data))
     except ValueError as error:
-        raise ConfigError(f"data: {error}") from error
+        raise ConfigError(f"{option}: {error}") from error
 
 
 def _training_shards(pattern: str) -> str:
@@ -82,42 +82,43 @@ class OfModel:
         reference: shards or a folder of audio; None for the shards held out of training.
         num_clips: number of clips, the first usable ones; None for all.
         batch_size: clips per batch.
+        option: the option that names them, for messages.
 
     Raises:
         ConfigError: if there are none.
     """
 
-    def __init__(self, model: Model, reference: str | None, num_clips: int | None, batch_size: int):
+    def __init__(
+        self, model: Model, reference: str | None, num_clips: int | None, batch_size: int, option: str = "reference"
+    ):
         self.model, self.num_clips, self.batch_size = model, num_clips, batch_size
         self._shards: Shards | None = None
         self._folder: Folder | None = None
         if reference is not None and Path(reference).is_dir() and not list(Path(reference).glob("*.tar")):
-            self._folder = Folder(reference, "reference", model.sample_rate, model.channels)
+            self._folder = Folder(reference, option, model.sample_rate, model.channels)
             self.names = [reference]
             if model.conditions.fields:
                 raise ConfigError(
-                    f"reference: this model's conditions are read from {', '.join(model.conditions.fields)}, which "
+                    f"{option}: this model's conditions are read from {', '.join(model.conditions.fields)}, which "
                     "files do not have: pack the folder first, and give the shards"
                 )
         else:
-            self._shards, self.names = find_shards(model, reference), patterns(model, reference)
+            self._shards, self.names = find_shards(model, reference, option), patterns(model, reference)
 
     def of_training(self, train: str | None, num_clips: int | None) -> Callable[[], Iterator[Clips]]:
-        """The clips that the model was trained on, or of the given shards or folder; they are found when first read.
+        """The clips that the model was trained on, or of the given shards or folder.
 
         Raises:
-            ConfigError: when they are read, if there are none.
+            ConfigError: if there are none.
         """
-
-        def clips() -> Iterator[Clips]:
-            data = self.model.origin.data
-            if train is None and (data is None or REDACTED in str(data.train)):
-                raise ConfigError("train: the address of the training data is not known; give it: train=SHARDS")
-            found = list(by_name(data.train).values()) if train is None and data else [str(train)]
-            for pattern in found:
-                yield from OfModel(self.model, _training_shards(pattern), num_clips, self.batch_size)()
-
-        return clips
+        data = self.model.origin.data
+        if train is None and (data is None or REDACTED in str(data.train)):
+            raise ConfigError("train: the address of the training data is not known; give it: train=SHARDS")
+        patterns = list(by_name(data.train).values()) if train is None and data else [str(train)]
+        found = [
+            OfModel(self.model, _training_shards(pattern), num_clips, self.batch_size, "train") for pattern in patterns
+        ]
+        return lambda: (clips for of_pattern in found for clips in of_pattern())
 
     def __call__(self) -> Iterator[Clips]:
         """Yields batches, with the conditions of the clips, on the model's device."""
@@ -158,14 +159,14 @@ class Folder:
     Args:
         path: the folder; all folders in it are searched.
         option: the option that names it, for messages.
-        sample_rate: that the files are converted to; None for the rate of the first file.
-        channels: that the files are converted to; None for the number of the first file.
+        sample_rate: that the files are converted to; None for the rate of the first file that can be read.
+        channels: that the files are converted to; None for the number of that file.
 
     Attributes:
         unusable: the reason by file, of the files read so far that could not be used.
 
     Raises:
-        ConfigError: if there is no audio, or the first file cannot be read.
+        ConfigError: if there is no audio, or no file can be read.
     """
 
     def __init__(self, path: str, option: str, sample_rate: int | None = None, channels: int | None = None):
@@ -173,10 +174,16 @@ class Folder:
         if not self.files:
             kinds = ", ".join(EXTENSIONS)
             raise ConfigError(f"{option}: expected a folder with audio files ({kinds}), found none in {path!r}")
-        try:
-            info = probe(self.files[0])
-        except UnusableAudio as error:
-            raise ConfigError(f"{option}: {self.files[0]}: {error}") from error
+        info, reasons = None, []
+        for file in self.files:
+            try:
+                info = probe(file)
+                break
+            except UnusableAudio as error:
+                reasons.append(f"{file}: {error}")
+        if info is None:
+            others = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+            raise ConfigError(f"{option}: no file can be read: {reasons[0]}{others}")
         self.sample_rate, self.channels = sample_rate or info.sample_rate, channels or info.channels
         self.unusable: dict[str, str] = {}
 
@@ -196,28 +203,29 @@ class Folder:
             yield Clips(audio, torch.ones(1, 1, audio.shape[-1], dtype=torch.bool), [name], [label])
 
 
-def of_folder(reference: str | None, num_clips: int | None, folder: Folder) -> Iterator[Clips]:
+def of_folder(reference: str | None, num_clips: int | None, folder: Folder, option: str) -> Iterator[Clips]:
     """Yields the clips that a folder is compared with, of its sample rate and channels, as batches of one.
 
     Args:
         reference: shards, of whose clips the first minute is read, or a folder of audio.
         num_clips: number of clips, the first usable ones; None for all.
         folder: the folder that is evaluated.
+        option: the option that names the reference, for messages.
 
     Raises:
         ConfigError: if there are none.
     """
     if reference is None:
-        raise ConfigError("reference: expected shards or a folder of audio that folder is compared with, got nothing")
+        raise ConfigError(f"{option}: expected shards or a folder of audio that folder is compared with, got nothing")
     if Path(reference).is_dir() and not list(Path(reference).glob("*.tar")):
-        real = Folder(reference, "reference", folder.sample_rate, folder.channels)
+        real = Folder(reference, option, folder.sample_rate, folder.channels)
         yield from real(num_clips)
         folder.unusable |= real.unusable
         return
     try:
         shards = Shards.open([reference])
     except (ValueError, RemoteError) as error:
-        raise ConfigError(f"reference: {error}") from error
+        raise ConfigError(f"{option}: {error}") from error
     clips = read_in_order(shards, folder.sample_rate, folder.channels, _SECONDS * folder.sample_rate, [])
     for clip, audio in islice(((clip, audio) for clip, audio in clips if clip.num_valid), num_clips):
         own = audio[None, :, : clip.num_valid]

@@ -12,7 +12,8 @@ from audio_diffusion.metrics.distances.estimate import Estimate
 from audio_diffusion.metrics.embeddings.embedding import Embedded, Embedding, embed_clips, join
 from audio_diffusion.metrics.metric import Clips, Figure, Metric, Subject, unpadded
 
-#: distance(generated, reference, seed=..) -> one estimate, or several by name
+#: distance(generated, reference, seed=..) -> one estimate, or several by name; of too few windows, an estimate of NaN
+#: with a note. It is called once without any windows when it is built, which checks its options
 Distance = Callable[..., Estimate | dict[str, Estimate]]
 
 
@@ -24,7 +25,7 @@ class Distances(Metric):
         measures: distances by name; each is called with the generated and the real windows. ``null`` leaves one out.
 
     Raises:
-        ValueError: if there is no distance.
+        ValueError: if there is no distance, or one refuses its options.
     """
 
     needs = ("real", "generated")
@@ -34,6 +35,12 @@ class Distances(Metric):
         self.measures = {name: measure for name, measure in measures.items() if measure is not None}
         if not self.measures:
             raise ValueError("measures: expected at least one distance, got none")
+        nothing = self._nothing()
+        for name, measure in self.measures.items():
+            try:
+                measure(nothing, nothing, seed=0)
+            except ValueError as error:
+                raise ValueError(f"measures.{name}: {error}") from error
         self._subject = Subject(0, 0)
         self._parts: dict[str, list[Embedded]] = {"real": [], "generated": []}
         self._estimates: dict[str, Estimate] | None = None
@@ -49,11 +56,12 @@ class Distances(Metric):
     def forget_generated(self) -> None:
         self._parts["generated"], self._estimates = [], None
 
+    def _nothing(self) -> Embedded:
+        index = torch.zeros(0, dtype=torch.int64)
+        return Embedded(torch.zeros(0, self.embedding.width), index, 0, 0, self.embedding.name)
+
     def _all(self, source: str) -> Embedded:
-        nothing = Embedded(
-            torch.zeros(0, self.embedding.width), torch.zeros(0, dtype=torch.int64), 0, 0, self.embedding.name
-        )
-        return join([nothing, *self._parts[source]])
+        return join([self._nothing(), *self._parts[source]])
 
     def estimates(self) -> dict[str, Estimate]:
         """The estimates of all distances, by name."""

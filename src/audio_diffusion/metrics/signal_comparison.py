@@ -56,14 +56,14 @@ class SignalComparison(Metric):
 
     def describe(self) -> list[str]:
         summaries, lines = self._summaries(), []
-        lines.append(f"{'signal statistics (mean, 5 % and 95 % of clips)':50}{'generated':>28}{'real':>28}")
+        lines.append(f"{'signal statistics (mean, 5 % and 95 % of clips)':62}{'generated':>32}{'real':>32}")
         for name, unit in UNITS.items():
             of_both = [summaries[source].values[name] if source in summaries else None for source in self.needs[::-1]]
             what = unit.partition(" (")[0].partition(":")[0]
-            lines.append(f"{f'{name}, {what}'[:49]:50}" + "".join(f"{_cell(values):>28}" for values in of_both))
+            lines.append(f"{f'{name}, {what}':62}" + "".join(f"  {_cell(values):>30}" for values in of_both))
         if len(summaries) == 2:
             difference = spectrum_difference(summaries["generated"], summaries["real"])
-            lines.append(f"{'spectrum_difference_db, of third-octave bands':50}{difference:28.2f}")
+            lines.append(f"{'spectrum_difference_db, of third-octave bands':62}{difference:32.2f}")
         return lines
 
     def draw(self, folder: Path) -> dict[str, Path]:
@@ -77,4 +77,5 @@ class SignalComparison(Metric):
 def _cell(values: Distribution | None) -> str:
     if values is None or not values.count:
         return "-"
-    return f"{values.mean:.3g} ({values.p5:.3g} to {values.p95:.3g})"
+    mean, low, high = (f"{value:.3g}" for value in (values.mean, values.p5, values.p95))
+    return f"{mean} ({low} to {high})"

@@ -53,6 +53,16 @@ def check_pair(generated: Embedded, reference: Embedded) -> None:
         )
 
 
+def check_replicates(replicates: int) -> None:
+    """Checks the number of bootstrap replicates.
+
+    Raises:
+        ValueError: unless it is a whole number of at least 2.
+    """
+    if not isinstance(replicates, int) or replicates < 2:
+        raise ValueError(f"replicates: expected a whole number of at least 2, got {replicates}")
+
+
 def without_number(generated: Embedded, reference: Embedded, reason: str) -> Estimate:
     """An estimate that cannot be given, with the reason."""
     return Estimate(math.nan, windows=len(generated), reference_windows=len(reference), note=reason)

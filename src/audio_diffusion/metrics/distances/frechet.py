@@ -10,6 +10,7 @@ from audio_diffusion.metrics.distances.estimate import (
     REPLICATES,
     Estimate,
     check_pair,
+    check_replicates,
     finish,
     halves,
     refused,
@@ -36,6 +37,7 @@ def fad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
     It is refused unless either set has more windows than a vector has components: the covariance is singular otherwise.
     """
     check_pair(generated, reference)
+    check_replicates(replicates)
     width = generated.vectors.shape[1]
     if refusal := refused(generated, reference, width + 1, f"FAD: more than the {width} components of a vector"):
         return refusal
@@ -59,6 +61,7 @@ def fad_infinite(generated: Embedded, reference: Embedded, seed: int = 0, replic
     has components.
     """
     check_pair(generated, reference)
+    check_replicates(replicates)
     width = generated.vectors.shape[1]
     least = math.ceil((width + 1) / SMALLEST)
     reason = f"extrapolated FAD: its subset of {SMALLEST:.0%} needs more than the {width} components of a vector"

@@ -10,6 +10,7 @@ from audio_diffusion.metrics.distances.estimate import (
     REPLICATES,
     Estimate,
     check_pair,
+    check_replicates,
     draw_weights,
     finish,
     refused,
@@ -93,6 +94,7 @@ def kad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
     It is refused for fewer than 50 windows of either set, and if at least half of the real windows are equal.
     """
     check_pair(generated, reference)
+    check_replicates(replicates)
     if refusal := refused(generated, reference, MIN_WINDOWS, "KAD"):
         return refusal
     try:

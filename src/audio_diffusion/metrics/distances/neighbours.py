@@ -11,6 +11,7 @@ from audio_diffusion.metrics.distances.estimate import (
     REPLICATES,
     Estimate,
     check_pair,
+    check_replicates,
     finish,
     halves,
     refused,
@@ -95,6 +96,9 @@ def precision_recall_density_coverage(
     They are refused for fewer than 100 windows (or 2·k, if that is more) of either set.
     """
     check_pair(generated, reference)
+    check_replicates(replicates)
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
     if refusal := refused(generated, reference, max(MIN_WINDOWS, 2 * k), "precision, recall, density and coverage"):
         return dict.fromkeys(NAMES, refusal)
     shares = neighbour_shares(generated.vectors, reference.vectors, k)
