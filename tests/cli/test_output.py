@@ -177,7 +177,9 @@ def test_ctrl_c_in_an_evaluation_keeps_the_figures_of_what_is_finished(
     assert "Traceback" not in running.text
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["interrupted"]
-    clips = f"{found['clips']} clip" + "s" * (found["clips"] > 1)
+    count = found["clips"]["real"]
+    assert count >= 1
+    clips = f"{count} clip" + "s" * (count > 1)
     said = f"interrupted: the figures are of the {clips} that were finished; kept in out/"
     assert running.text.splitlines()[-1] == said
 

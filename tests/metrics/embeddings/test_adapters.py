@@ -157,6 +157,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded as an audio model") as error:
         Pretrained(str(tmp_path))
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        Pretrained(str(tmp_path / "gone"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded as an audio model"):
         Pretrained(str(tmp_path))

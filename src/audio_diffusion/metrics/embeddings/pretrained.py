@@ -113,6 +113,8 @@ def _load(model: str) -> tuple[Any, Any, Any]:
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
     except ImportError as error:
         raise ValueError(f"embedding: needs the package transformers: {INSTALL}") from error
+    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise ValueError(f"model: {model!r} cannot be loaded as an audio model: there is no such folder")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         extractor = AutoFeatureExtractor.from_pretrained(model, trust_remote_code=False)
