@@ -258,7 +258,8 @@ def quality_against_calls(
     below.set_xscale("log", base=2)
     below.set_yscale("log")
     below.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for set_formatter in (below.yaxis.set_major_formatter, below.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")
     below.set_xlabel("network evaluations per clip")
     above.legend(fontsize=8, frameon=False)
     return figure
