@@ -61,7 +61,9 @@ def test_two_models_do_not_share_a_folder(
     monkeypatch.chdir(tmp_path)
     if not source.endswith(".ckpt"):
         Path(source).mkdir(parents=True)
-    assert default_folder(replace(model, source=Path(source)), ckpt, "generate") == Path(folder)
+    assert default_folder(replace(model, origin=replace(model.origin, source=Path(source))), ckpt, "generate") == Path(
+        folder
+    )
 
 
 def test_ctrl_c_waits_for_what_is_held_and_is_over_after_the_block() -> None:
