@@ -47,7 +47,7 @@ def test_generated_clips_have_the_conditions_of_held_out_ones_in_turn(make_run: 
     seen = Seen()
     callback = measuring(metrics={"seen": seen, "left_out": None})
     run = make_run(max_steps=4, val_every=2, callbacks=[callback])
-    with pytest.warns(UserWarning, match="metrics/unknown is not known: why"):
+    with pytest.warns(UserWarning, match="metrics/unknown could not be measured: why"):
         run.fit()
     (real,), (made,) = seen.clips["real"], seen.clips["generated"]  # real ones once, generated ones of the last time
     assert (len(real), len(made)) == (5, 7)

@@ -178,9 +178,10 @@ class GenerationMetrics(L.Callback):
         for name, figure in figures.items():
             if math.isnan(figure.value):
                 if figure.note:
-                    rank_zero_warn(f"metrics/{name} is not known: {figure.note}")
+                    rank_zero_warn(f"metrics/{name} could not be measured: {figure.note}")
                 continue
             values[f"metrics/{name}"] = figure.value
             if figure.interval is not None:
                 values |= {f"metrics/{name}_low": figure.interval[0], f"metrics/{name}_high": figure.interval[1]}
-        log_metrics(trainer, values)
+        if values:
+            log_metrics(trainer, values)

@@ -238,12 +238,12 @@ def record(evaluation: Evaluation, about: dict[str, Any], path: Path) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replaces NaN, which json does not support, by None."""
+    """Replaces NaN and infinity, which json does not support, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(options: EvaluateOptions) -> None:
