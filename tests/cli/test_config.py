@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf, open_dict
 
-from audio_diffusion.cli import config, evaluate, own_parts, program, train, train_options
+from audio_diffusion.cli import config, evaluation, own_parts, program, train, train_options
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
 from audio_diffusion.cli.options import check, read
 from audio_diffusion.diffusion import report
@@ -269,9 +269,9 @@ def test_every_shipped_metric_composes_and_keeps_the_contract(name: str) -> None
     nodes = _evaluating(f"metrics=[{name}]")["metrics"]
     if name == "text_agreement":
         with pytest.raises(ConfigError, match="expected a CLAP"):
-            evaluate.build_metrics(nodes)
+            evaluation.build_metrics(nodes)
     else:
-        assert len(evaluate.build_metrics(nodes)) == 1
+        assert len(evaluation.build_metrics(nodes)) == 1
 
 
 def test_distances_share_one_metric_and_one_embedding() -> None:

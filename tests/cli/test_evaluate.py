@@ -1,5 +1,7 @@
 """evaluate.py: folders of audio of every kind, and mistakes that are found before anything is measured."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,3 +125,32 @@ def test_columns_of_signal_statistics_do_not_touch(tmp_path: Path, signal: dict[
     lines = signal["signal"].describe()
     assert all(")-" not in line and ")0" not in line for line in lines)
     assert any("below -60 dBFS  " in line for line in lines)
+
+
+def test_averages_of_several_lengths_are_measured_and_the_best_is_saved(
+    run_program: Callable, drum_shards: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    def program(script: str, *given: str, status: int = 0) -> str:
+        done = run_program(tmp_path, script, *given)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    averaging = ["callbacks=power_ema", "callbacks.power_ema.every_n_steps=1", "max_steps=4", "name=averaged"]
+    program("train.py", "experiment=drums", f"data.train={drum_shards}", *tiny, *averaging)
+    few = ["num_clips=2", "metrics.likelihood.flow=null", "metrics.likelihood.bound.num_levels=2", "device=cpu"]
+    said = program("evaluate.py", "ckpt=runs/averaged", "ema_lengths=[0.05,0.2]", *few)
+    assert "least bits_per_dim: ema of length 0." in said
+    found = json.loads((tmp_path / "runs/averaged/evaluation/evaluation.json").read_text())
+    assert [row["length"] for row in found["ema_lengths"]] == [0.05, 0.2]
+    bits = [row["figures"]["bits_per_dim"]["value"] for row in found["ema_lengths"]]
+    assert found["best"]["weights"] == f"ema of length {(0.05, 0.2)[bits.index(min(bits))]}"
+    program("evaluate.py", "ckpt=runs/averaged/best_average", "output=again", *few)
+    again = json.loads((tmp_path / "again/evaluation.json").read_text())["metrics"]["likelihood"]["figures"]
+    assert again["bits_per_dim"]["value"] == pytest.approx(min(bits), rel=1e-5)
+
+    refused = program("evaluate.py", "ckpt=runs/averaged", "ema_lengths=[0.5]", *few, status=2)
+    assert "length of an average: expected above 0 to 0.2887, got 0.5" in refused
+    refused = program("evaluate.py", "ckpt=runs/averaged", "ema_lengths=[0.1]", "ema_monitor=kat", *few, status=2)
+    assert "ema_monitor: there is no figure 'kat'. There are: bits_per_dim" in refused
+    file = "ckpt=runs/averaged/best_average/step_00000004.ckpt"
+    assert "expected ckpt=RUN, the folder of a run" in program("evaluate.py", file, "ema_lengths=[0.1]", status=2)

@@ -74,6 +74,8 @@ class EvaluateOptions:
     device: str
     output: str | None
     sweep: dict[str, Any]
+    ema_lengths: list[float] | None = None
+    ema_monitor: str | None = None
     metrics: dict[str, Any] | None = None
     embedding: dict[str, Any] | None = None
     sampler: dict | None = None
@@ -184,6 +186,10 @@ def _check_evaluate(options: dict[str, Any]) -> None:
         raise ConfigError(f"sweep.{error}") from error
     if any(options["sweep"].values()) and options["folder"] is not None:
         raise ConfigError("sweep: expected a model, ckpt=RUN; a folder of audio has no sampler")
+    if options["ema_lengths"] is not None and (options["folder"] is not None or any(options["sweep"].values())):
+        raise ConfigError("ema_lengths: expected a run, ckpt=RUN, without a sweep of samplers")
+    if options["ema_lengths"] is not None and not Path(options["ckpt"]).is_dir():
+        raise ConfigError(f"ema_lengths: expected ckpt=RUN, the folder of a run with ema/, got {options['ckpt']!r}")
     if steps := [steps for steps in options["sweep"]["num_steps"] or () if steps < 1]:
         raise ConfigError(f"sweep.num_steps: expected at least 1, got {steps[0]}")
 

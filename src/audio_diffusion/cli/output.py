@@ -24,7 +24,7 @@ def default_folder(model: Model, ckpt: str, task: str) -> Path:
     if ckpt.startswith(HUB):
         return Path(f"{ckpt.removeprefix(HUB).replace('/', '_')}_{what}")
     source = model.source
-    if source.parent.name in ("checkpoints", "best"):
+    if source.parent.name in ("checkpoints", "best", "ema", "best_average"):
         return source.parents[1] / what
     name = source.resolve().name if source.is_dir() else source.stem
     return (source.resolve().parent if source.name in ("", ".", "..") else source.parent) / f"{name}_{what}"

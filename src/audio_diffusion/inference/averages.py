@@ -12,14 +12,18 @@ of stored ones whose profile is nearest, by least squares, to the wanted profile
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from audio_diffusion.checkpoints import averages as stored_averages
 from audio_diffusion.checkpoints import folder as folders
 from audio_diffusion.checkpoints.averages import Snapshot
+from audio_diffusion.checkpoints.files import FileRecord
+from audio_diffusion.checkpoints.manifest import Manifest, hash_of
 from audio_diffusion.inference.checkpoint_reader import Weights, find, read_weights
 from audio_diffusion.inference.targets import ConfigError
 
@@ -140,3 +144,27 @@ def rebuild_weights(run: str | Path, length: float, step: int | None = None) -> 
     state, at = rebuild(Path(run, "ema"), length, step)
     path = folders.path_of(Path(run, "ema"), at)
     return replace(read_weights(find(str(run))), state=state, step=at, kind=f"ema of length {length:g}", source=path)
+
+
+def write_checkpoint(weights: Weights, folder: str | Path) -> Path:
+    """Writes weights as the EMA weights of a checkpoint to sample from; there is no optimizer in it to resume with.
+
+    A checkpoint of another step in the folder is removed.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    content = {
+        "state_dict": {f"ema.net.{name}": value.float() for name, value in weights.state.items()},
+        "config": weights.config,
+        "global_step": weights.step,
+    }
+    path = folders.path_of(Path(folder), weights.step)
+
+    def describe(files: dict[str, FileRecord]) -> Manifest:
+        size, sha256 = weights.config.get("batch_size"), hash_of(weights.config)
+        return Manifest(weights.step, files, 1, size, weights.config, sha256)
+
+    folders.write(path, partial(torch.save, content), describe)
+    folders.Keep(1).prune(path.parent, weights.step)
+    return path

@@ -1,0 +1,143 @@
+"""One measurement of a model or of a folder of audio: metrics, and the clips that they are updated with."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from audio_diffusion.cli import sweep
+from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.interruption import CtrlC
+from audio_diffusion.diffusion.generation import generate
+from audio_diffusion.diffusion.guidance import Guidance
+from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference.model import Model
+from audio_diffusion.metrics.metric import SOURCES, Clips, EvaluatedModel, Metric, Subject, check_metric
+
+
+def build_metrics(nodes: dict[str, Any]) -> dict[str, Metric]:
+    """Builds the chosen metrics, by name.
+
+    Raises:
+        ConfigError: if there is none, or one cannot be built or is no ``Metric``.
+    """
+    metrics: dict[str, Metric] = {}
+    for name, node in nodes.items():
+        if node:
+            metrics[name] = build(node, f"metrics.{name}")
+            try:
+                check_metric(metrics[name])
+            except ValueError as error:
+                raise ConfigError(f"metrics.{name}: {error}") from error
+    if not metrics:
+        raise ConfigError("metrics: expected at least one, such as metrics=[likelihood], got none")
+    return metrics
+
+
+def begin(metrics: dict[str, Metric], subject: Subject) -> None:
+    """Starts the metrics.
+
+    Raises:
+        ConfigError: if one cannot measure the subject.
+    """
+    for name, metric in metrics.items():
+        try:
+            metric.start(subject)
+        except ValueError as error:
+            raise ConfigError(f"metrics.{name}: {error}") from error
+
+
+def subject_of(model: Model, seed: int) -> Subject:
+    """The parts of a model that metrics use."""
+    parts = EvaluatedModel(
+        lambda cond: model.process.denoiser(model.net, cond), model.process.schedule, model.representation
+    )
+    return Subject(model.sample_rate, model.channels, model.classes, seed, parts)
+
+
+def generated_like(model: Model, real: Callable[[], Iterator[Clips]], count: int, seed: int) -> Iterator[Clips]:
+    """Generates clips with the conditions of the real ones, taken in turn.
+
+    Args:
+        model: the model.
+        real: yields the real clips from the first.
+        count: number of clips to generate.
+        seed: the noise of a clip follows from it, the name of the real clip and how often that was taken before.
+    """
+    guidance, made = model.guidance or Guidance(model.guidance_scale), 0
+    for again in itertools.count():
+        for clips in real():
+            names = [f"{name}_{again}" for name in clips.names][: count - made]
+            cond = {name: value[: len(names)] for name, value in clips.cond.items()}
+            x0 = generate(
+                model.net,
+                model.process,
+                model.sampler,
+                model.representation.shape(model.channels, model.num_samples),
+                [seed_of(seed, "generated", name) for name in names],
+                cond,
+                guidance=guidance if cond else replace(guidance, scale=1.0),
+                device=model.device,
+            )
+            audio = model.representation.decode(x0)[..., : model.num_samples]
+            mask = torch.ones(len(audio), 1, audio.shape[-1], dtype=torch.bool, device=audio.device)
+            yield Clips(audio, mask, names, clips.labels[: len(names)], clips.texts[: len(names)], cond)
+            made += len(names)
+            if made == count:
+                return
+
+
+@dataclass
+class Evaluation:
+    """A measurement that Ctrl-C ends early, with the figures of what is finished.
+
+    Attributes:
+        metrics: by name.
+        counts: number of clips measured, by source.
+        interrupted: whether Ctrl-C was received.
+        rows: of a sweep, one for each setting.
+    """
+
+    metrics: dict[str, Metric]
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
+    interrupted: bool = False
+    rows: list[sweep.Row] = field(default_factory=list)
+
+    def of(self, source: str) -> dict[str, Metric]:
+        """The metrics that need clips of a source."""
+        return {name: metric for name, metric in self.metrics.items() if source in metric.needs}
+
+    def update(self, source: str, batches: Iterable[Clips], total: int | None = None) -> None:
+        """Updates the metrics that need it with all batches of a source, unless it was interrupted before."""
+        metrics = self.of(source)
+        if self.interrupted or not metrics:
+            return
+        with CtrlC() as ctrl_c, tqdm(desc=f"{source}: {' '.join(metrics)}", unit="clip", total=total) as bar:
+            for clips in batches:
+                for metric in metrics.values():
+                    metric.update(clips, source)
+                with ctrl_c.held():
+                    self.counts[source] += len(clips)
+                    bar.update(len(clips))
+        self.interrupted = ctrl_c.received
+
+    def sweep(
+        self, model: Model, settings: list[sweep.Setting], generate: Callable[[Model], Iterator[Clips]], wanted: int
+    ) -> None:
+        """Measures generated clips with each setting.
+
+        Raises:
+            ConfigError: if no metric compares generated clips.
+        """
+        if not self.of("generated"):
+            raise ConfigError("sweep: expected a metric that compares generated clips, such as metrics=[kad]")
+
+        def update(clips: Iterator[Clips]) -> bool:
+            self.counts["generated"] = 0
+            self.update("generated", clips, wanted)
+            return self.interrupted
+
+        self.rows = sweep.measure(model, settings, self.of("generated"), update, generate)
