@@ -351,7 +351,7 @@ def test_evaluate_measures_samplers_steps_and_guidance_against_network_calls(run
         (["ckpt=runs/one", "metrics=[]"], "metrics: expected at least one"),
         (["ckpt=runs/one", "metrics=[likelyhood]"], "Did you mean 'likelihood'?"),
         ([], "ckpt: expected a model, ckpt=RUN, or a folder of audio, folder=AUDIO; got neither"),
-        (["folder=nowhere", "reference=x"], "folder: expected a folder of audio files, but 'nowhere' is none"),
+        (["folder=nowhere", "reference=x"], "folder: expected a folder of audio files, but 'nowhere' does not exist"),
         (["folder=."], "reference: expected shards or a folder of audio to compare folder with"),
     ],
 )

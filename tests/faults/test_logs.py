@@ -87,7 +87,7 @@ def test_a_killed_wandb_service_is_a_warning(online, server, tmp_path: Path) -> 
     os.kill(service, signal.SIGKILL)
     assert run.wait() == [0], run.text
     assert steps(tmp_path / "runs/one") == list(range(1, 41))
-    assert run.text.count("ConnectionResetError: Connection lost. Training goes on") == 1
+    assert run.text.count("ConnectionResetError: Connection lost. Training continues") == 1
     assert "WandbLogger failed" in run.text
 
 

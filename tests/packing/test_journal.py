@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from audio_diffusion.packing import journal, pack, prepare, shard_writer
+from audio_diffusion.packing import form, journal, pack, prepare, shard_writer
 from audio_diffusion.packing.form import Form
 from audio_diffusion.packing.sources import Source, scan_folder
 
@@ -30,7 +30,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def long(folder: Path, encode: Encode, noise: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder, with a file of many pieces, some of them silent, in parts of 3, and a broken one."""
-    monkeypatch.setattr(prepare, "_IN_MEMORY", 3 * 200)
+    monkeypatch.setattr(form, "IN_MEMORY", 3 * 200)
     samples = noise(2_050)
     samples[300:520] = 0
     (folder / "a" / "long.wav").write_bytes(encode(samples, 16_000))

@@ -103,7 +103,8 @@ class OfModel:
                     "files do not have: pack the folder first, and give the shards"
                 )
         else:
-            self._shards, self.names = find_shards(model, reference, option), patterns(model, reference)
+            named = "data" if option == "reference" else option  # which data=SHARDS says too
+            self._shards, self.names = find_shards(model, reference, named), patterns(model, reference)
 
     def of_training(self, train: str | None, num_clips: int | None) -> Callable[[], Iterator[Clips]]:
         """The clips that the model was trained on, or of the given shards or folder.
