@@ -154,13 +154,12 @@ class GenerationMetrics(L.Callback):
         """Clips whose labels and texts are those of the held-out ones, taken in turn."""
         places = [i % len(like) for i in range(len(audio))]
         labels = [None] * len(like) if like.label is None else [self._class(i) for i in like.label.tolist()]
-        texts = next((values for values in like.fields.values() if isinstance(values, tuple)), ())
         return Clips(
             audio,
             mask,
             [f"{like.keys[place]}_{i}" for i, place in enumerate(places)],
             [labels[place] for place in places],
-            [texts[place] for place in places] if texts else (),
+            [like.texts[place] for place in places] if like.texts else (),
         )
 
     def _class(self, number: int) -> str | None:

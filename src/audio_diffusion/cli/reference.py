@@ -50,22 +50,26 @@ def patterns(model: Model, data: str | None) -> list[str]:
     return list(found.values())
 
 
-def find_shards(model: Model, data: str | None, option: str = "data") -> Shards:
-    """Opens the shards to evaluate on; ``option`` is named in messages.
+def open_shards(model: Model, found: list[str], option: str) -> Shards:
+    """Opens the shards of patterns; ``option`` is named in messages.
 
     Raises:
         ConfigError: if there are none.
     """
-    found = patterns(model, data)
     try:
         return Shards.open(found, store_of(model.origin.data), member_of(model.origin.data))
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from error
 
 
+def _is_folder_without_shards(path: str) -> bool:
+    """Whether a path is a folder that is read as audio files."""
+    return Path(path).is_dir() and not list(Path(path).glob("*.tar"))
+
+
 def _training_shards(pattern: str) -> str:
     """The training shards of a folder of shards; any other pattern as it is."""
-    is_folder = not pattern.endswith(".tar") and not (Path(pattern).is_dir() and not list(Path(pattern).glob("*.tar")))
+    is_folder = not pattern.endswith(".tar") and not _is_folder_without_shards(pattern)
     return f"{pattern.rstrip('/')}/train-*.tar" if is_folder else pattern
 
 
@@ -94,7 +98,7 @@ class OfModel:
         self.model, self.num_clips, self.batch_size = model, num_clips, batch_size
         self._shards: Shards | None = None
         self._folder: Folder | None = None
-        if reference is not None and Path(reference).is_dir() and not list(Path(reference).glob("*.tar")):
+        if reference is not None and _is_folder_without_shards(reference):
             self._folder = Folder(reference, option, model.sample_rate, model.channels)
             self.names = [reference]
             if model.conditions.fields:
@@ -104,7 +108,8 @@ class OfModel:
                 )
         else:
             named = "data" if option == "reference" else option  # which data=SHARDS says too
-            self._shards, self.names = find_shards(model, reference, named), patterns(model, reference)
+            self.names = patterns(model, reference)
+            self._shards = open_shards(model, self.names, named)
 
     def of_training(self, train: str | None, num_clips: int | None) -> Callable[[], Iterator[Clips]]:
         """The clips that the model was trained on, or of the given shards or folder.
@@ -136,8 +141,7 @@ class OfModel:
             batch = collate(audios, known, bool(classes), fields).to(model.device)
             cond = model.conditions.read({**batch.cond, "audio": batch.audio}, model.device)
             labels = [classes[clip.label] if clip.label >= 0 else None for clip in known]
-            texts = next((values for values in batch.fields.values() if isinstance(values, tuple)), ())
-            yield Clips(batch.audio, batch.mask, batch.keys, labels, texts, cond)
+            yield Clips(batch.audio, batch.mask, batch.keys, labels, batch.texts, cond)
 
     def _of_files(self, folder: "Folder") -> Iterator[Clips]:
         """Yields the files; the name of a file's folder is its label, if the model has such a class."""
@@ -218,7 +222,7 @@ def of_folder(reference: str | None, num_clips: int | None, folder: Folder, opti
     """
     if reference is None:
         raise ConfigError(f"{option}: expected shards or a folder of audio that folder is compared with, got nothing")
-    if Path(reference).is_dir() and not list(Path(reference).glob("*.tar")):
+    if _is_folder_without_shards(reference):
         real = Folder(reference, option, folder.sample_rate, folder.channels)
         yield from real(num_clips)
         folder.unusable |= real.unusable

@@ -66,6 +66,11 @@ class AudioBatch:
         seconds = {"seconds_start": self.seconds_start, "seconds_total": self.seconds_total}
         return {**label, **seconds, **self.fields}
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The first field of words, such as captions; empty if there is none."""
+        return next((values for values in self.fields.values() if isinstance(values, tuple)), ())
+
     def _map(self, change) -> "AudioBatch":  # type: ignore[no-untyped-def]
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         changed = {name: change(x) for name, x in own.items() if isinstance(x, Tensor)}

@@ -48,7 +48,7 @@ class Voice:
         """See ``Embedding``."""
         starts = self._starts(len(audio))
         padding = max(0, starts[-1] + FRAMES * FRAME - len(audio))
-        level = 10 * math.log10(max(audio.square().mean().item(), 1e-20))
+        level = _level_dbfs(audio)
         padded = torch.nn.functional.pad(audio, (0, padding))
         loud = [i for i in starts if _level_dbfs(audio[i : i + FRAMES * FRAME]) >= SILENCE_DBFS]
         if not loud:
