@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 import lightning as L
 import wandb
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-from torch import Tensor
 
+from audio_diffusion.callbacks.media import Sounds, media_of
 from audio_diffusion.checkpoints.redaction import redacted_argument
 
 _ROOM_BYTES = 2**20  # bytes that should be free for a logger
@@ -170,14 +170,8 @@ def _expect_room(logger: Logger) -> None:
 
 @rank_zero_only
 def _finish(logger: Logger, status: str) -> None:
-    """Ends a W&B run, which waits for pending uploads, and tells the user what to do if that takes too long."""
-    if not isinstance(logger, WandbLogger) or wandb.run is None:
-        return
-    folder = Path(wandb.run.dir).parent
-    try:
-        wandb.run.finish(exit_code=0 if status == "success" else 1)
-    except TimeoutError as error:
-        raise TimeoutError(f"some data were not sent to the server. To send them later: wandb sync {folder}") from error
+    """Ends the run in the logger's service."""
+    media_of(logger).finish(status)
 
 
 @contextmanager
@@ -217,77 +211,20 @@ def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
 def send_alert(trainer: L.Trainer, title: str, text: str) -> None:
     """Prints a warning, and sends it as an alert to W&B."""
     rank_zero_warn(text)
-
-    def send(logger: Logger) -> None:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.alert(title, text, level="WARN")
-
-    _each(trainer, send)
+    if trainer.is_global_zero:
+        _each(trainer, lambda logger: media_of(logger).alert(title, text))
 
 
 def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Sends a table of text to W&B and TensorBoard."""
-
-    def send(logger: Logger) -> None:
-        if isinstance(logger, WandbLogger):
-            table = wandb.Table(list(columns), [list(row) for row in rows])
-            logger.experiment.log({name: table, "trainer/global_step": trainer.global_step})
-        elif isinstance(logger, TensorBoardLogger):
-            lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *rows]]
-            logger.experiment.add_text(name, "\n".join(lines), trainer.global_step)
-
-    _each(trainer, send)
+    _each(trainer, lambda logger: media_of(logger).table(name, columns, rows, trainer.global_step))
 
 
 def log_pictures(trainer: L.Trainer, pictures: Mapping[str, Path]) -> None:
     """Sends pictures (PNG files by name) to W&B and TensorBoard."""
-
-    def send(logger: Logger) -> None:
-        if isinstance(logger, WandbLogger):
-            images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
-            logger.experiment.log({**images, "trainer/global_step": trainer.global_step})
-        elif isinstance(logger, TensorBoardLogger):
-            for name, path in pictures.items():
-                logger.experiment.add_image(name, _read_png(path), trainer.global_step, dataformats="HWC")
-
-    _each(trainer, send)
+    _each(trainer, lambda logger: media_of(logger).pictures(pictures, trainer.global_step))
 
 
-def log_samples(
-    trainer: L.Trainer,
-    clips: Sequence[Tensor],
-    names: Sequence[str],
-    sample_rate: int,
-    pictures: Mapping[str, Path],
-    table: Sequence[Mapping[str, Any]],
-    captions: Sequence[str] | None = None,
-) -> None:
-    """Sends generated audio, pictures (PNG files by name) and one table row per clip to W&B and TensorBoard. Captions,
-    by default the names, are shown beside the audio in W&B."""
-    step = trainer.global_step
-
-    def send(logger: Logger) -> None:
-        if isinstance(logger, WandbLogger):
-            media: dict[str, Any] = {f"samples/{k}": wandb.Image(str(path)) for k, path in pictures.items()}
-            media["samples/audio"] = [
-                wandb.Audio(clip.cpu().float().clamp(-1, 1).T.numpy(), sample_rate=sample_rate, caption=caption)
-                for clip, caption in zip(clips, captions or names, strict=True)
-            ]
-            columns: list[Any] = list(table[0])
-            media["samples/table"] = wandb.Table(columns, [[row[c] for c in columns] for row in table])
-            logger.experiment.log({**media, "trainer/global_step": step})
-        elif isinstance(logger, TensorBoardLogger):
-            for clip, name in zip(clips, names, strict=True):
-                mono = clip.cpu().float().mean(0, keepdim=True).clamp(-1, 1)
-                logger.experiment.add_audio(f"samples/{name}", mono, step, sample_rate=sample_rate)
-            for name, path in pictures.items():
-                image = _read_png(path)
-                logger.experiment.add_image(f"samples/{name}", image, step, dataformats="HWC")
-
-    _each(trainer, send)
-
-
-def _read_png(path: Path) -> Any:
-    from matplotlib.image import imread
-
-    return imread(path)[:, :, :3]
+def log_samples(trainer: L.Trainer, sounds: Sounds) -> None:
+    """Sends generated clips, their pictures and one table row per clip to W&B and TensorBoard."""
+    _each(trainer, lambda logger: media_of(logger).sounds(sounds, trainer.global_step))

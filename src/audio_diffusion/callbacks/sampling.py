@@ -18,6 +18,7 @@ from tqdm import tqdm
 from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_stop
 from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_metrics, log_samples
+from audio_diffusion.callbacks.media import Sounds
 from audio_diffusion.callbacks.page.page import write_page
 from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
@@ -268,4 +269,4 @@ class SampleAudio(L.Callback):
         if process:
             figure = pictures.reverse_process(process, self.sample_rate)
             files["reverse_process"] = pictures.save(figure, folder / "reverse_process.png")
-        log_samples(trainer, heard, names, self.sample_rate, files, table, captions)
+        log_samples(trainer, Sounds(heard, names, captions, self.sample_rate, files, table))
