@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs another program of the project as a job, on one GPU; everything goes to it:
+# Runs another program of the project as a job on one GPU, with all arguments:
 #
 #     sbatch slurm/run.sh sample.py ckpt=runs/my_run num_samples=1000
 #     sbatch slurm/run.sh evaluate.py ckpt=runs/my_run
@@ -19,5 +19,5 @@ cd "${SLURM_SUBMIT_DIR:?this script is for sbatch: sbatch slurm/run.sh PROGRAM .
 source slurm/common.sh || exit 2
 [[ ${1:-} == *.py && $1 != train.py && -e $1 ]] ||
     die "expected sample.py, evaluate.py or make_shards.py and its options, got: ${*:-nothing}. For train.py: slurm/train.sh"
-((SLURM_NTASKS == 1)) || die "$1 is one process: leave --nodes and --ntasks-per-node at 1"
+((SLURM_NTASKS == 1)) || die "$1 is a single process: leave --nodes and --ntasks-per-node at 1"
 launch "$@"

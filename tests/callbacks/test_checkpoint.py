@@ -140,7 +140,7 @@ def test_a_full_disk_is_a_warning_and_is_tried_again(make_run, tmp_path, monkeyp
         started(trainer, *args)
 
     save.on_train_batch_end = free_at_24
-    with pytest.warns(UserWarning, match=f"step 20 was not written: .*{os.strerror(number)}. Training goes on"):
+    with pytest.warns(UserWarning, match=f"step 20 could not be written: .*{os.strerror(number)}. Training continues"):
         run.fit()
     assert names(tmp_path) == both(22, 30)  # not the failed one, the one tried again, the last
     assert {row["checkpoint/failed"] for row in run.rows if "checkpoint/failed" in row} == {1}
@@ -161,14 +161,14 @@ def test_a_write_that_fails_while_the_next_save_waits_for_it_is_counted(make_run
 
     def warn(text):
         said.append(text)
-        if "the one before is still being written" in text:
+        if "the previous checkpoint is still being written" in text:
             waits.set()
 
     monkeypatch.setattr("audio_diffusion.checkpoints.folder.stage", held)
     monkeypatch.setattr("audio_diffusion.callbacks.checkpoint.rank_zero_warn", warn)
     run.fit()
     assert len(said) == 2
-    assert "step 1 was not written" in said[1]
+    assert "step 1 could not be written" in said[1]
     assert names(tmp_path) == both(2)
     assert {row["checkpoint/failed"] for row in run.rows if "checkpoint/failed" in row} == {1}
 
@@ -182,7 +182,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_and_the_older_one_
         pytest.raises(
             SaveError,
             match=r"checkpoint of step 3 could not be written to \S+/checkpoints: .*No space left on device "
-            r"\(\d+\.\d MB are free in \S+/checkpoints, 0\.\d MB are needed\)\. Older ones are as they were",
+            r"\(\d+\.\d MB are free in \S+/checkpoints, 0\.\d MB are needed\)\. Older ones are intact",
         ),
     ):
         make_run(max_steps=3, callbacks=[SaveCheckpoint(str(tmp_path))]).fit()

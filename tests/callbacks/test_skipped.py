@@ -127,7 +127,7 @@ def test_above_the_limit_the_run_stops_and_says_why(make_run: Callable[..., Any]
     run = run_on(make_run, shards, max_steps=20, callbacks=[report])
     problem = (
         r"data: 12 of 12 clips read could not be used, more than callbacks\.skipped\.max_fraction = 0\.25 allows\. "
-        r"The latest: .*train-.*cannot be decoded.*All are named in .*run/skipped\.csv; mend or remove them"
+        r"The latest: .*train-.*cannot be decoded.*All are listed in .*run/skipped\.csv; repair or remove them"
     )
     with pytest.raises(ValueError, match=problem):
         run.fit()

@@ -161,7 +161,7 @@ def test_ctrl_c_says_how_to_go_on(
     arguments = (f"input={drum_folder}", "output=out", "num_workers=1")
     status, output, errors = command(tmp_path, *arguments)
     assert (status, errors) == (130, "")
-    assert output.endswith("stopped; the same command continues from here\n")
+    assert output.endswith("stopped; repeat the command to continue from here\n")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_one_recording_is_packed_and_all_that_is_decided_said(
     assert (status, errors) == (0, "")
     for line in (
         "train       1 clip      0.0005 h",
-        "held out, as there are few files: the last 10 % of 'a.wav'; they are cut, and therefore encoded again, "
+        "held out because there are few files: the last 10 % of 'a.wav'; they are cut, and therefore encoded again, "
         "as 16-bit FLAC",
         "2 of 2 clips are digital silence",
         "2 shards in out/",

@@ -249,7 +249,7 @@ def test_resuming_on_another_order_is_warned_of(
         warnings.simplefilter("always")
         fit(make_data(3, **change), ckpt=ckpt)
     messages = [str(warning.message) for warning in caught]
-    assert any("goes on at position 12 of the new order" in message for message in messages) == warned
+    assert any("continues at position 12 of the new order" in message for message in messages) == warned
 
 
 @pytest.mark.slow
@@ -394,7 +394,7 @@ def test_a_batch_size_that_cannot_be_divided_is_refused_and_the_nearest_are_name
     devices = f"{world_size} device{'s' * (world_size > 1)}"
     problem = (
         f"batch_size: expected a multiple of {world_size * accumulate} \\(1 node × {devices} × {accumulate} "
-        f"accumulated\\), got 12; the nearest that works: {nearest}$"
+        f"accumulated\\), got 12; nearest valid: {nearest}$"
     )
     data = as_rank(0, world_size, accumulate)
     with pytest.raises(ValueError, match=problem):

@@ -97,7 +97,7 @@ def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path, monkeypatch, 
     loader = ShieldedLoader(HangsInWorkers(20, tmp_path, times=1), batch_size=None, num_workers=2)
     assert list(loader) == list(range(20))
     printed = capfd.readouterr().err
-    assert "did not begin within 15 s of its start; another one is started" in printed
+    assert "did not answer within 15 s of its start; starting another one" in printed
     assert "data: worker " in printed
 
 
@@ -105,7 +105,7 @@ def test_a_worker_that_never_answers_ends_the_run_with_its_name(tmp_path: Path, 
     monkeypatch.setitem(workers.ANSWERS_WITHIN_S, workers.DEFAULT_START, 1.0)
     loader = ShieldedLoader(HangsInWorkers(20, tmp_path, times=100), batch_size=None, num_workers=1)
     with pytest.raises(
-        RuntimeError, match=r"worker 0 \(process \d+\) did not begin within 1 s .* nor did the 2 started"
+        RuntimeError, match=r"worker 0 \(process \d+\) did not answer within 1 s .* the 2 started before it did not"
     ):
         iter(loader)
 

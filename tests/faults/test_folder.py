@@ -118,7 +118,7 @@ def test_a_run_goes_on_while_the_disk_is_full_and_later_resumes(train, tmp_path:
     full.until((run_dir / "lock").exists)
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     assert full.wait() == [1], full.text
-    assert "the one of step 6 was not written: [Errno 28] No space left on device. Training goes on" in full.text
+    assert "step 6 could not be written: [Errno 28] No space left on device. Training continues" in full.text
     errors = [line for line in full.text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "Traceback" not in full.text

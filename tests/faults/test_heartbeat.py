@@ -35,10 +35,10 @@ def test_a_read_that_never_returns_is_named(launch, tiny, drum_shards: Path, tmp
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(parent(pid)) == run.pids[0]
     ]
     os.kill(worker, signal.SIGSTOP)
-    run.until(lambda: "and of its worker" in run.text)
+    run.until(lambda: "Stacks of its worker" in run.text)
     os.kill(worker, signal.SIGCONT)
     assert run.wait() == [STUCK]
-    assert f"and of its worker, process {worker}:" in run.text
+    assert f"Stacks of its worker, process {worker}:" in run.text
     assert "_worker_loop" in run.text  # the worker's own stack
 
 

@@ -35,5 +35,5 @@ def test_previews_fit_full_scale_in_their_own_shape() -> None:
 
 
 def test_the_first_five_are_named() -> None:
-    assert summary({"a": "silent"}, 3) == "1 of 3 are hardly sound: a: silent"
+    assert summary({"a": "silent"}, 3) == "1 of 3 is not usable audio: a: silent"
     assert summary(dict.fromkeys("abcdefg", "x"), 9).endswith("; e: x; and 2 more")

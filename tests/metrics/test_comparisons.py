@@ -49,7 +49,7 @@ def test_every_distance_is_measured_on_windows_that_are_embedded_once() -> None:
     assert metric.details()["estimates"]["kad"]["windows"] == 120
     json.dumps(metric.details())
     printed = "\n".join(metric.describe())
-    assert "120 windows of 120 generated clips, 110 of 110 real ones" in printed
+    assert "120 windows of 120 generated clips, 110 windows of 110 real clips" in printed
 
     metric.forget_generated()
     metric.update(real, "generated")

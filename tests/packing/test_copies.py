@@ -93,7 +93,7 @@ def test_of_few_files_one_is_held_out_with_its_copies() -> None:
     plan: list[AudioInfo | str] = [AudioInfo(16_000 * s, 16_000, 1, "WAV/PCM_16") for s in (9, 1, 9, 1, 9)]
     held = hold_out(sources, plan, 1e-9, [[1, 3]])
     assert held.splits == ["train", "val", "train", "val", "train"]
-    assert held.note in [f"held out, as there are few files: '{i}.wav' and its copies" for i in (1, 3)]
+    assert held.note in [f"held out because there are few files: '{i}.wav' and its copies" for i in (1, 3)]
     # copies of one recording are as one: its end is held out, of each the same
     held = hold_out(sources[:3], plan[:3], 1e-9, [[0, 1, 2]])
     assert (held.splits, held.stretches) == (["train"] * 3, {"0.wav", "1.wav", "2.wav"})

@@ -58,7 +58,7 @@ def test_of_one_recording_its_end_is_held_out(
     joined = np.concatenate([samples_of(data, folder) for _, data, _ in clips.values()])
     assert np.array_equal(joined, whole)  # nothing is lost, nothing is in both
     assert report.seconds == {"train": 1.8, "val": 0.2, "test": 0.0}
-    assert report.notes[0].startswith("held out, as there are few files: the last 10 % of '0.wav'")
+    assert report.notes[0].startswith("held out because there are few files: the last 10 % of '0.wav'")
     assert ("16-bit FLAC" in report.notes[0]) == (form.format == "keep")
     assert verify(str(tmp_path / "out")).problems == []
 
@@ -145,7 +145,7 @@ def test_of_few_files_the_one_nearest_to_the_fraction_is_held_out() -> None:
     sources = [source(f"{i}.wav") for i in range(5)]
     splits, stretches, note = divided(sources, [1, 2, 30, 4, 50], 1e-9)
     assert (splits, stretches) == (["val", "train", "train", "train", "train"], set())
-    assert note == "held out, as there are few files: '0.wav'"
+    assert note == "held out because there are few files: '0.wav'"
     splits, _, _ = divided(sources, [1, 2, 30, 4, 50], 1 - 1e-9)
     assert splits == ["train", "train", "train", "train", "val"]
 
@@ -173,7 +173,7 @@ def test_a_fraction_of_zero_packs_all_for_training(
         path.name: ("train", path.read_bytes()) for path in folder.iterdir()
     }
     assert report.clips == {"train": count, "val": 0, "test": 0}
-    assert report.notes == ["nothing is held out, as val_fraction is 0: training runs without validation"]
+    assert report.notes == ["nothing is held out (val_fraction is 0): training runs without validation"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["made"]["val_fraction"] == 0
     assert verify(str(tmp_path / "out")).problems == []
 

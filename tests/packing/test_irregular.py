@@ -70,7 +70,7 @@ def test_what_a_damaged_file_lacks_is_named_and_does_not_depend_on_the_form(
     report, output = packed({"x.ogg": data}, **form)
     ((name, reason),) = report.refused
     assert name == "x.ogg"
-    assert reason.startswith("used without what it lacks: ")
+    assert reason.startswith("used, although audio is missing: ")
     assert "pages are damaged or not there" in reason
     missing = report.manifest["missing"]
     assert missing["files"] == 1
@@ -93,7 +93,7 @@ def test_with_max_missing_0_a_file_that_lacks_an_unknown_amount_is_refused(
     report, _ = packed(files, **form)
     ((name, reason),) = report.refused
     assert (name, "an unknown length missing at " in reason) == ("x.ogg", True)
-    assert reason.startswith("used without what it lacks: ")
+    assert reason.startswith("used, although audio is missing: ")
     strict, _ = packed(files, **form, max_missing=0)
     ((name, reason),) = strict.refused
     assert (name, strict.manifest["files"]["refused"], strict.clips["train"]) == ("x.ogg", 1, 2)
@@ -107,7 +107,7 @@ def test_what_libsndfile_does_not_know_is_named_with_what_would_read_it(
     files = {"x.m4a": b"\0\0\0\x1cftypM4A " + bytes(500)}
     report, _ = packed(files)
     assert report.refused == [
-        ("x.m4a", "m4a can be converted, not kept, as training does not read it: set format=flac")
+        ("x.m4a", "m4a cannot be kept, because training does not read it; set format=flac to convert it")
     ]
     imported = builtins.__import__
 

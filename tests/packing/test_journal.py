@@ -160,7 +160,7 @@ def test_a_finished_shard_that_is_gone_is_missed(long: Path, tmp_path: Path) -> 
     stopped_run(scan_folder(long, True), tmp_path / "out")
     (tmp_path / "out" / "train-000000.tar").unlink()
     with pytest.raises(
-        ValueError, match=r"train-000000.tar was finished, but it is gone or changed. Remove the folder"
+        ValueError, match=r"whose finished shard train-000000.tar is missing or has changed. Remove the folder"
     ):
         pack.pack(scan_folder(long, True), tmp_path / "out", form=FORM, **OPTIONS)
 

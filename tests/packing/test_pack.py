@@ -171,7 +171,7 @@ def test_a_clip_without_a_label_is_marked_and_the_classes_of_the_others_stay(
     labels = {name: meta["label"] for name, (_, _, meta) in clips_of(tmp_path / "some").items()}
     assert labels.pop("bare.wav") is None
     assert set(labels.values()) == {"a", "b"}
-    assert report.notes == ["1 file of 13 without a label: trained on as 'not given'", COPY]
+    assert report.notes == ["1 file of 13 without a label: training treats it as 'not given'", COPY]
     for i in range(13):
         (folder / f"bare_{i}.wav").write_bytes((folder / "a" / "1.wav").read_bytes())
     report = pack_folder(folder, tmp_path / "few", val_fraction=0.3)
@@ -246,7 +246,7 @@ def test_what_is_refused_is_named_also_when_all_is(folder: Path, tmp_path: Path)
 
 def test_a_manifest_without_files_to_train_on_is_refused(folder: Path, tmp_path: Path) -> None:
     sources = [replace(source, fields={"split": "test"}) for source in scan_folder(folder, False)]
-    with pytest.raises(ValueError, match=r"of 12 files \(0 refused\) none is left for train; give more"):
+    with pytest.raises(ValueError, match=r"of 12 files \(0 refused\) none is left for training; provide more files"):
         pack(sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -128,7 +128,7 @@ def test_channels_are_mapped_and_those_without_a_rule_refused(packed: Any, encod
     report, audio, meta = packed(files, format="flac", channels=2)
     assert audio["two.wav"].shape == (500, 2)
     assert meta["two.wav"]["channels"] == 2
-    assert report.refused == [("three.wav", "has 3 channels: no rule to make them 2")]
+    assert report.refused == [("three.wav", "has 3 channels, which cannot be converted to 2")]
 
 
 def test_silent_pieces_are_left_out_counted_and_named(packed: Any, encode: Encode) -> None:
@@ -218,7 +218,7 @@ def test_files_too_long_for_one_piece_are_refused_with_what_to_do(
     monkeypatch.setattr(prepare, "_MAX_PIECE", 3000)
     files = {"long.wav": encode(noise(32_000), 16_000), "x.wav": encode(noise(2000), 16_000)}
     report, _, _ = packed(files, format="flac")
-    assert report.refused == [("long.wav", "is 2 s long, too much to be converted in one piece: set segment_s")]
+    assert report.refused == [("long.wav", "is 2 s long, which is too long for one piece: set segment_s")]
     assert packed(files, format="flac", segment_s=0.1)[0].refused == []
     assert packed(files)[0].refused == []  # bytes are kept at any length
 

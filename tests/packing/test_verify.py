@@ -247,7 +247,7 @@ def test_a_manifest_that_is_broken_missing_or_wrong_is_found(shards: Path) -> No
 def test_a_run_that_is_not_finished_is_found(shards: Path) -> None:
     (shards / ".packing").mkdir()
     (shards / ".packing" / "plan.jsonl").touch()
-    assert problems_of(shards) == [".packing: the run that made these shards is not finished: start it again"]
+    assert problems_of(shards) == [".packing: the run that writes these shards is not finished: repeat its command"]
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:

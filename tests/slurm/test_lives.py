@@ -47,7 +47,7 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     job = submit(project, *TWO_NODES, "--time=30", "slurm/train.sh", *options, "logger=wandb", "name=many_lives")
 
     def live(life: int, steps: int = 10) -> None:
-        job.until(lambda: f"life {life}," in job.text)
+        job.until(lambda: f"start {life}," in job.text)
         before = max(losses(run_dir), default=0)
         job.until(lambda: max(losses(run_dir), default=0) > before + steps)
 
@@ -77,7 +77,7 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     os.kill(ranks_of("many_lives")[-1], signal.SIGKILL)
     killed = queued_again()
     assert "task 1: Killed" in job.text or "task 0: Killed" in job.text
-    assert f"at step {killed} (0 of 3 lives without a new checkpoint): queueing job {job.id} again" in job.text
+    assert f"at step {killed} (0 of 3 starts without a new checkpoint): queueing job {job.id} again" in job.text
     assert killed > preempted
 
     live(4, steps=60)
@@ -118,8 +118,8 @@ def test_tasks_that_are_not_the_devices_are_refused(submit, tiny, drum_shards: P
     command = " ".join(["srun", "python", "train.py", f"data.train={drum_shards}", *tiny, "name=mismatch"])
     job = submit(project, "--ntasks=2", "--nodes=2", "-J", "bash", "-o", "job-%j.log", f"--wrap={command}")
     assert job.ended()[0] == "FAILED", job.text
-    assert "Slurm has started 2 tasks on 2 nodes, but these are 1 and 1" in job.text
-    assert "Write trainer.devices=1 trainer.num_nodes=2, or ask Slurm for others" in job.text
+    assert "Slurm has started 2 tasks on 2 nodes, but the options are 1 and 1" in job.text
+    assert "Use trainer.devices=1 trainer.num_nodes=2, or request --nodes=" in job.text
 
 
 def test_sampling_is_a_job_too(submit, tiny, drum_shards: Path, project: Path) -> None:

@@ -66,12 +66,12 @@ def test_what_train_sh_passes_on(submit, scripts) -> None:
 def test_mistakes_are_refused_at_once_with_what_to_type(submit, scripts) -> None:
     folder = scripts(TELLS)
     jobs = {
-        "Write --gpus-per-node=2 --ntasks-per-node=2": ["--gpus-per-node=2", "slurm/train.sh"],
-        "write --gpus-per-node": ["--gpus-per-node=0", "--gpus-per-task=1", "slurm/train.sh"],
+        "Use --gpus-per-node=2 --ntasks-per-node=2": ["--gpus-per-node=2", "slurm/train.sh"],
+        "use --gpus-per-node": ["--gpus-per-node=0", "--gpus-per-task=1", "slurm/train.sh"],
         "sbatch --nodes=2 slurm/train.sh trainer.num_nodes=2 a=1": ["slurm/train.sh", "trainer.num_nodes=2", "a=1"],
-        "--time leaves 0 s to train, beside SAVE_SECONDS=120": ["--time=1", "slurm/train.sh"],
+        "--time leaves 0 s for training beside SAVE_SECONDS=120": ["--time=1", "slurm/train.sh"],
         "a sweep needs a name": ["slurm/sweep.sh", "seed=0,1"],
-        "the array is none-none: write sbatch --array=0-3 slurm/": ["slurm/sweep.sh", "name=s", "a=1,2", "b=1,2"],
+        "the array is none-none: use sbatch --array=0-3 slurm/": ["slurm/sweep.sh", "name=s", "a=1,2", "b=1,2"],
         "expected sample.py, evaluate.py or make_shards.py": ["slurm/run.sh", "train.py"],
     }  # fmt: skip
     for message, job in [(message, submit(folder, *command)) for message, command in jobs.items()]:
@@ -88,7 +88,7 @@ def test_a_folder_that_a_node_does_not_share_is_refused_naming_the_node(submit, 
     subprocess.run(["nsenter", "-t", inside, "-m", "mount", "-t", "tmpfs", "none", str(folder / "runs")], check=True)
     job = submit(folder, "--nodes=2", "slurm/train.sh", "name=mine")
     assert job.ended(timeout=30) == ("FAILED", 2), job.text
-    assert "error: node node2 does not see runs/mine/.seen_by_all" in job.text
+    assert re.search(r"error: \S*runs/mine/\.seen_by_all\S* is not visible on node node2", job.text)
     assert "node node1" not in job.text
     assert "TOLD" not in job.text
 
@@ -128,11 +128,11 @@ def states(array: str) -> dict[str, str]:
 def test_a_crash_is_queued_again_while_there_is_progress_and_then_given_up(submit, scripts) -> None:
     job = submit(scripts(CRASHES), "slurm/train.sh", "name=crashes", env={"MAX_FAILURES": "2"})
     for life in range(2):
-        queued = f"({life} of 2 lives without a new checkpoint): queueing job {job.id} again"
+        queued = f"({life} of 2 starts without a new checkpoint): queueing job {job.id} again"
         job.until(lambda: queued in job.text)  # noqa: B023
         job.hurry()
     assert job.ended() == ("FAILED", 1)
-    assert "given up: 2 lives in a row ended without a checkpoint beyond step 100, this one with status 1" in job.text
+    assert "given up: 2 starts in a row ended without a checkpoint after step 100, this one with status 1" in job.text
 
 
 def test_without_a_warning_from_slurm_the_script_watches_the_clock(submit, scripts) -> None:
@@ -164,8 +164,8 @@ def test_one_rank_killed_ends_the_others_and_is_named(submit, scripts) -> None:
     job.until(lambda: "training" in job.text)
     job.until_state("PENDING", timeout=120)  # queued again: a first life without progress
     assert "node2: task 1: Killed" in job.text
-    assert re.search("how the tasks ended, the first one first: .*node2: task 1: Killed", job.text)
-    assert "a rank was killed: by hand, or since memory ran out" in job.text
+    assert re.search("how the tasks ended, in order: .*node2: task 1: Killed", job.text)
+    assert "a rank was killed: by a user, or because memory ran out" in job.text
 
 
 def test_the_cause_is_named_whatever_status_srun_has(submit, scripts, tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_the_cause_is_named_whatever_status_srun_has(submit, scripts, tmp_path: 
     env = {"PATH": f"{stubs}:{os.environ['PATH']}", "MAX_FAILURES": "1"}
     job = submit(scripts(TELLS), "slurm/train.sh", "name=killed", env=env)
     assert job.ended() == ("FAILED", 143), job.text
-    assert "how the tasks ended, the first one first: node2: task 1: Killed; node1: task 0: Terminated" in job.text
-    assert "a rank was killed: by hand, or since memory ran out" in job.text
+    assert "how the tasks ended, in order: node2: task 1: Killed; node1: task 0: Terminated" in job.text
+    assert "a rank was killed: by a user, or because memory ran out" in job.text
 
 
 def test_containers_are_called_as_their_programs_expect(submit, scripts, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from audio_diffusion.checkpoints.folder import Keep, path_of
 from audio_diffusion.inference.targets import nearest
 from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 
-BEST = "best"  # folder of the best checkpoint, beside that of the newest ones
+BEST = "best"  # folder of the best checkpoint; the newest ones have another folder
 
 
 class SaveError(RuntimeError):
@@ -25,17 +25,17 @@ class SaveError(RuntimeError):
 class SaveCheckpoint(L.Callback):
     """Saves ``checkpoints/step_<step>.ckpt`` every ``every_n_steps`` optimizer steps and at the end.
 
-    A write that fails is a warning, is counted, and is tried again soon; at the end of training it is an error. Logs
-    ``checkpoint/pause_ms``, how long training stood still; ``checkpoint/write_s``, how long writing took beside it; and
-    ``checkpoint/failed``, how many have failed so far.
+    A failed write causes a warning and another attempt soon after; at the end of training it is an error. Logs the time
+    for which training paused, ``checkpoint/pause_ms``; the time of writing in the background, ``checkpoint/write_s``;
+    and the number of failed writes, ``checkpoint/failed``.
 
     Args:
         folder: the run's folder.
         every_n_steps: optimizer steps between checkpoints.
         keep: number of the newest checkpoints to keep.
-        keep_every_n_steps: those of steps that are a multiple of this stay as well; None for no more.
-        monitor: name of a logged metric, such as "val/loss_ema". After each validation that improves it, the checkpoint
-            of that step is also saved in the folder ``best``, which has one checkpoint; None for no such folder.
+        keep_every_n_steps: checkpoints at multiples of this step are kept too; None for only the newest ones.
+        monitor: name of a logged metric, such as "val/loss_ema". After each validation that improves it, a checkpoint
+            is also saved in the folder ``best``, which contains only the best one; None for no such folder.
         mode: "min" if less is better, or "max".
 
     Raises:
@@ -99,7 +99,7 @@ class SaveCheckpoint(L.Callback):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the best checkpoint so far; rank 0 decides, as it alone has all metrics."""
+        """Saves the best checkpoint so far; rank 0 decides, because only it has all metrics."""
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         value = trainer.strategy.broadcast(self._monitored(trainer))
@@ -112,7 +112,7 @@ class SaveCheckpoint(L.Callback):
             self._finish(trainer)
 
     def _monitored(self, trainer: L.Trainer) -> float | None:
-        """The metric, if it was logged at this step; a warning, once, if it never was."""
+        """Returns the metric if it was logged at this step; warns once if it never was."""
         logged = latest_metrics(trainer)
         step, value = logged.get(self.monitor or "", (-1, 0.0))
         if step == -1 and not self._warned:
@@ -124,7 +124,7 @@ class SaveCheckpoint(L.Callback):
         return value if step == trainer.global_step else None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last one, waited for, and tried once more where it fails."""
+        """Saves the last checkpoint and waits for it; if it fails, makes one more attempt."""
         self._finish(trainer)
         if trainer.global_step != self._saved_at:
             self._save(trainer)
@@ -135,8 +135,8 @@ class SaveCheckpoint(L.Callback):
             if self._agree_to_retry(trainer):
                 raise SaveError(
                     f"the checkpoint of step {trainer.global_step} could not be written to {self.folder}: "
-                    f"{trainer.strategy.broadcast(self._why)}. Older ones are as they were: once that is mended, the "
-                    "same command resumes from the newest"
+                    f"{trainer.strategy.broadcast(self._why)}. Older ones are intact. Remove the cause and repeat the "
+                    "command to resume from the newest one"
                 )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -152,7 +152,7 @@ class SaveCheckpoint(L.Callback):
         if self._io(trainer).busy and not self._said_slow:
             self._said_slow = True
             rank_zero_warn(
-                "checkpoint: the one before is still being written, and training waits for it. Save less often "
+                "checkpoint: training waits, because the previous checkpoint is still being written. Save less often "
                 "(callbacks.checkpoint.every_n_steps), or to a faster disk"
             )
         self._finish(trainer)
@@ -165,7 +165,7 @@ class SaveCheckpoint(L.Callback):
         self._report(trainer)
 
     def _report(self, trainer: L.Trainer) -> None:
-        """Reports the outcome of the last save, once it has ended; only rank 0 has written, and knows it."""
+        """Reports the outcome of the last save if it has ended; only rank 0, which writes, has the outcome."""
         outcome = self._io(trainer).take_outcome()
         if outcome is None:
             return
@@ -177,12 +177,12 @@ class SaveCheckpoint(L.Callback):
         self._why = str(outcome.error)
         space = room(self.folder, self._io(trainer).num_bytes) if is_full(outcome.error) else ""
         rank_zero_warn(
-            f"checkpoint: the one of step {self._saved_at} was not written: {self._why}. Training goes on, and it "
-            f"is tried again within {self._retry_every_n_steps} steps; older checkpoints are as they were"
+            f"checkpoint: step {self._saved_at} could not be written: {self._why}. Training continues, and another "
+            f"attempt follows within {self._retry_every_n_steps} steps; older checkpoints are intact"
             + (f". {space}" if space else "")
         )
         self._why += f" ({space})" if space else ""
 
     def _agree_to_retry(self, trainer: L.Trainer) -> bool:
-        """Whether rank 0's last save failed, on all ranks."""
+        """Returns, on all ranks, whether rank 0's last save failed."""
         return trainer.strategy.broadcast(self._retry)

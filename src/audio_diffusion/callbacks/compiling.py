@@ -13,16 +13,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from audio_diffusion.callbacks.cluster.heartbeat import Heartbeat
 from audio_diffusion.checkpoints import signals
 
-_WRITING_S = 60.0  # a library that was written to within this time may still be in the making
-_ELF = struct.Struct("<40xQ10xHH")  # of a 64-bit header: offset of the section table, bytes of an entry, entries
+_WRITING_S = 60.0  # a library that was modified within this time may be incomplete
+_ELF = struct.Struct("<40xQ10xHH")  # 64-bit header: offset of the section table, size of an entry, number of entries
 
 
 class Compiling(L.Callback):
-    """Announces compilation, and protects it, where ``training.compile`` is on; does nothing else.
+    """If ``training.compile`` is on, announces compilation and protects it from interruption.
 
-    While the network is compiled, signals that stop a run are kept from the compiler's processes (a compiler that dies
-    halfway leaves an empty library in torch's cache, which fails every later run), and the heartbeat waits. The run
-    stops once compilation has ended. Libraries that a killed compiler has left are removed before training.
+    During compilation the heartbeat is paused, and signals that stop a run do not reach the compiler's processes: a
+    killed compiler leaves an incomplete library in torch's cache, with which every later run fails. The run stops after
+    compilation. Incomplete libraries of killed compilers are removed before training.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Compiling(L.Callback):
 
         if trainer.local_rank == 0:
             for path in remove_broken_libraries(Path(cache_dir())):
-                rank_zero_info(f"compiling: removed {path}, which a compiler that was killed has left incomplete")
+                rank_zero_info(f"compiling: removed {path}, an incomplete file of a compiler that was killed")
         self._heartbeat = next((c for c in trainer.callbacks if isinstance(c, Heartbeat)), None)  # type: ignore[attr-defined]
         callback.on_compile_start(self._start)
         callback.on_compile_end(self._end)
@@ -67,7 +67,7 @@ class Compiling(L.Callback):
             self._announced = True
             rank_zero_info(
                 "compiling the network (training.compile=true), which takes minutes; it happens in the first steps and "
-                "in the first validation. A stop that is asked for meanwhile follows after it"
+                "in the first validation. A stop request takes effect afterwards"
             )
 
     def _end(self, args: Any) -> None:
@@ -78,9 +78,9 @@ class Compiling(L.Callback):
 
 
 def remove_broken_libraries(folder: Path) -> list[Path]:
-    """Removes the shared libraries below a folder that end before their header says so; returns which they were.
+    """Removes the shared libraries below a folder that end before their header says so; returns their paths.
 
-    Those that were written to in the last minute are left: another run may be compiling them.
+    Libraries modified in the last minute are kept, since another run may be compiling them.
     """
     removed = []
     for path in folder.glob("**/*.so"):

@@ -1,4 +1,4 @@
-"""Curves of losses, gradient norm and learning rate; warnings of steps that were skipped and losses that jump."""
+"""Logs losses, gradient norm and learning rate; warns of skipped steps and of jumps of the loss."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ from audio_diffusion.callbacks.loggers import log_metrics, send_alert
 from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.training.module import DiffusionModule
 
-_ALERT_ROWS = 20  # number of logged losses whose median is the usual loss
+_ALERT_ROWS = 20  # number of logged losses whose median is the recent level
 _NAMED = 5  # number of clips that a warning names
 
 
@@ -97,7 +97,7 @@ class Diagnostics(L.Callback):
         self._alert(trainer, loss)
 
     def _warn_of_skipped(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        """Names the step and the cause, on rank 0, and the clips whose loss is not finite, on the ranks they are on."""
+        """Reports the step and the cause on rank 0, and each clip whose loss is not finite on the rank that has it."""
         bad = [
             f"{key} (position {position} of the stream)"
             for keys, positions, losses in self._step
@@ -117,7 +117,7 @@ class Diagnostics(L.Callback):
         log_metrics(trainer, {"train/skipped_steps": module.guard.num_skipped})
 
     def _alert(self, trainer: L.Trainer, loss: float) -> None:
-        """Warns, once per rise, if the loss rises far above its usual value."""
+        """Warns, once per rise, if the loss rises far above its recent level."""
         usual = statistics.median(self._losses) if len(self._losses) == _ALERT_ROWS else math.inf
         high = self.alert_growth is not None and loss > self.alert_growth * usual
         if high and not self._alerted:
@@ -131,7 +131,7 @@ class Diagnostics(L.Callback):
         self._losses.append(loss)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The sums of all ranks ``[ranks, 2, buckets]``: the first row after a resume is what it would have been."""
+        """Stores the sums of all ranks ``[ranks, 2, buckets]``, so that the first row after a resume is unchanged."""
         sums = torch.zeros(2, self.num_buckets, device=pl_module.device) if self._sums is None else self._sums
         checkpoint["diagnostics"] = trainer.strategy.all_gather(sums).reshape(-1, 2, self.num_buckets)
 
@@ -139,7 +139,7 @@ class Diagnostics(L.Callback):
         sums = checkpoint.get("diagnostics")
         if sums is None or sums.shape[-1] != self.num_buckets:
             return
-        if len(sums) != trainer.world_size:  # they are added up over the ranks anyway
+        if len(sums) != trainer.world_size:  # the ranks are summed anyway
             sums = torch.nn.functional.pad(sums.sum(0, keepdim=True), (0, 0, 0, 0, 0, trainer.world_size - 1))
         self._sums = sums[trainer.global_rank].to(pl_module.device)
 
@@ -159,7 +159,7 @@ class Diagnostics(L.Callback):
         self._validation = values if self._validation is None else self._validation + values
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._validation is None or trainer.sanity_checking or is_stopping(trainer):  # cut short: no whole average
+        if self._validation is None or trainer.sanity_checking or is_stopping(trainer):  # an incomplete average
             return
         total: Tensor = trainer.strategy.reduce(self._validation, reduce_op="sum")  # type: ignore[assignment]
         raw, ema, count = total.tolist()

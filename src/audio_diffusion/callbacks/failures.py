@@ -1,4 +1,4 @@
-"""Failures of side work (sampling, measuring) become warnings on all ranks alike, and training continues."""
+"""Turns failures of optional work, such as sampling, into warnings on all ranks, so that training continues."""
 
 import traceback
 import warnings
@@ -12,12 +12,12 @@ from audio_diffusion.callbacks.cluster.preemption import Interrupted
 from audio_diffusion.callbacks.loggers import log_metrics
 
 T = TypeVar("T")
-_WELL, _FAILED, _INTERRUPTED = 0, 1, 2  # the worst of all ranks counts
+_WELL, _FAILED, _INTERRUPTED = 0, 1, 2  # ordered, as the ranks take the maximum
 
 
 class FailureTolerance:
-    """Runs work that may fail without ending the training: a failure is a warning with its traceback, and is counted in
-    the metric ``<what>/failures``.
+    """Runs optional work. A failure does not end the training; it causes a warning with its traceback, and is counted
+    in the metric ``<what>/failures``.
 
     Args:
         what: the name of the work in warnings and in the metric.
@@ -37,7 +37,7 @@ class FailureTolerance:
             What ``work`` returns; None on all ranks if it fails on any.
 
         Raises:
-            Interrupted: on all ranks, where ``work`` raised it on any: the run was asked to stop.
+            Interrupted: on all ranks, if ``work`` raised it on any because of a request to stop.
         """
         result, outcome = None, _WELL
         try:
@@ -63,5 +63,5 @@ class FailureTolerance:
         except Interrupted:
             raise
         except Exception:
-            warnings.warn(f"{self.what} failed; training goes on without.\n{traceback.format_exc()}", stacklevel=3)
+            warnings.warn(f"{self.what} failed; training continues without it.\n{traceback.format_exc()}", stacklevel=3)
             return None

@@ -1,4 +1,4 @@
-"""Bits per dimension while training: the variational bound of the EMA weights on held-out clips."""
+"""Measures bits per dimension during training: the variational bound of the EMA weights on held-out clips."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -20,12 +20,13 @@ from audio_diffusion.training.module import DiffusionModule
 class LogLikelihood(L.Callback):
     """Measures the first held-out clips at every n-th validation: ``val/bits_per_dim``, its parts, errors and picture.
 
-    The noise of a clip is keyed by its name: two measurements of the same weights agree exactly, and with evaluate.py.
-    Each rank measures the clips that it validates; all are gathered. Takes num_levels + 1 network evaluations per clip
-    and repeat, where validation takes 2 per clip. A batch that fails on any rank is left out by all, with a warning.
+    The noise of a clip depends on its name, so two measurements of the same weights agree exactly, also with
+    evaluate.py. Each rank measures the clips that it validates; the results are gathered. It takes num_levels + 1
+    network evaluations per clip and repeat; validation takes 2 per clip. If a batch fails on any rank, all ranks leave
+    it out, with a warning.
 
     Args:
-        folder: ``step_<step>.png`` are written there.
+        folder: folder for the pictures ``step_<step>.png``.
         every_n_validations: validations between measurements.
         num_clips: number of held-out clips to measure, from the first.
         num_levels: number of noise levels for each clip and repeat.
@@ -51,7 +52,7 @@ class LogLikelihood(L.Callback):
         self.folder, self.every_n_validations, self.num_clips = Path(folder), every_n_validations, num_clips
         self.meter, self.seed = BoundMeter(num_levels, repeats), seed
         self._validations, self._tolerance = 0, FailureTolerance("likelihood")
-        self._found: list[tuple[tuple[int, ...], ClipBounds]] = []  # positions, and their bounds
+        self._found: list[tuple[tuple[int, ...], ClipBounds]] = []  # (positions, bounds) of each batch
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}
@@ -72,7 +73,7 @@ class LogLikelihood(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        # all ranks measure as many batches, as networks sharded over ranks need
+        # all ranks measure the same number of batches, which sharded networks require
         begun = batch_idx * len(batch) * trainer.world_size >= self.num_clips
         if trainer.sanity_checking or begun or self._validations % self.every_n_validations:
             return
@@ -118,5 +119,5 @@ class LogLikelihood(L.Callback):
 
 
 def _gathered(module: L.LightningModule, values: Tensor) -> Tensor:
-    """``[N, ..]`` of every rank -> ``[ranks · N, ..]`` on the CPU."""
+    """Gathers ``[N, ..]`` of every rank as ``[ranks · N, ..]`` on the CPU."""
     return torch.as_tensor(module.all_gather(values.to(module.device))).flatten(0, 1).cpu()

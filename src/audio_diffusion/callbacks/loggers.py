@@ -1,4 +1,4 @@
-"""Loggers of a run: W&B, and what all callbacks log with."""
+"""Loggers of a run: W&B, protection from failures of loggers, and functions with which callbacks log."""
 
 import errno
 import netrc
@@ -23,11 +23,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from audio_diffusion.callbacks.media import Sounds, media_of
 from audio_diffusion.checkpoints.redaction import redacted_argument
 
-_ROOM_BYTES = 2**20  # bytes that should be free for a logger
+_ROOM_BYTES = 2**20  # minimum free space for a logger, bytes
 
 
 def has_wandb_credentials() -> bool:
-    """Whether there is a key for W&B: in WANDB_API_KEY, or in the netrc file that ``wandb login`` writes."""
+    """Whether there is a key for W&B, in WANDB_API_KEY or in the netrc file that ``wandb login`` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -50,7 +50,7 @@ def wandb_logger(
         run_dir: the run's folder; its W&B id is kept there in ``wandb_id``.
         name: shown in W&B.
         project: W&B project.
-        mode: "auto", "online", "offline" or "disabled"; WANDB_MODE in the environment goes before "auto".
+        mode: "auto", "online", "offline" or "disabled"; the environment variable WANDB_MODE overrides "auto".
         timeout_s: time to wait for the server, in seconds.
 
     Raises:
@@ -121,7 +121,7 @@ class GuardedLogger(Logger):
             work(self.inner)
         except Exception as error:
             kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            kind = re.sub(r"\d+", "N", kind)  # errors that differ only in numbers are of one kind
+            kind = re.sub(r"\d+", "N", kind)  # errors that differ only in numbers are one kind
             self.failures[kind] += 1
             if self.failures[kind] == 1:
                 rank_zero_warn(

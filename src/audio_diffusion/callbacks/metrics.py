@@ -1,4 +1,4 @@
-"""Metrics of generated clips while training, by the same classes as evaluate.py."""
+"""Measures generated clips during training, with the metrics of evaluate.py."""
 
 import math
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ class GenerationMetrics(L.Callback):
         try:
             self._measure(trainer, pl_module)
         except Interrupted:
-            rank_zero_info(f"the metrics of step {trainer.global_step} are left out, as the run is asked to stop")
+            rank_zero_info(f"the metrics of step {trainer.global_step} are skipped, as the run was asked to stop")
 
     def _measure(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         real = self._tolerance.on_all_ranks(trainer, lambda: self._held_out(trainer))
@@ -109,7 +109,7 @@ class GenerationMetrics(L.Callback):
             self._tolerance.on_this_rank(lambda: self._log(trainer, gathered[: self.num_generated].cpu()))
 
     def _held_out(self, trainer: L.Trainer) -> AudioBatch:
-        """The held-out clips; the first time they are read, and measured on rank 0."""
+        """Returns the held-out clips; at the first call reads them and, on rank 0, measures them."""
         if self._real is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, AudioDataModule)
@@ -151,7 +151,7 @@ class GenerationMetrics(L.Callback):
         return torch.cat(made)
 
     def _clips(self, audio: Tensor, mask: Tensor, like: AudioBatch) -> Clips:
-        """Clips whose labels and texts are those of the held-out ones, taken in turn."""
+        """Creates clips with the labels and texts of the held-out ones, taken in turn."""
         places = [i % len(like) for i in range(len(audio))]
         labels = [None] * len(like) if like.label is None else [self._class(i) for i in like.label.tolist()]
         return Clips(

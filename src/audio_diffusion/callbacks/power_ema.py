@@ -19,11 +19,11 @@ from audio_diffusion.training.power_ema import PowerEma
 
 
 class KeepPowerEma(L.Callback):
-    """Averages the weights over several relative lengths, and writes snapshots from which others are rebuilt.
+    """Averages the weights over several relative lengths, and writes snapshots from which other lengths are rebuilt.
 
-    The averages are updated with the EMA, once per optimizer step that is taken, and are part of each checkpoint. Rank
-    0 writes the snapshots in the background. A write that fails is a warning and is counted in ``power_ema/failed``;
-    the other snapshots suffice. Training itself is not changed.
+    The averages are updated with the EMA after each optimizer step that is not skipped, and are part of each
+    checkpoint. Rank 0 writes the snapshots in the background. A failed write causes a warning and is counted in
+    ``power_ema/failed``; averages can be rebuilt from the other snapshots. Training itself is not changed.
 
     Args:
         folder: the folder of the snapshots.
@@ -74,7 +74,7 @@ class KeepPowerEma(L.Callback):
         self._loaded = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins or continues the averages, which needs the weights to be in their place."""
+        """Begins or continues the averages; the weights must already be on their device."""
         assert isinstance(pl_module, DiffusionModule)
         step, self._net, self._global_zero = trainer.global_step, pl_module.net, trainer.is_global_zero
         self.power_ema = PowerEma(self._net, self.lengths, step, self.device)
@@ -90,7 +90,7 @@ class KeepPowerEma(L.Callback):
         self._begin_folder(trainer)
 
     def _begin_folder(self, trainer: L.Trainer) -> None:
-        """Sets the interval, and makes the folder what it was at this step."""
+        """Sets the interval, and restores the folder to its state at this step."""
         assert self.power_ema is not None
         if self.every_n_steps is None:
             if trainer.max_steps < 1:

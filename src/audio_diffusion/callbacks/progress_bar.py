@@ -9,14 +9,14 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar over all batches of the run; on resume it continues, with the rate since the resumption.
+    """Lightning's progress bar over all batches of the run, which continues on resume with the rate since then.
 
-    On resume Lightning's own bar restarts at 0 of the remaining batches, or of an unknown number, and its rate averages
-    over all.
+    On resume Lightning's own bar restarts at 0 of the remaining batches (or of an unknown number), and its rate is an
+    average over all batches.
 
     Args:
-        every_s: seconds between updates; 0 for one after each batch.
-        refresh_rate: batches between those of validation.
+        every_s: seconds between updates; 0 updates after each batch.
+        refresh_rate: number of batches between updates during validation.
     """
 
     def __init__(self, every_s: float, refresh_rate: int = 100):

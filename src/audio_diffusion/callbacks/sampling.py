@@ -49,7 +49,7 @@ class _Made:
     """The samples that one rank generates in a round."""
 
     audio: Tensor  # [slots, C, T]
-    words: list[str]  # the name of each slot, of all ranks
+    words: list[str]  # the name of each slot on all ranks
     points: list[tuple[float, Tensor]]  # (t, x0 estimate of the first slot) of every step
     scale: float  # guidance scale
 
@@ -77,7 +77,7 @@ def progress(trainer: L.Trainer, count: int) -> tqdm:
 class SampleAudio(L.Callback):
     """Generates the same slots every ``every_n_steps`` steps and at the end of training, and writes and logs them.
 
-    A slot keeps its conditions and its noise for the whole run, so that one hears the same sound improve. If the label
+    A slot keeps its conditions and its noise for the whole run, so that its sounds can be compared. If the label
     is the network's only condition, each slot takes the next class; otherwise it takes all conditions of the next
     held-out clip. Sampling does not affect training, as all its randomness comes from the slots' own generators. Slots
     are distributed over the ranks and gathered. A failed round is a warning, counted in ``sampling/failures``; if
@@ -138,10 +138,10 @@ class SampleAudio(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.should_stop:  # a run that was asked to stop should exit soon
             self._sample_once(trainer, pl_module)
-            self._write_page(trainer)  # once more, with the figures of the last validation
+            self._write_page(trainer)  # again, with the results of the last validation
 
     def _write_page(self, trainer: L.Trainer) -> None:
-        """Writes the page of the run so far."""
+        """Writes the page with the sounds and curves so far."""
         if self.page is None or not trainer.is_global_zero or trainer.global_step == 0:
             return
         try:
@@ -149,7 +149,7 @@ class SampleAudio(L.Callback):
         except Exception as error:
             self._page_failures += 1
             if self._page_failures == 1:
-                warnings.warn(f"{self.page} cannot be written; training goes on without: {error}", stacklevel=2)
+                warnings.warn(f"{self.page} cannot be written; training continues without it: {error}", stacklevel=2)
             log_metrics(trainer, {"page/failures": self._page_failures})
 
     def _sample_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,19 +159,19 @@ class SampleAudio(L.Callback):
                 self.sample(trainer, pl_module)
                 self._write_page(trainer)
             except Interrupted:
-                rank_zero_info(f"the samples of step {trainer.global_step} are left out, as the run is asked to stop")
+                rank_zero_info(f"the samples of step {trainer.global_step} are skipped, as the run was asked to stop")
 
     def sample(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
-        """One round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, raw level kept; None where it
-        failed on any rank.
+        """Runs one round on all ranks; returns the audio of every slot, ``[num_slots, C, T]``, at its original level;
+        None if it failed on any rank.
 
         Raises:
-            Interrupted: on all ranks, if the run is asked to stop meanwhile.
+            Interrupted: on all ranks, if the run is asked to stop during the round.
         """
         assert isinstance(module, DiffusionModule)
         rank, ranks, count = trainer.global_rank, trainer.world_size, len(self.seeds)
         share = -(-count // ranks)
-        # every rank runs the same number of slots, as networks sharded over ranks need; surplus ones repeat
+        # every rank generates the same number of slots, which sharded networks require; surplus ones are repeated
         mine = [slot % count for slot in range(rank * share, (rank + 1) * share)]
         made = self._tolerance.on_all_ranks(trainer, lambda: self._generate_or_one_by_one(trainer, module, mine))
         if made is None:
@@ -195,7 +195,7 @@ class SampleAudio(L.Callback):
 
     def _generate(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
         cond, words = self._conditions(trainer, module)
-        guidance = self.guidance if cond else replace(self.guidance, scale=1.0)  # nothing to be guided by
+        guidance = self.guidance if cond else replace(self.guidance, scale=1.0)  # guidance needs conditions
         points: list[tuple[float, Tensor]] = []
         bar = progress(trainer, len(slots))
 

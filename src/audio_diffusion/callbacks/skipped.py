@@ -1,4 +1,4 @@
-"""Reports every clip that could not be used: counts them by kind, and names them."""
+"""Reports every clip that could not be used, with counts by kind."""
 
 import csv
 from collections import Counter
@@ -15,24 +15,25 @@ from audio_diffusion.checkpoints.redaction import redacted
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.faults import BY_RULE, KINDS, Skipped
 
-_TABLE_ROWS = 10_000  # of the latest, in W&B
-_HELD_OUT, _SOURCE, _USED = "held out", "of ", "used"  # keys of counts, beside KINDS
-_ENOUGH = 32  # clips of which none could be trained on: the next ones will not be either
+_TABLE_ROWS = 10_000  # number of the latest rows sent to W&B
+_HELD_OUT, _SOURCE, _USED = "held out", "of ", "used"  # keys of counts, in addition to KINDS
+_ENOUGH = 32  # if none of the first 32 clips can be used, the run stops
 
 
 class ReportSkipped(L.Callback):
-    """Writes ``skipped.csv`` (shard, key, kind, reason), sends it to W&B, logs counts, stops a run that loses much.
+    """Writes ``skipped.csv`` (shard, key, kind, reason), logs counts, and stops a run that loses too many clips.
 
-    Logged are ``data/clips``, of several data sets ``data/clips/NAME`` too, ``data/skipped_clips`` and
-    ``data/skipped_clips/KIND``, over all ranks and lives of the run, every ``log_every_n_steps`` optimizer steps and as
-    soon as something is skipped where there is one rank. A run that finds nothing to train on stops after its first 32
-    clips, or fails as it ends, unless ``max_fraction`` is 1.
+    The logged counts are ``data/clips``, ``data/clips/NAME`` if there are several data sets, ``data/skipped_clips`` and
+    ``data/skipped_clips/KIND``. They include all ranks and all restarts of the run. They are logged every
+    ``log_every_n_steps`` optimizer steps and, with one rank, as soon as a clip is skipped; ``skipped.csv`` is also sent
+    to W&B as a table. Unless ``max_fraction`` is 1, a run stops with an error if none of its first 32 clips can be used
+    or if it ends without having used any.
 
     Args:
         folder: the run's folder.
-        max_fraction: of the clips read so far that may be unusable; those that a rule of the configuration leaves out
-            (too short with ``pad=false``, of another rate with ``convert=false``) do not count.
-        min_clips: clips read before the fraction is judged.
+        max_fraction: fraction of the clips read so far that may be unusable. Clips that the configuration excludes (too
+            short with ``pad=false``, another rate with ``convert=false``) do not count.
+        min_clips: number of clips to read before the fraction is checked.
 
     Raises:
         ValueError: if ``max_fraction`` lies outside [0, 1].
@@ -42,28 +43,28 @@ class ReportSkipped(L.Callback):
         if not 0 <= max_fraction <= 1:
             raise ValueError(f"max_fraction: expected 0 to 1, got {max_fraction}")
         self.path, self.max_fraction, self.min_clips = Path(folder) / "skipped.csv", max_fraction, min_clips
-        self._read: Counter[int] = Counter()  # by number of the data set; -1 for held-out clips
-        self._used = 0  # clips that were trained on
+        self._read: Counter[int] = Counter()  # by index of the data set; -1 for held-out clips
+        self._used = 0  # number of clips used for training
         self._skipped: Counter[str] = Counter()  # by kind
-        self._refused: Counter[str] = Counter()  # of them, by kind: whole shards' clips, which each life counts again
-        self._before: dict[str, int] = {}  # of earlier lives and all ranks, on rank 0: like _totals
-        self._logged: tuple[int, dict[str, float]] = (-1, {})  # the last row, and its step
+        self._refused: Counter[str] = Counter()  # of these, the clips of whole shards, which every start counts again
+        self._before: dict[str, int] = {}  # on rank 0: totals of all ranks before this start, as in _totals
+        self._logged: tuple[int, dict[str, float]] = (-1, {})  # step and values of the last logged row
         self._latest: Skipped | None = None
         self._named: set[Skipped] = set()
         self._sent_bytes = 0
 
     @property
     def num_read(self) -> int:
-        """Clips that this rank has read, with those that could not be used."""
+        """The number of clips that this rank has read, including unusable ones."""
         return sum(self._read.values())
 
     @property
     def num_skipped(self) -> int:
-        """Clips that this rank could not use."""
+        """The number of clips that this rank could not use."""
         return sum(self._skipped.values())
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.path.is_file():  # of the run that is resumed
+        if self.path.is_file():  # the run is resumed
             with open(self.path, newline="", encoding="utf-8") as f:
                 self._named.update(Skipped(*row) for row in csv.reader(f) if len(row) == len(Skipped._fields))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -77,10 +78,10 @@ class ReportSkipped(L.Callback):
             self._stop(len(refused), len(refused) + data.num_clips(), refused[-1])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._logged = (trainer.global_step, {})  # an earlier life has logged this step
+        self._logged = (trainer.global_step, {})  # this step was logged before the restart
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Stores the counts of all ranks so far, without those that each start of the run counts again."""
+        """Stores the counts of all ranks, without those that every start of the run counts again."""
         totals = self._totals(trainer)
         for kind, count in self._refused.items():
             totals[kind] -= count
@@ -90,7 +91,7 @@ class ReportSkipped(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         before = dict(checkpoint.get("skipped") or {})
         if before:
-            before.setdefault(_USED, 1)  # older checkpoints do not count them
+            before.setdefault(_USED, 1)  # older checkpoints lack this count
         self._before = before if trainer.is_global_zero else {}
 
     def on_train_batch_end(
@@ -128,7 +129,7 @@ class ReportSkipped(L.Callback):
         self._send_names(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.should_stop:  # a run that was asked to stop goes on later
+        if not trainer.should_stop:  # an interrupted run is resumed later
             self._expect_some(self._totals(trainer))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -143,7 +144,8 @@ class ReportSkipped(L.Callback):
         self._name(batch.skipped)
 
     def _totals(self, trainer: L.Trainer) -> dict[str, int]:
-        """Counts over ranks and lives: clips read of each data set and of held-out ones, and skipped ones by kind."""
+        """Returns counts over all ranks and restarts: clips read from each data set and from the held-out one, skipped
+        clips by kind, and clips used."""
         names = [_SOURCE + name for name in trainer.datamodule.train]  # type: ignore[attr-defined]
         counts = [self._read[i] for i in range(-1, len(names))] + [self._skipped[kind] for kind in KINDS]
         keys, counts = [_HELD_OUT, *names, *KINDS, _USED], [*counts, self._used]
@@ -154,7 +156,7 @@ class ReportSkipped(L.Callback):
         return {key: int(count) for key, count in zip(keys, total.tolist(), strict=True)}
 
     def _report(self, trainer: L.Trainer) -> None:
-        """Adds up the ranks' counts, logs them where they are new, and judges."""
+        """Sums the counts over ranks, logs them if they changed, and stops the run if too many clips are unusable."""
         totals = self._totals(trainer)
         by_source = {key.removeprefix(_SOURCE): n for key, n in totals.items() if key.startswith(_SOURCE)}
         by_kind = {kind: totals[kind] for kind in KINDS}
@@ -175,7 +177,7 @@ class ReportSkipped(L.Callback):
             self._expect_some(totals)
 
     def _expect_some(self, totals: dict[str, int]) -> None:
-        """Stops a run that has read clips and could train on none of them.
+        """Stops a run that has read clips but could use none of them.
 
         Raises:
             ValueError: on all ranks.
@@ -186,13 +188,13 @@ class ReportSkipped(L.Callback):
         kinds = "; ".join(f"{totals[kind]} × {KINDS[kind]}" for kind in KINDS if totals[kind])
         latest = f"The latest: {self._latest}. " if self._latest else ""
         raise ValueError(
-            f"data: none of the {num_read} clips read so far can be trained on ({kinds}). {latest}All are named in "
-            f"{self.path}. Mend the data, or leave out what they lack (a condition: model.conditions.NAME=null, or "
-            "another condition=NAME; a rule: data.pad=true data.convert=true)"
+            f"data: none of the {num_read} clips read so far can be trained on ({kinds}). {latest}All are listed in "
+            f"{self.path}. Repair the data, remove the condition that they lack (model.conditions.NAME=null or another "
+            "condition=NAME), or accept more clips (data.pad=true data.convert=true)"
         )
 
     def _send_names(self, trainer: L.Trainer) -> None:
-        """Sends what ``skipped.csv`` names, of all ranks, as a table, where there is something new."""
+        """Sends the rows of ``skipped.csv``, from all ranks, as a table if there are new ones."""
         if not trainer.is_global_zero or not self.path.is_file() or self.path.stat().st_size == self._sent_bytes:
             return
         self._sent_bytes = self.path.stat().st_size
@@ -204,7 +206,7 @@ class ReportSkipped(L.Callback):
         raise ValueError(
             f"data: {lost} of {num_read} clips read could not be used, more than "
             f"callbacks.skipped.max_fraction = {self.max_fraction:g} allows. The latest: {latest}. "
-            f"All are named in {self.path}; mend or remove them, or raise the limit"
+            f"All are listed in {self.path}; repair or remove them, or raise the limit"
         )
 
     def _name(self, skipped: Sequence[Skipped]) -> None:

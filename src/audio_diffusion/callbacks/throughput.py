@@ -13,9 +13,9 @@ _WARN_PERCENT = 50.0
 
 
 class Throughput(L.Callback):
-    """Logs every ``every_n_steps`` optimizer steps, over the time since the last row without validation and sampling.
+    """Logs the throughput since the last row, without validation and sampling, every ``every_n_steps`` optimizer steps.
 
-    Once, it warns where most of that time went into waiting for data.
+    It warns once if training spends most of the time waiting for data.
 
     Args:
         sample_rate: Hz.
@@ -35,10 +35,10 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batch_ended = time.perf_counter()
-        self._logged_at = trainer.global_step  # an earlier life has logged this step
+        self._logged_at = trainer.global_step  # this step was logged before the restart
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._batch_ended = time.perf_counter()  # validation is not waiting
+        self._batch_ended = time.perf_counter()  # validation does not count as waiting
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -69,7 +69,7 @@ class Throughput(L.Callback):
             metrics["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         log_metrics(trainer, metrics)
         waited = metrics["speed/data_wait_percent"]
-        if waited > _WARN_PERCENT and not self._is_first and not self._warned:  # the first row has the start in it
+        if waited > _WARN_PERCENT and not self._is_first and not self._warned:  # the first row includes the start
             self._warned = True
             rank_zero_warn(
                 f"training waits for data {waited:.0f} % of the time (steps {self._logged_at} to {step}): give it more "

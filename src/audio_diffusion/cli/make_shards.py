@@ -40,7 +40,7 @@ def main(options: PackOptions) -> None:
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     except KeyboardInterrupt:
-        print("stopped; the same command continues from here")
+        print("stopped; repeat the command to continue from here")
         raise SystemExit(130) from None
 
 
@@ -105,7 +105,7 @@ def _say(report: PackReport, output: Path, num_captions: int) -> None:
         print(f"rests of less than half a piece: {made['rests']['pieces']}, {made['rests']['seconds']:.1f} s, left out")
     if made["missing"]["files"]:
         missing = f"{counted(made['missing']['files'], 'file')}, {made['missing']['seconds']:.3f} s"
-        print(f"used without what they lack, named in {output / REFUSED}: {missing}")
+        print(f"used, although audio is missing (listed in {output / REFUSED}): {missing}")
     if made["clipped"]["clips"]:
         samples, clips = counted(made["clipped"]["samples"], "sample"), counted(made["clipped"]["clips"], "clip")
         print(f"over full scale, clipped: {samples} in {clips}")

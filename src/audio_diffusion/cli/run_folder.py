@@ -65,7 +65,7 @@ def check_writable(plain: dict[str, Any]) -> None:
         except OSError as error:
             raise ConfigError(
                 f"run_dir: {folder} cannot be written to on {socket.gethostname()}: {error.strerror}. Choose another "
-                "place (run_dir=FOLDER), make room there, or mend its owner and permissions (ls -ld, df -h, quota)"
+                "folder (run_dir=FOLDER), free disk space, or correct owner and permissions (ls -ld, df -h, quota)"
             ) from error
         finally:
             with contextlib.suppress(OSError):

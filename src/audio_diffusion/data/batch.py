@@ -9,20 +9,20 @@ from torch import Tensor
 
 from audio_diffusion.data.faults import Skipped
 
-#: a condition of B samples: numbers as a tensor [B, ...], words as a tuple of B
+#: a condition for B samples: numbers as a tensor [B, ...], text as a tuple of B strings
 Field = Tensor | tuple[str, ...]
 
 
 class Crop(NamedTuple):
     """The properties of one crop without its audio; ``num_valid`` is 0 if there is no clip."""
 
-    position: int  # in the endless stream
-    source: int = -1  # number of the data set in the mixture; -1: an empty slot
+    position: int  # position in the endless stream
+    source: int = -1  # index of the data set in the mixture; -1 for an empty slot
     key: str = ""
-    num_valid: int = 0  # samples that are the clip's own, the rest is padding
-    seconds_start: float = np.nan  # of the crop in its clip
-    seconds_total: float = np.nan  # of the clip
-    label: int = -1  # -1: none
+    num_valid: int = 0  # number of samples from the clip; the rest is padding
+    seconds_start: float = np.nan  # start of the crop in its clip
+    seconds_total: float = np.nan  # duration of the clip
+    label: int = -1  # index of the class; -1 for none
     fields: tuple[str | np.ndarray, ...] = ()
     skipped: Skipped | None = None
 
@@ -36,14 +36,14 @@ class AudioBatch:
     """
 
     audio: Tensor  # float32 [B, C, T], full scale ±1
-    num_valid: Tensor  # int64 [B], samples that are the clip's own; the rest is padding
+    num_valid: Tensor  # int64 [B], number of samples from the clip; the rest is padding
     label: Tensor | None  # int64 [B], -1 for "none"; None for data without classes
-    seconds_start: Tensor  # float32 [B], of the crop in its clip; NaN where there is no clip
-    seconds_total: Tensor  # float32 [B], of the clip
+    seconds_start: Tensor  # float32 [B], start of the crop in its clip; NaN if there is no clip
+    seconds_total: Tensor  # float32 [B], duration of the clip
     fields: dict[str, Field]  # the fields named by the data's option `fields`
-    positions: tuple[int, ...]  # of each clip in the endless stream
-    sources: tuple[int, ...]  # of each clip: number of the data set in the mixture; -1 where there is no clip
-    keys: tuple[str, ...]  # of each clip
+    positions: tuple[int, ...]  # position of each clip in the endless stream
+    sources: tuple[int, ...]  # index of each clip's data set in the mixture; -1 if there is no clip
+    keys: tuple[str, ...]  # key of each clip
     skipped: tuple[Skipped, ...]  # clips of this batch that could not be used
 
     def __len__(self) -> int:
@@ -51,24 +51,24 @@ class AudioBatch:
 
     @property
     def valid(self) -> Tensor:
-        """bool ``[B]``, False where there is no clip."""
+        """Which slots have a clip, bool ``[B]``."""
         return self.num_valid > 0
 
     @property
     def mask(self) -> Tensor:
-        """bool ``[B, 1, T]``, False on padding."""
+        """Which samples are not padding, bool ``[B, 1, T]``."""
         return (torch.arange(self.audio.shape[-1], device=self.audio.device) < self.num_valid[:, None])[:, None]
 
     @property
     def cond(self) -> dict[str, Field]:
-        """The conditions by name, as networks take them."""
+        """The conditions by name, as networks expect them."""
         label = {} if self.label is None else {"label": self.label}
         seconds = {"seconds_start": self.seconds_start, "seconds_total": self.seconds_total}
         return {**label, **seconds, **self.fields}
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The first field of words, such as captions; empty if there is none."""
+        """The first text field, such as captions; empty if there is none."""
         return next((values for values in self.fields.values() if isinstance(values, tuple)), ())
 
     def _map(self, change) -> "AudioBatch":  # type: ignore[no-untyped-def]
@@ -78,16 +78,16 @@ class AudioBatch:
         return replace(self, **changed, fields=inner)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "AudioBatch":
-        """The batch with its tensors on ``device``."""
+        """Returns the batch with its tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "AudioBatch":
-        """The batch in page-locked memory; called by the DataLoader."""
+        """Returns the batch in page-locked memory; called by the DataLoader."""
         return self._map(lambda tensor: tensor.pin_memory())
 
 
 def _field(name: str, values: list[str | np.ndarray | None]) -> Field:
-    """One field of B clips; None where a clip is missing: "" or NaN.
+    """Combines one field of B clips; a missing clip has "" or NaN.
 
     Raises:
         ValueError: if the clips' arrays differ in shape.

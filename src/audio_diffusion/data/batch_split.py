@@ -7,16 +7,16 @@ from audio_diffusion.data.wording import counted
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the clips of an optimizer step are divided: the same number for each device and accumulated batch.
+    """Division of an optimizer step's clips into equal batches, one for each device and accumulation step.
 
     Raises:
-        ValueError: if this is not possible, naming the nearest valid sizes.
+        ValueError: if the clips cannot be divided equally; the message gives the nearest valid sizes.
     """
 
     batch_size: int
     nodes: int
-    devices: int  # of each node
-    accumulate: int  # batches of each device
+    devices: int  # number of devices of each node
+    accumulate: int  # number of batches of each device
 
     def __post_init__(self) -> None:
         parts = self.nodes * self.devices * self.accumulate
@@ -25,7 +25,7 @@ class BatchSplit:
             nearest = f"{below} or {below + parts}" if below else str(parts)
             raise ValueError(
                 f"batch_size: expected a multiple of {parts} ({self._parts()} × {self.accumulate} accumulated), "
-                f"got {self.batch_size}; the nearest that works: {nearest}"
+                f"got {self.batch_size}; nearest valid: {nearest}"
             )
 
     @property

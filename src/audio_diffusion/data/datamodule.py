@@ -208,10 +208,10 @@ class AudioDataModule(L.LightningDataModule):
         )
 
     def _count_batches_from(self, done: int) -> None:
-        """Makes Lightning count the run's batches as if ``done`` lay behind it, as the loader does.
+        """Sets Lightning's counters of batches to ``done``, so that they agree with the loader.
 
-        Its own counts come from the checkpoint: in batches of the accumulation there was then, with those of an
-        unfinished step. They decide when the loader is at its end and which batch ends an optimizer step.
+        The counters in a checkpoint refer to the gradient accumulation used then, and include batches of an unfinished
+        step. Lightning uses them to find the end of the loader and the batch that ends an optimizer step.
         """
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -219,10 +219,10 @@ class AudioDataModule(L.LightningDataModule):
         unfinished = current.processed - current.completed  # 1 in a checkpoint saved after a batch
         current.ready = current.started = current.processed = done
         current.completed = done - unfinished
-        progress.is_last_batch = False  # it was, where a finished run goes on to more steps
+        progress.is_last_batch = False  # True if a finished run continues with more steps
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the resumed position to the end of the run, in the order given by seed and position."""
+        """Returns the batches from the resumed position to the end of the run."""
         assert self.trainer is not None
         per_rank, accumulate = self._per_rank(), self.trainer.accumulate_grad_batches
         self._count_batches_from(self._resume_step * accumulate)
@@ -246,13 +246,13 @@ class AudioDataModule(L.LightningDataModule):
             pad=self.pad,
             augment=self.augment,
         )
-        # the length includes the batches that lie behind, as Lightning counts them
+        # the length includes finished batches, because Lightning counts them too
         return self._loader(reader, positions, self.max_steps * accumulate)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """All held-out clips once, the start of each, in order; the last batch is filled with empty slots.
+        """Returns the start of every held-out clip in order; the last batch is filled with empty slots.
 
-        The list is empty if nothing is held out; Lightning then runs without validation.
+        If nothing is held out, returns an empty list, with which Lightning runs without validation.
         """
         assert self.trainer is not None
         per_rank, world_size = self._per_rank(), self.trainer.world_size
@@ -264,7 +264,7 @@ class AudioDataModule(L.LightningDataModule):
         return self._loader(reader, positions, num_batches)
 
     def _reader_from_start(self, shards: Shards) -> ClipReader:
-        """Reads each clip once, in the order of the shards, from its start."""
+        """Creates a reader of the start of each clip, in the order of the shards."""
         mixture = Mixture([ClipOrder(shards.num_clips, None)], [1], None)
         return ClipReader(
             [shards],
@@ -279,7 +279,7 @@ class AudioDataModule(L.LightningDataModule):
         )
 
     def held_out(self, num: int) -> AudioBatch:
-        """The first ``num`` held-out clips, the same on every rank; if there are fewer, they are repeated.
+        """Returns the first ``num`` held-out clips, the same on every rank; if there are fewer, they are repeated.
 
         If nothing is held out, clips of the first training set are used.
         """
@@ -290,7 +290,7 @@ class AudioDataModule(L.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's position: of the first clip that no finished optimizer step has seen."""
+        """Returns the position in the stream of the first clip that no finished optimizer step has used."""
         assert self.trainer is not None
         done = self.trainer.global_step - self._resume_step
         position = self._resume_position + done * self.batch_size
@@ -299,8 +299,8 @@ class AudioDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["order"] != self.mixture.fingerprint():
             rank_zero_warn(
-                "data: the shards, or the options that decide their order (seed, shuffle_block, weights, "
-                "crops_per_clip), are not those of the checkpoint. The run goes on at position "
-                f"{state_dict['position']} of the new order: some clips come again this epoch, others not at all"
+                "data: the shards, or the options that determine their order (seed, shuffle_block, weights, "
+                "crops_per_clip), differ from those of the checkpoint. The run continues at position "
+                f"{state_dict['position']} of the new order: in this epoch some clips are repeated, others are missing"
             )
         self._resume_position, self._resume_step = state_dict["position"], state_dict["step"]

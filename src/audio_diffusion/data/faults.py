@@ -4,18 +4,18 @@ from typing import NamedTuple
 
 #: kinds of faults, and what each means
 KINDS = {
-    "format": "no audio that can be decoded",
+    "format": "not a decodable audio format",
     "empty": "no samples",
-    "corrupt": "does not decode, or fails its checksum",
+    "corrupt": "decoding fails, or the checksum does not match",
     "truncated": "cut off, in the file or in the shard",
     "samples": "NaN, infinite or absurdly loud samples",
     "rate": "an impossible sample rate",
-    "channels": "no rule to make the wanted number of channels",
+    "channels": "a number of channels that cannot be converted",
     "metadata": "json or fields missing or unreadable",
-    "label": "a label that is none of the classes",
+    "label": "a label that is not one of the classes",
     "duplicate": "a second member of the same name",
     "unsafe": "a link, a special member, or a name that leads out of the shard",
-    "missing": "not in the shard, though the manifest tells of it",
+    "missing": "listed in the manifest, but not in the shard",
     "read": "the file system failed",
     "remote": "the server failed, after retries",
     "short": "shorter than a crop, and pad is off",

@@ -1,4 +1,4 @@
-"""Selects held-out clips to show, with titles, above generated ones in a picture."""
+"""Selects held-out clips and their titles, for pictures that show them above generated clips."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,22 @@ from audio_diffusion.data.training_data import CropFormat, TrainingData
 
 
 def store_of(data: TrainingData | None) -> RemoteStore:
-    """Creates the store that reads shards that are URLs as training did."""
+    """Creates a store that reads remote shards with the options used in training."""
     return RemoteStore(None, storage_options=without_redacted(data.storage_options if data else None))
 
 
 def member_of(data: TrainingData | None) -> str | None:
-    """Which member of a clip is its audio; None for the only one."""
+    """Returns the ending of the members that contain audio; None if clips have only one."""
     return data.audio_member if data else None
 
 
 def _open(data: TrainingData | None, shards: str | None) -> Shards | None:
-    """The shards that the user names, else the held-out ones of training; None if those are not available."""
+    """Opens the shards that the user named, else the held-out ones of training; None if those are not available."""
     try:
         if shards:
             return Shards.open([shards], store_of(data), member_of(data))
         if data is None:
-            return None  # an exported model knows nothing of them
+            return None  # an exported model does not store the paths of its data
         return Shards.open(list(held_out(data.train, data.val).values()), store_of(data), member_of(data))
     except (ValueError, RemoteError):
         if shards:
@@ -44,15 +44,15 @@ def real_clips(
     labels: Sequence[str] | None,
     count: int,
 ) -> list[tuple[str, Tensor | None]]:
-    """(title, clip) of ``count`` held-out clips, to be shown above what was generated.
+    """Returns (title, clip) of ``count`` held-out clips, to be shown above generated ones.
 
     Args:
         data: the shards that the model was trained on; None if they are not known.
         shards: shards to take the clips from instead.
         crop: format of the clips.
         classes: class names of the training data.
-        labels: for each of these labels, one clip of it is taken, each another; None where there are not enough.
-            Without labels the first clips are taken, and titled by their caption, label or key.
+        labels: for each of these labels, a different clip with it is returned, or None if there are not enough. Without
+            labels, the first clips are returned, with their caption, label or key as title.
         count: number of clips.
     """
     real = _open(data, shards)
@@ -74,6 +74,6 @@ def real_clips(
 
 
 def _title(clip: Crop, classes: Sequence[str]) -> str:
-    """The title of a clip: its own words, else its label, else its key."""
+    """Returns the title of a clip: its text, else its label, else its key."""
     words = next((value for value in clip.fields if isinstance(value, str)), "")
     return words or (classes[clip.label] if clip.label >= 0 else clip.key.rpartition("/")[2])

@@ -1,10 +1,10 @@
 """The stream: a pure function (seed, position) -> clip and crop.
 
-The training data is one endless sequence of clips, epoch after epoch. The clip at a position is computed from the
-seed and the shards' indexes alone, so the number of ranks, workers and restarts cannot change it, and resuming only
-means to continue counting. In each epoch the shards are permuted and concatenated; then positions
-are shuffled inside blocks of ``shuffle_block`` clips. Every clip comes exactly once an epoch. Several data sets are
-mixed in exact shares, each with epochs of its own.
+The training data is one endless sequence of clips, epoch after epoch. The clip at a position depends only on the seed
+and the shards' indexes, not on the number of ranks, workers and restarts; to resume, it is enough to know the next
+position. In each epoch the shards are permuted and concatenated; then positions are shuffled inside blocks of
+``shuffle_block`` clips. Each epoch contains every clip exactly once. Several data sets are mixed in exact shares, and
+each has its own epochs.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from audio_diffusion.diffusion.seeding import seed_of
 
-_KEPT_BLOCKS = 32  # shuffled blocks that a process keeps
+_KEPT_BLOCKS = 32  # number of shuffled blocks that a process caches
 
 
 def _generator(*key: int | str) -> np.random.Generator:
@@ -27,9 +27,9 @@ class ClipOrder:
     """Maps positions of the stream of one data set to clips.
 
     Args:
-        sizes: clips in each shard.
-        seed: of the shuffling; None keeps the shards' own order, the same every epoch.
-        shuffle_block: clips among which positions are shuffled: larger mixes better and touches more shards at once.
+        sizes: number of clips in each shard.
+        seed: seed of the shuffling; None keeps the shards' own order in every epoch.
+        shuffle_block: number of clips that are shuffled together; larger values mix better and keep more shards open.
 
     Raises:
         ValueError: if there is no clip at all.
@@ -40,7 +40,7 @@ class ClipOrder:
         self.num_clips = int(self.sizes.sum())
         if self.num_clips == 0:
             raise ValueError(f"shards: expected at least one clip, but all {len(self.sizes)} shards are empty")
-        # the latest few only: positions are visited nearly in order
+        # a few of the latest are enough, since positions are visited nearly in order
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._block = lru_cache(maxsize=_KEPT_BLOCKS)(self._make_block)
 
@@ -53,7 +53,7 @@ class ClipOrder:
         return _generator(self.seed, *key).permutation(length)
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of this epoch, and where each one's first clip stands."""
+        """Returns the shards in the order of this epoch, and the position of the first clip of each."""
         shards = self._permutation(len(self.sizes), "shards", epoch)
         sizes = self.sizes[shards]
         return shards, np.cumsum(sizes) - sizes
@@ -63,7 +63,7 @@ class ClipOrder:
         return self._permutation(length, "block", epoch, block)
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """position -> (epoch, shard, number of the clip in its shard)."""
+        """Returns (epoch, shard, index of the clip in its shard) of a position."""
         epoch, place = divmod(position, self.num_clips)
         block, offset = divmod(place, self.shuffle_block)
         place = block * self.shuffle_block + int(self._block(epoch, block)[offset])
@@ -72,7 +72,7 @@ class ClipOrder:
         return epoch, int(shards[i]), place - int(starts[i])
 
     def shards_of(self, positions: np.ndarray) -> np.ndarray:
-        """The shard of each of many positions, as ``locate`` gives it; they should lie near each other."""
+        """Returns the shard of each position, like ``locate``; fast for positions that are close together."""
         found = np.empty_like(positions)
         epochs, places = np.divmod(positions, self.num_clips)
         blocks, offsets = np.divmod(places, self.shuffle_block)
@@ -85,21 +85,21 @@ class ClipOrder:
 
 
 class Mixture:
-    """Which clip of which data set stands at which position of the endless stream.
+    """Maps positions of the stream to clips of several data sets.
 
-    The shares of the data sets are exact: of the first n positions each has its share of n, to within two. Each goes
-    through its own epochs: every clip of it comes exactly once in each.
+    The shares of the data sets are exact: among the first n positions, each data set has its share of n, to within
+    two. Each data set has its own epochs, which contain every clip exactly once.
 
     Args:
-        orders: of the data sets.
-        shares: of the stream that each has; any positive numbers, they are divided by their sum.
-        seed: of the shuffling of the data sets among each other.
+        orders: the order of clips in each data set.
+        shares: share of each data set in the stream; any positive numbers, which are divided by their sum.
+        seed: seed of the shuffling among data sets; None does not shuffle.
 
     Raises:
         ValueError: if a share is not positive.
     """
 
-    BLOCK = 1024  # positions among which the data sets are shuffled
+    BLOCK = 1024  # number of positions that are shuffled together
 
     def __init__(self, orders: Sequence[ClipOrder], shares: Sequence[float], seed: int | None):
         if len(shares) != len(orders) or not all(0 < share < np.inf for share in shares):
@@ -112,14 +112,15 @@ class Mixture:
         return Mixture, (self.orders, self.shares, self.seed)
 
     def fingerprint(self) -> str:
-        """A hash of everything that determines the order."""
+        """Returns a hash of everything that determines the order."""
         digest = hashlib.sha256(repr((self.seed, self.shares, self.BLOCK)).encode())
         for order in self.orders:
             digest.update(order.sizes.tobytes() + repr((order.seed, order.shuffle_block)).encode())
         return digest.hexdigest()
 
     def _counts(self, num_positions: int) -> np.ndarray:
-        """Number of the first positions that each data set has: its share of those left by the data sets before it."""
+        """Returns how many of the first ``num_positions`` each data set has: its share of those left by the data sets
+        before it."""
         counts, left = [], num_positions
         for i, share in enumerate(self.shares):
             remaining = int(left * (1 - share / sum(self.shares[i:])) + 0.5)
@@ -128,7 +129,7 @@ class Mixture:
         return np.array(counts)
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each position in a block: the data set, and the position in that data set's own stream."""
+        """Returns, for each position in a block, the data set and the position in that data set's own stream."""
         before, after = self._counts(block * self.BLOCK), self._counts((block + 1) * self.BLOCK)
         source = np.repeat(np.arange(len(self.orders)), after - before)
         if self.seed is not None:
@@ -140,7 +141,7 @@ class Mixture:
         return source, place
 
     def locate(self, position: int) -> tuple[int, int, int, int]:
-        """position -> (data set, its epoch, shard, number of the crop in its shard)."""
+        """Returns (data set, its epoch, shard, index of the clip in its shard) of a position."""
         if len(self.orders) == 1:
             return 0, *self.orders[0].locate(position)
         block, offset = divmod(position, self.BLOCK)
@@ -148,7 +149,7 @@ class Mixture:
         return int(sources[offset]), *self.orders[sources[offset]].locate(int(places[offset]))
 
     def by_shard(self, positions: np.ndarray) -> np.ndarray:
-        """The positions in the order of the shards their clips lie in; unshuffled ones are in it already."""
+        """Sorts positions by the shards of their clips; unshuffled positions are already sorted."""
         if self.seed is None:
             return positions
         if len(self.orders) == 1:
@@ -165,7 +166,7 @@ class Mixture:
 
 
 def shares_of(num_clips: Sequence[int], temperature: float) -> list[float]:
-    """Shares of data sets by their sizes, n^(1/temperature): 1 in proportion, towards infinity all alike.
+    """Returns shares of data sets, n^(1/temperature): 1 is in proportion to their sizes, infinity is equal shares.
 
     Raises:
         ValueError: if the temperature is below 1.
@@ -176,17 +177,17 @@ def shares_of(num_clips: Sequence[int], temperature: float) -> list[float]:
 
 
 class Positions(IterableDataset):
-    """The positions of each batch that one rank's worker reads: batch k of the run goes to worker k modulo their count.
+    """Yields the positions of each batch that one worker of a rank reads: worker ``k % num_workers`` reads batch k.
 
-    Global batch k is positions ``start + k·batch_size·world_size`` and on. Its clips are dealt to the ranks by shard,
-    so that a rank opens few of them, however many ranks there are. The DataLoader takes batches from its workers in
-    turn, so each rank gets them in order, however many workers there are.
+    Global batch k starts at position ``start + k·batch_size·world_size``. Its clips are distributed to the ranks by
+    shard, so that each rank opens few shards. The DataLoader takes batches from its workers in turn, so each rank gets
+    its batches in order for any number of workers.
 
     Args:
-        mixture: which clip stands where.
-        batch_size: per rank.
+        mixture: maps positions to clips.
+        batch_size: number of clips per batch and rank.
         num_batches: total number of batches of each rank.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of ranks.
         start: position of the first clip.
     """

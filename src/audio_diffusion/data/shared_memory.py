@@ -16,16 +16,16 @@ _opened: "weakref.WeakValueDictionary[str, SharedSlots]" = weakref.WeakValueDict
 
 
 class SharedSlots:
-    """Slots for batches ``[B, C, T]`` in memory that all workers of a loader share with the process that made it.
+    """Slots for batches ``[B, C, T]`` in memory that all workers of a loader share with the process that created it.
 
-    Each worker owns ``num_slots`` of them. It fills a free one and sends its number; the receiver gets a tensor over
-    that very memory, and the slot is free again once the last tensor over it is gone, however long that takes. A worker
-    that finds none free (somebody keeps many batches) takes ordinary memory, which is slower by a copy.
-    The memory is anonymous: it does not count against the size of /dev/shm, which is small in containers.
+    Each worker owns ``num_slots`` slots. It fills a free slot and sends its number; the receiver gets a tensor that
+    shares the slot's memory. The slot becomes free when no such tensor is left. A worker without a free slot (because
+    the receiver keeps many batches) uses ordinary memory, which costs an additional copy. The memory is anonymous: it
+    does not count against the size of /dev/shm, which is small in containers.
 
     Args:
-        num_workers: of the loader.
-        num_slots: per worker: as many as it may have under way, one in use, one being filled.
+        num_workers: number of workers of the loader.
+        num_slots: number of slots per worker: the batches that it prefetches, one in use, and one being filled.
         shape: (B, C, T).
     """
 
@@ -38,18 +38,18 @@ class SharedSlots:
         weakref.finalize(self, os.close, self._fd)
 
     def _offset(self, worker: int, slot: int) -> int:
-        """Of a slot, in bytes; slots begin at a page."""
+        """Returns the offset of a slot in bytes; slots begin at a page boundary."""
         num_bytes = -(-4 * int(np.prod(self.shape)) // mmap.PAGESIZE) * mmap.PAGESIZE
         return (worker * self.num_slots + slot) * num_bytes
 
     def _map(self) -> None:
         self._memory = np.frombuffer(mmap.mmap(self._fd, 0), dtype=np.uint8)
-        # one byte a slot: the worker sets it, the receiver clears it
+        # one byte for each slot, which the worker sets and the receiver clears
         self._busy = self._memory[self._offset(self.num_workers, 0) :].reshape(self.num_workers, self.num_slots)
         _opened[self.id] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        from multiprocessing.reduction import DupFd  # not there on Windows
+        from multiprocessing.reduction import DupFd  # not available on Windows
 
         return {**self.__dict__, "_fd": DupFd(self._fd), "_memory": None, "_busy": None}
 
@@ -60,7 +60,7 @@ class SharedSlots:
         weakref.finalize(self, os.close, self._fd)
 
     def take(self, worker: int) -> int | None:
-        """A free slot of this worker, now taken; None if there is none."""
+        """Reserves a free slot of this worker and returns its number; None if there is none."""
         free = np.flatnonzero(self._busy[worker] == 0)
         if not len(free):
             return None
@@ -71,14 +71,14 @@ class SharedSlots:
         self._busy[worker, slot] = 0
 
     def tensor(self, worker: int, slot: int, lease: bool) -> Tensor:
-        """The slot as float32 ``[B, C, T]``; with ``lease`` the slot is released once no tensor over it is left."""
+        """Returns the slot as float32 ``[B, C, T]``; with ``lease``, it is released when no such tensor is left."""
         start = self._offset(worker, slot)
         array = self._memory[start : start + 4 * int(np.prod(self.shape))].view(np.float32).reshape(self.shape)
         return torch.from_numpy(np.asarray(_Lease(self, worker, slot, array)) if lease else array)
 
 
 class _Lease:
-    """Keeps a slot taken for as long as an array over it lives: numpy holds this object as the array's base."""
+    """Keeps a slot reserved while an array uses its memory: numpy holds this object as the array's base."""
 
     def __init__(self, slots: SharedSlots, worker: int, slot: int, array: np.ndarray):
         self._slots, self._place = slots, (worker, slot)
@@ -89,7 +89,7 @@ class _Lease:
 
 
 class Parcel:
-    """A filled slot on its way: pickled as its number, it is an ``AudioBatch`` when it is unpickled."""
+    """A filled slot in transit: it is pickled as the slot's number and unpickled as an ``AudioBatch``."""
 
     def __init__(
         self, slots: SharedSlots, worker: int, slot: int, clips: list[Crop], with_label: bool, fields: tuple[str, ...]

@@ -24,20 +24,19 @@ class ClipReader:
 
     Args:
         sources: the data sets.
-        mixture: which clip of which of them stands where; its numbers count crops, ``crops_per_clip`` of each clip.
-        sample_rate: of the crop, Hz.
-        classes: class names; empty ignores labels. A clip's label is that of its json, else its ``.cls`` member, which
-            may be a number: the place of its class in this list. A clip whose label is none of them is skipped, one
-            whose label is null is "not given".
-        seed: of the crops' places; None takes the start of each clip.
-        last: positions from here on are empty slots, which fill the last batch of a pass; None: endless.
-        crops_per_clip: crops of each clip in an epoch, each from its own stretch of the clip.
+        mixture: maps positions to clips; it counts each clip ``crops_per_clip`` times.
+        sample_rate: sample rate of the crop, Hz.
+        classes: class names; empty ignores labels. A clip's label is read from its json, else from its ``.cls`` member,
+            which may be an index into this list. A clip with any other label is skipped; null means "not given".
+        seed: seed of the positions of crops in their clips; None reads the start of each clip.
+        last: positions from here on are empty slots, which fill the last batch of a pass; None for an endless stream.
+        crops_per_clip: number of crops of each clip in an epoch, each from a different part of the clip.
         fields: additional fields of each clip: keys of its json, or endings of members such as ``text.npy``. A clip
             that lacks one is skipped.
         convert: whether to resample and map channels; if False, clips of another sample rate or number of channels are
             skipped.
         pad: whether to pad clips shorter than the crop with silence; if False, they are skipped.
-        augment: changes each crop, from a seed of its own.
+        augment: augmentation of each crop; it has its own seed.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class ClipReader:
         try:
             index = shards.index(shard)
             if number >= len(index.keys):
-                raise UnusableAudio(f"its shard has {len(index.keys)} clips, fewer than the manifest tells", "missing")
+                raise UnusableAudio(f"its shard has {len(index.keys)} clips, fewer than the manifest lists", "missing")
             key = index.keys[number]
             label, fields = self._describe(shards, shard, number)
             crop = read_crop(
@@ -81,7 +80,7 @@ class ClipReader:
                 self._where(epoch, key, crop_number),
                 self.convert,
                 self.pad,
-                index.frames[number] if index.sha256[number] else 0,  # in shards of other tools they may mean anything
+                index.frames[number] if index.sha256[number] else 0,  # not reliable in other tools' shards
             )
         except (UnusableAudio, RemoteError, OSError) as error:
             out.zero_()
@@ -121,24 +120,24 @@ class ClipReader:
         return self._label(meta, found.get("cls")), fields
 
     def _label(self, meta: dict, cls: str | None) -> int:
-        """The number of a clip's class by its json, else by its ``.cls`` member; -1 where there are no classes, or the
-        json says that it has no label.
+        """Returns the index of a clip's class from its json, else from its ``.cls`` member; -1 if there are no classes,
+        or if the label in the json is null.
 
         Raises:
-            UnusableAudio: if it is none of the classes.
+            UnusableAudio: if the label is not one of the classes.
         """
         if not self.label_of or ("label" in meta and meta["label"] is None):
             return -1
         label = meta.get("label", cls)
         number = self.label_of.get(_as_text(label))
         if number is None and "label" not in meta and cls is not None and cls.isdecimal() and not self._are_numbers:
-            number = int(cls) if int(cls) < len(self.label_of) else None  # its place in the list of classes
+            number = int(cls) if int(cls) < len(self.label_of) else None  # an index into the list of classes
         if number is None:
             raise UnusableAudio(f"label {label!r} is not one of {', '.join(self.label_of)}", "label")
         return number
 
     def whole_members(self, positions: Sequence[int]) -> list[tuple[str, int, int, str]]:
-        """What reading these positions will fetch of remote shards, see ``Shards.whole_members``."""
+        """Returns the ranges of remote shards that these positions need, see ``Shards.whole_members``."""
         ranges = []
         for position in positions:
             if self.last is None or position < self.last:
@@ -148,7 +147,7 @@ class ClipReader:
 
 
 def _as_text(label: object) -> str:
-    """A label as the name of a class: numbers become text."""
+    """Converts a label to the name of a class: numbers become text."""
     if isinstance(label, str):
         return label
     if isinstance(label, float) and label.is_integer():
@@ -157,21 +156,21 @@ def _as_text(label: object) -> str:
 
 
 def _plain(name: str, value: object) -> str | np.ndarray:
-    """A json value as a field: words, or a number as an array without dimensions."""
+    """Converts a json value to a field: text, or a number as an array without dimensions."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return np.array(value, dtype=np.float32)
-    raise ValueError(f"its {name} is a {type(value).__name__}, neither words nor a number")
+    raise ValueError(f"its {name} is a {type(value).__name__}, neither text nor a number")
 
 
 class BatchReader:
-    """Reads the batch at given positions, into shared memory if there is any.
+    """Reads the batch at given positions, into shared memory if it is given.
 
     Args:
         reader: reads one clip.
         shape: (C, T) of a crop.
-        slots: shared memory for the batches.
+        slots: shared memory for the batches, or None.
     """
 
     def __init__(self, reader: ClipReader, shape: tuple[int, int], slots: SharedSlots | None):
@@ -201,7 +200,7 @@ def read_in_order(
     fields: Sequence[str] = (),
     seed: int | None = None,
 ) -> Iterator[tuple[Crop, Tensor]]:
-    """Each clip once, in the shards' order or shuffled by ``seed``, and the start of it as a new ``[C, T]``."""
+    """Yields each clip once, in the shards' order or shuffled by ``seed``, and its start as a new ``[C, T]``."""
     order = ClipOrder(shards.num_clips, seed)
     reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None, fields=fields)
     for position in range(order.num_clips):

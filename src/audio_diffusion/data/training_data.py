@@ -1,4 +1,4 @@
-"""What a model is trained on."""
+"""Descriptions of training data: the format of a crop, and the shards."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,7 +28,7 @@ class CropFormat:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(C, T)."""
+        """The shape of a crop, (C, T)."""
         return self.channels, self.num_samples
 
 
@@ -38,10 +38,10 @@ class TrainingData:
 
     Args:
         train: pattern of the training shards, or patterns by name.
-        val: of the held-out shards; None for the val-*.tar beside the training shards.
-        fields: additional fields of each clip that were read.
-        audio_member: which member of a clip is its audio; None for the only one.
-        storage_options: of the store, by scheme.
+        val: pattern of the held-out shards; None for the val-*.tar beside the training shards.
+        fields: names of the additional fields read from each clip.
+        audio_member: ending of the member that is a clip's audio; None if clips have only one.
+        storage_options: options of the store's filesystems, by scheme.
     """
 
     train: str | dict[str, str]

@@ -1,4 +1,4 @@
-"""Augmentation: changes to a crop that follow from its seed alone."""
+"""Augmentation: random changes to a crop that depend only on its seed."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ class Augment:
     """Draws a gain, a polarity and an order of the channels for each crop.
 
     Args:
-        gain_db: lowest and highest gain, dB; drawn evenly between them.
-        invert: flip the polarity of half of the crops.
-        swap_channels: reverse the order of the channels of half of the crops (left and right of stereo).
+        gain_db: lowest and highest gain, dB; the gain is drawn uniformly between them.
+        invert: whether to flip the polarity of half of the crops.
+        swap_channels: whether to reverse the order of the channels of half of the crops (left and right of stereo).
 
     Raises:
         ValueError: for an invalid range, or one beyond ±60 dB.
@@ -26,7 +26,7 @@ class Augment:
         self.gain_db, self.invert, self.swap_channels = tuple(gain_db), invert, swap_channels
 
     def __bool__(self) -> bool:
-        """Whether it changes anything."""
+        """Whether any augmentation is active."""
         return self.gain_db != (0, 0) or self.invert or self.swap_channels
 
     def __call__(self, audio: Tensor, seed: int) -> None:

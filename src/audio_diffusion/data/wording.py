@@ -1,4 +1,4 @@
-"""Words for messages."""
+"""Formatting of messages."""
 
 
 def counted(number: int, what: str) -> str:

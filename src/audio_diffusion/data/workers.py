@@ -1,9 +1,9 @@
-"""DataLoader workers: forked from a process without threads, shielded from a cluster's signals, ended with the trainer.
+"""DataLoader workers that start safely, ignore a cluster's signals, and end with the training process.
 
-A process that is forked while another thread holds a lock (of malloc, of the import system, of a logger) inherits the
-lock locked, and may hang before its first line of Python. A training process has threads by the time workers are
-started, those of W&B, the heartbeat, gloo and the progress bar among them. Workers are therefore started by a fork
-server: a process of its own, with a single thread, that has imported what workers need.
+A process that is forked while another thread holds a lock (of malloc, the import system or a logger) inherits the
+locked lock, and may hang before its first line of Python. A training process has several threads when workers are
+started, such as those of W&B, the heartbeat, gloo and the progress bar. Workers are therefore started by a fork server,
+a separate process with a single thread that has already imported the modules that workers need.
 """
 
 import atexit
@@ -33,8 +33,8 @@ if sys.platform != "win32":
 START_METHODS = sorted(multiprocessing.get_all_start_methods())
 DEFAULT_START = "forkserver" if "forkserver" in START_METHODS else "spawn"
 _PRELOADED = ["audio_diffusion.data.pipeline", "audio_diffusion.data.workers", "torchaudio"]
-_STARTS = 3  # attempts to start a worker that does not answer, before the run is ended
-#: seconds until a worker that was started has to answer. Spawned ones import torch first, from a slow disk maybe.
+_STARTS = 3  # attempts to start a worker that does not answer, before the run ends
+#: seconds within which a started worker must answer; spawned ones first import torch, possibly from a slow disk
 ANSWERS_WITHIN_S = {"fork": 60.0, "forkserver": 60.0, "spawn": 600.0}
 
 
@@ -47,7 +47,7 @@ def prepare(start: str | None = None) -> None:
     if (start or DEFAULT_START) != "forkserver":
         return
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    paths = os.pathsep.join(path for path in sys.path if path)  # the server does not take sys.path over by itself
+    paths = os.pathsep.join(path for path in sys.path if path)  # the server does not inherit sys.path
     with signals.shielded(tracked=True), _without_main(), _environment({**one_thread, "PYTHONPATH": paths}):
         forkserver.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()
@@ -69,9 +69,9 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Processes that are started inside do not run the program's file again, as multiprocessing has them do.
+    """Context manager in which started processes do not run the program's file again, as multiprocessing's do.
 
-    Workers need nothing of it; its imports take seconds, and a file without ``if __name__ == "__main__"`` would start
+    Workers do not need it; its imports take seconds, and a file without ``if __name__ == "__main__"`` would start
     training in each worker.
     """
     main = sys.modules["__main__"]
@@ -83,7 +83,7 @@ def _without_main() -> Iterator[None]:
 
 
 class _FindsMain(pickle.Pickler):
-    """Pickles to nowhere; ``found`` says whether a class or function of the program's own file is part of it."""
+    """A pickler without output; ``found`` is whether the object uses a class or function of the program's own file."""
 
     found = False
 
@@ -94,7 +94,7 @@ class _FindsMain(pickle.Pickler):
         super().__init__(self)
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, SharedSlots):  # can only be pickled for a process that is being started
+        if isinstance(obj, SharedSlots):  # it can only be pickled for a process that is being started
             return int, ()
         if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
             self.found = True
@@ -105,26 +105,26 @@ def _needs_main(dataset: Any) -> bool:
     finder = _FindsMain()
     try:
         finder.dump(dataset)
-    except Exception:  # it cannot be pickled: the start of the worker says so, and why
+    except Exception:  # if it cannot be pickled, starting the worker raises an error with the reason
         return True
     return finder.found
 
 
 class ShieldedLoader(DataLoader):
-    """A DataLoader whose workers ignore Ctrl-C and all signals that stop a run: the training process ends them.
+    """A DataLoader whose workers ignore Ctrl-C and all signals that stop a run; the training process ends them.
 
-    A worker that does not answer in ``ANSWERS_WITHIN_S`` is replaced, twice at most. Where the training process is
-    gone, its workers end too.
+    A worker that does not answer within ``ANSWERS_WITHIN_S`` is replaced, at most twice. If the training process ends,
+    its workers end too.
 
     Raises:
-        RuntimeError: from ``iter``, naming the worker, if it does not answer even then.
+        RuntimeError: from ``iter``, if a worker and its replacements do not answer.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:
             return super().__iter__()
         atexit.unregister(_end_workers)
-        atexit.register(_end_workers)  # runs before multiprocessing's own, which would wait for a worker that is stuck
+        atexit.register(_end_workers)  # before multiprocessing's, which would wait for a stuck worker
         given = self.multiprocessing_context
         start = given if isinstance(given, str) else given.get_start_method() if given is not None else DEFAULT_START
         prepare(start)
@@ -141,12 +141,12 @@ class ShieldedLoader(DataLoader):
             self.worker_init_fn = None
             self.multiprocessing_context = given
         for worker in getattr(batches, "_workers", ()):
-            worker.terminate = worker.kill  # one that has not begun yet when all is over ignores SIGTERM already
+            worker.terminate = worker.kill  # a worker that has not begun when the loader ends already ignores SIGTERM
         return batches
 
 
 class _Processes:
-    """Creates the processes of a context, and can create each of them again."""
+    """Creates the processes of a multiprocessing context, and can create each of them again."""
 
     def __init__(self, context: Any):
         self._make, self._calls = context.Process, {}  # type: ignore[var-annotated]
@@ -158,27 +158,27 @@ class _Processes:
         return process
 
     def wait_for_all(self, batches: Any, answers: Any, seconds: float) -> None:
-        """Returns once every worker has answered or ended; those that are overdue are replaced."""
+        """Returns when every worker has answered or ended; workers that are overdue are replaced."""
         workers: list[BaseProcess] = batches._workers
         starts, overdue_at = [1] * len(workers), [time.monotonic() + seconds] * len(workers)
         silent = set(range(len(workers)))
         while silent:
             if answers.poll(min(1.0, max(0.0, min(overdue_at[i] for i in silent) - time.monotonic()))):
                 silent.discard(int.from_bytes(answers.recv_bytes(), "little"))
-            silent = {i for i in silent if workers[i].is_alive()}  # of one that has ended the loader says so
+            silent = {i for i in silent if workers[i].is_alive()}  # the loader reports workers that have ended
             for i in [i for i in silent if time.monotonic() >= overdue_at[i]]:
-                name = f"data: worker {i} (process {workers[i].pid}) did not begin within {seconds:g} s of its start"
+                name = f"data: worker {i} (process {workers[i].pid}) did not answer within {seconds:g} s of its start"
                 workers[i].kill()
                 workers[i].join()
                 if starts[i] == _STARTS:
                     raise RuntimeError(
-                        f"{name}, nor did the {_STARTS - 1} started before it. Look at this machine's memory, and at "
-                        "the disk that Python's packages are read from; data.num_workers=0 reads without workers"
+                        f"{name}; the {_STARTS - 1} started before it did not answer either. Check this machine's "
+                        "memory and the disk with Python's packages; data.num_workers=0 reads without workers"
                     )
-                print(f"{name}; another one is started", file=sys.stderr, flush=True)
+                print(f"{name}; starting another one", file=sys.stderr, flush=True)
                 workers[i] = self._again(workers[i])
                 starts[i], overdue_at[i] = starts[i] + 1, time.monotonic() + seconds
-                # the loader's own watch, by process id, over workers that die
+                # the loader's own check for dead workers, by process id
                 loader_utils.signal_handling._remove_worker_pids(id(batches))
                 loader_utils.signal_handling._set_worker_pids(id(batches), tuple(w.pid or 0 for w in workers))
 
@@ -197,9 +197,9 @@ def _answers(context: Any) -> tuple[Any, "_Begin"]:
 
 
 class _Begin:
-    """The first thing a worker does: ignores the signals for good, ends with the training process, and answers.
+    """Runs first in each worker: ignores signals permanently, ties the worker to the training process, and answers.
 
-    It also takes over the environment of the training process: that of the fork server may be older.
+    It also copies the environment of the training process, since that of the fork server may be older.
     """
 
     def __init__(self, writer: Any):
@@ -211,14 +211,14 @@ class _Begin:
         for signum in (signal.SIGINT, *signals.STOP_SIGNALS):
             signal.signal(signum, signal.SIG_IGN)
         if signals.STUCK_SIGNAL is not None:
-            faulthandler.register(signals.STUCK_SIGNAL)  # prints its stacks when it is asked to
+            faulthandler.register(signals.STUCK_SIGNAL)  # prints the worker's stacks on request
         signals.end_with_parent()
-        self._writer.send_bytes(worker_id.to_bytes(4, "little"))  # short: written as one, whoever else writes
+        self._writer.send_bytes(worker_id.to_bytes(4, "little"))  # short enough to be written atomically
         self._writer.close()
 
 
 def _end_workers() -> None:
-    """Kills workers that did not end on request, such as those that wait for a read that never returns."""
+    """Kills workers that did not end on request, for example because a read never returns."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.join(1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SILENT = 1e-3  # peak: -60 dBFS
-MOSTLY_CLIPPED, MOSTLY_DC, LEAST_DC = 0.1, 0.5, 0.05  # fraction of the samples; of the power; of full scale
+MOSTLY_CLIPPED, MOSTLY_DC, LEAST_DC = 0.1, 0.5, 0.05  # fractions of: the samples, the power, full scale
 
 
 def dbfs(magnitude: float) -> float:
@@ -51,4 +51,5 @@ def summary(troubles: dict[str, str], count: int) -> str:
     """Formats the faults of some of ``count`` clips, by name, in one line; the first five are named."""
     named = [f"{name}: {words}" for name, words in list(troubles.items())[:5]]
     more = [f"and {len(troubles) - 5} more"] if len(troubles) > 5 else []
-    return f"{len(troubles)} of {count} are hardly sound: " + "; ".join(named + more)
+    verb = "is" if len(troubles) == 1 else "are"
+    return f"{len(troubles)} of {count} {verb} not usable audio: " + "; ".join(named + more)

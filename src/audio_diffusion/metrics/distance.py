@@ -17,6 +17,11 @@ from audio_diffusion.metrics.metric import Clips, Figure, Metric, Subject, unpad
 Distance = Callable[..., Estimate | dict[str, Estimate]]
 
 
+def _counted(number: int, noun: str) -> str:
+    """Formats a number of things: ``1 window``, ``2 windows``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 class Distances(Metric):
     """Distances between the embeddings of generated and of real clips.
 
@@ -89,9 +94,10 @@ class Distances(Metric):
         generated, real = self._all("generated"), self._all("real")
         silent = generated.num_silent + real.num_silent
         lines = [
-            f"distances in the space of {self.embedding.name}: {len(generated)} windows of {generated.num_clips} "
-            f"generated clips, {len(real)} of {real.num_clips} real ones"
-            + (f"; {silent} nearly silent windows were left out" if silent else "")
+            f"distances in the space of {self.embedding.name}: {_counted(len(generated), 'window')} of "
+            f"{_counted(generated.num_clips, 'generated clip')}, {_counted(len(real), 'window')} of "
+            f"{_counted(real.num_clips, 'real clip')}"
+            + (f"; without {_counted(silent, 'nearly silent window')}" if silent else "")
         ]
         lines += [f"{'':24}{'value':>12}{'± clips':>12}   {'95 %':22}{'floor':>10}"]
         for name, found in self.estimates().items():

@@ -21,10 +21,10 @@ _FEW = 100  # files that are compared without other processes
 def find_copies(
     sources: Sequence[Source], plan: Sequence[AudioInfo | str], store: RemoteStore | None, num_workers: int
 ) -> list[list[int]]:
-    """Groups of two or more sources with the same content, as places in the list; of each the first name comes first.
+    """Returns groups of two or more sources with the same content, as indices into the list, sorted by name.
 
-    Large folders take little time: a few bytes are compared of files of one size (of URLs, of one length), and all
-    bytes only where those agree. A file that cannot be read is a copy of none.
+    It is fast for large folders: files of the same size (for URLs, of the same length) are compared by a few bytes, and
+    by all bytes only if these agree. A file that cannot be read is not a copy.
     """
     usable = [i for i, info in enumerate(plan) if isinstance(info, AudioInfo)]
     groups = _alike([usable], {i: _size(sources[i], plan[i]) for i in usable})
@@ -37,7 +37,7 @@ def find_copies(
 
 
 def describe(copies: Iterable[Sequence[int]], sources: Sequence[Source], splits: Sequence[str]) -> list[str]:
-    """Lines about copies: how many there are, and those that given splits separate."""
+    """Returns lines about copies: their number, and those that the given splits separate."""
     copies = list(copies)
     if not copies:
         return []
@@ -55,7 +55,7 @@ def describe(copies: Iterable[Sequence[int]], sources: Sequence[Source], splits:
 
 
 def _alike(groups: Iterable[Sequence[int]], keys: dict[int, Hashable]) -> list[list[int]]:
-    """The groups divided by keys; without those of one member, or without a key."""
+    """Divides groups by keys; omits groups with one member, and members without a key."""
     divided = []
     for group in groups:
         by_key: dict[Hashable, list[int]] = {}
@@ -67,9 +67,9 @@ def _alike(groups: Iterable[Sequence[int]], keys: dict[int, Hashable]) -> list[l
 
 
 def _size(source: Source, info: AudioInfo | str) -> Hashable:
-    """What copies have in common, without reading them."""
+    """Returns a property that copies share and that is known without reading the file."""
     if not isinstance(source.path, Path):
-        return info  # the server is not asked again
+        return info  # needs no further request to the server
     try:
         return source.path.stat().st_size
     except OSError:
@@ -84,7 +84,7 @@ def _read(digest: Callable[[Source, RemoteStore | None], str], store: RemoteStor
 
 
 def _sampled(source: Source, store: RemoteStore | None) -> str:
-    """The size of a file, and a hash of what is in its middle."""
+    """Returns the size of a file, and a hash of some bytes in its middle."""
     file = file_of(source, store)
     with open(file, "rb") if isinstance(file, Path) else file as opened:
         size = opened.seek(0, 2)

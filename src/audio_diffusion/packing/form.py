@@ -11,7 +11,7 @@ from audio_diffusion.packing.sources import Source
 
 FORMATS = {"keep": "", "flac": "flac", "pcm16": "wav"}  # with the extension of the file's name
 FLOOR_DB = -140.0  # recorded level of digital silence
-IN_MEMORY = 16_000_000  # bytes of a kept file, or of a task's clips, that one result may contain
+IN_MEMORY = 16_000_000  # maximum size in bytes of a kept file, or of a task's clips, in one result
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from audio_diffusion.data.wording import counted
 from audio_diffusion.packing.form import Cut, Form, Part, cut_of
 from audio_diffusion.packing.sources import Source, split_of
 
-FEW = 2  # number of files that is too small to hold out a whole one
+FEW = 2  # with at most this many files, no whole file is held out
 _PIECE_S = 600.0  # longest piece of a file without segment_s
-_MAX_SAMPLES = 1 << 26  # and its largest number of samples over all channels
+_MAX_SAMPLES = 1 << 26  # maximum number of samples over all channels of such a piece
 _MOST_PIECES = 100  # pieces that a short file is cut into if val_fraction is small
 
 
@@ -45,9 +45,9 @@ def hold_out(
 
     Args:
         sources: the files.
-        plan: what each holds, or why it is refused.
+        plan: properties of each file, or the reason why it is refused.
         val_fraction: share to hold out, 0 to 1.
-        copies: groups of places in ``sources`` of files with the same content, the one that decides first.
+        copies: groups of files with the same content, as indices into ``sources``; the first file of a group decides.
 
     Raises:
         ValueError: for a split of an unknown name.
@@ -65,7 +65,7 @@ def hold_out(
     given = {splits[i] for i in usable if is_given[i]}
     found = {splits[i] for i in usable}
     if val_fraction == 0:
-        none = "" if "val" in found else "nothing is held out, as val_fraction is 0: training runs without validation"
+        none = "" if "val" in found else "nothing is held out (val_fraction is 0): training runs without validation"
         return HeldOut(splits, frozenset(), none)
     if {"train", "val"} <= found:
         return HeldOut(splits, frozenset(), "")
@@ -104,11 +104,11 @@ def _few(
         for i in together.get(chosen, [chosen]):
             splits[i] = "val"
         with_copies = " and its copies" if chosen in together and len(together[chosen]) > 1 else ""
-        note = f"held out, as there are few files: {sources[chosen].name!r}{with_copies}"
+        note = f"held out because there are few files: {sources[chosen].name!r}{with_copies}"
         return HeldOut(splits, frozenset(), note)
     stretches = frozenset(sources[i].name for i in free)
     which = repr(sources[free[0]].name) if len(free) == 1 else f"each of {counted(len(free), 'file')}"
-    note = f"held out, as there are few files: the last {100 * val_fraction:.3g} % of {which}"
+    note = f"held out because there are few files: the last {100 * val_fraction:.3g} % of {which}"
     return HeldOut(splits, stretches, note)
 
 

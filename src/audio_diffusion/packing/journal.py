@@ -16,14 +16,14 @@ from audio_diffusion.data.shards.index import write_atomic
 from audio_diffusion.packing.shard_writer import WORK
 from audio_diffusion.packing.sources import Source
 
-Plan = list[AudioInfo | str]  # what is known of each source, or why it is refused
+Plan = list[AudioInfo | str]  # for each source, its properties or the reason why it is refused
 
-PLAN = "plan.jsonl"  # there as long as a run is unfinished
+PLAN = "plan.jsonl"  # exists while a run is unfinished
 _RUN, _JOURNAL, _LOCK = "run.json", "journal.jsonl", "lock"
 
 
 def fingerprint(sources: Iterable[Source]) -> str:
-    """Hash of what is to be packed: names, what is known of them, and the size and time of local files."""
+    """Returns a hash of the sources: their names and metadata, and the size and time of local files."""
     digest = hashlib.sha256()
     for source in sources:
         stat = None
@@ -38,12 +38,12 @@ def fingerprint(sources: Iterable[Source]) -> str:
 
 
 class Journal:
-    """A folder in the output while a run is unfinished: what the run is, its plan, and a line for each shard.
+    """A folder that exists in the output while a run is unfinished: its options, its plan, and a line for each shard.
 
     Args:
         output: folder of the shards.
-        sources: what is to be packed, in order.
-        options: what decides the output; another run with others is not continued.
+        sources: files to pack, in order.
+        options: options that determine the output; a run with other options is not continued.
 
     Raises:
         ValueError: if the output holds finished shards, or an unfinished run with other options or other input.
@@ -55,7 +55,7 @@ class Journal:
         self._lock: IO[str] | None = None
         self.entries: list[dict[str, Any]] = []
         self.plan: Plan | None = None
-        self.copies: list[list[int]] = []  # groups of places in the list of sources
+        self.copies: list[list[int]] = []  # groups of indices into the list of sources
         if (self._folder / PLAN).exists():
             self._resume()
         else:
@@ -65,13 +65,13 @@ class Journal:
         """Reads the journal of an unfinished run, and checks that its options and input are the same."""
         self._take_lock()
         run = json.loads((self._folder / _RUN).read_text(encoding="utf-8"))
-        begun = f"output: {str(self._output)!r} holds a run that was begun"
+        begun = f"output: {str(self._output)!r} contains an unfinished run"
         advice = "Continue with those, or remove the folder to start again"
         differing = [name for name, value in self._options.items() if run["options"].get(name) != value]
         if differing:
             before = ", ".join(f"{name}={run['options'].get(name)}" for name in differing)
             now = ", ".join(f"{name}={self._options[name]}" for name in differing)
-            raise ValueError(f"{begun} with {before}, and not with {now}. {advice}")
+            raise ValueError(f"{begun} with {before}, not with {now}. {advice}")
         if run["input"] != self._input:
             raise ValueError(f"{begun} with other input: files were added, removed or changed since. {advice}")
         self.copies = run.get("copies", [])
@@ -86,10 +86,10 @@ class Journal:
             path = self._output / shard["name"]
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise ValueError(
-                    f"{begun}, and {shard['name']} was finished, but it is gone or changed. Remove the folder"
+                    f"{begun}, whose finished shard {shard['name']} is missing or has changed. Remove the folder"
                 )
         write_atomic(self._folder / _JOURNAL, whole)
-        for part in self._output.glob(".*.part"):  # of a process that was killed while it wrote an index
+        for part in self._output.glob(".*.part"):  # left by a process that was killed while it wrote an index
             part.unlink()
 
     def begin(self, plan: Plan, copies: list[list[int]] | None = None) -> None:
@@ -104,7 +104,7 @@ class Journal:
         self.plan, self.copies = plan, copies or []
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Adds the line of a shard that is finished."""
+        """Adds the line of a finished shard."""
         with open(self._folder / _JOURNAL, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
@@ -113,7 +113,7 @@ class Journal:
     def finish(self) -> None:
         """Removes the folder."""
         (self._folder / PLAN).unlink()
-        if sys.platform == "win32" and self._lock is not None:  # where open files cannot be removed
+        if sys.platform == "win32" and self._lock is not None:  # Windows cannot remove open files
             self._lock.close()
         shutil.rmtree(self._folder)
 

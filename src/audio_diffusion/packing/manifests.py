@@ -1,4 +1,4 @@
-"""What a manifest, a csv or a jsonl, says: which files there are to pack, and their labels, splits and captions."""
+"""Manifests, in csv or jsonl: lists of the files to pack, with their labels, splits and captions."""
 
 import codecs
 import csv
@@ -15,24 +15,25 @@ from audio_diffusion.data.shards.members import read_json
 from audio_diffusion.packing.sources import Source, below, fields_of, refuse_misspelt
 
 NAMES = ("file", "path")  # columns that name the file
-KNOWN = (*NAMES, "label", "split", "caption")  # columns that mean something; all others are kept as they are
-_LONGEST_FIELD = 2**31 - 1  # characters; what is too long for a clip's json is refused with its line
+KNOWN = (*NAMES, "label", "split", "caption")  # columns with a meaning; all others are stored unchanged
+_LONGEST_FIELD = 2**31 - 1  # characters; limits for a clip's json are checked later, with the line number
 
 
 def scan_manifest(folder: Path | str, manifest: Path | str, store: RemoteStore | None = None) -> list[Source]:
-    """The files that a csv or jsonl names as ``file`` or ``path``, relative to the folder; all else it says is kept.
+    """Returns the files listed in a manifest, whose column ``file`` or ``path`` is relative to the folder.
 
-    A csv may be separated by commas, semicolons or tabs. Values of a jsonl keep their types. Without a line of its own
-    no file is packed; sidecars are not read. A file may be a link that leads out of the folder; its name may not.
+    The other columns are stored with each clip. A csv may be separated by commas, semicolons or tabs; values in a jsonl
+    keep their types. Only listed files are packed, and their sidecars are not read. A file may be a link to a file
+    outside the folder, but its name must lie inside.
 
     Args:
         folder: the input, local or a URL; rows may name URLs below it.
-        manifest: local or a URL.
-        store: for URLs.
+        manifest: local path or URL.
+        store: store for reading URLs.
 
     Raises:
-        ValueError: if the manifest cannot be read, or a line names no file, one twice, or one outside the folder, or a
-            column's name is nearly one that is known.
+        ValueError: if the manifest cannot be read; if a line names no file, a file that another line names, or a file
+            outside the folder; or if a column's name is a likely misspelling of a known one.
     """
     if isinstance(manifest, str) and is_remote(manifest):
         try:
@@ -64,10 +65,10 @@ def scan_manifest(folder: Path | str, manifest: Path | str, store: RemoteStore |
 
 
 def _text(data: bytes, shown: str) -> str:
-    """The text of a manifest, in UTF-8 or, with the signature that spreadsheets write, in UTF-16.
+    """Decodes a manifest from UTF-8 or, if it begins with a byte order mark as spreadsheets write it, from UTF-16.
 
     Raises:
-        ValueError: if it is in another encoding, naming the line.
+        ValueError: if it is in another encoding; the message gives the line.
     """
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
@@ -81,10 +82,10 @@ def _text(data: bytes, shown: str) -> str:
 
 
 def _columns(names: Iterable[str], where: str) -> list[str]:
-    """What the columns are called without padding; known names are taken in any case (``File``).
+    """Returns the names of columns without surrounding spaces, known names (such as ``File``) in lower case.
 
     Raises:
-        ValueError: for a name that comes twice, or that is nearly the name of a known column that is not there.
+        ValueError: if a name occurs twice, or is a likely misspelling of a known column that is absent.
     """
     plain = [name.strip() for name in names]
     found = [name.lower() if name.lower() in KNOWN else name for name in plain]
@@ -98,14 +99,14 @@ def _columns(names: Iterable[str], where: str) -> list[str]:
 
 
 def _csv_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a csv; empty values and empty rows are left out.
+    """Yields (line, row) of a csv without empty values and empty rows.
 
     Raises:
-        ValueError: for a header without a column of files, or a row with more values than the header has columns.
+        ValueError: if the header has no column ``file`` or ``path``, or if a row has more values than columns.
     """
     csv.field_size_limit(_LONGEST_FIELD)
     first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)  # a comma, where there is none of them
+    separator = max(",;\t", key=first.count)  # a comma if there is none of the three
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
         header = next(reader, [])
@@ -116,7 +117,7 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if len(values) > len(columns):
                 raise ValueError(
                     f"manifest: line {reader.line_num} of {shown}: expected {len(columns)} values "
-                    f"({', '.join(columns)}), got {len(values)}; a value with a {separator!r} in it must "
+                    f"({', '.join(columns)}), got {len(values)}; a value that contains {separator!r} must "
                     'be in double quotes ("..")'
                 )
             stripped = dict(zip(columns, (value.strip() for value in values), strict=False))
@@ -127,7 +128,7 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _jsonl_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a jsonl; nulls are left out."""
+    """Yields (line, object) of a jsonl without null values."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"manifest: line {number} of {shown}"
@@ -140,11 +141,11 @@ def _jsonl_rows(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _named(folder: Path | str, name: str, where: str) -> Source:
-    """The file that a manifest's row names.
+    """Returns the file that a row of a manifest names.
 
     Raises:
-        ValueError: if its name leads out of the folder. Where a link leads is not looked at: snapshots of data sets
-            are folders of links.
+        ValueError: if its name leads out of the folder. The targets of links are not checked, because snapshots of data
+            sets are folders of links.
     """
     if isinstance(folder, str) and is_remote(folder):
         root = folder.rstrip("/")

@@ -175,10 +175,10 @@ def _check_any_to_train_on(splits: list[str], refused: list[tuple[str, str]], nu
     if refused:
         output.mkdir(parents=True, exist_ok=True)
         _write_refused(refused, output)
-        such += f"; all are named in {output / REFUSED}"
+        such += f"; all are listed in {output / REFUSED}"
     raise ValueError(
-        f"input: of {counted(num_files, 'file')} ({len(refused)} refused{such}) none is left for train; give more "
-        "files, another val_fraction, or a manifest with a column split"
+        f"input: of {counted(num_files, 'file')} ({len(refused)} refused{such}) none is left for training; provide "
+        "more files, another val_fraction, or a manifest with a column split"
     )
 
 
@@ -261,7 +261,10 @@ class _Run:
     def rests(self) -> list[tuple[str, str]]:
         """Returns (file, audio left out at its end) of files that ``segment_s`` cuts."""
         return sorted(
-            (name, f"its last {cut.left_out / cut.sample_rate:.3f} s are left out: less than half a piece")
+            (
+                name,
+                f"its last {cut.left_out / cut.sample_rate:.3f} s are left out: less than half a piece",
+            )
             for name, cut in self.cuts.items()
             if cut.left_out
         )
@@ -287,7 +290,7 @@ def _notes(run: _Run, total: Tally, num_held_out: int) -> list[str]:
     """Lines about automatic decisions, and about what the user should check."""
     notes = [run.held_out.note] if run.held_out.note else []
     if not num_held_out and not run.held_out.note:
-        notes.append("nothing of what should be held out can be used: training runs without validation")
+        notes.append("no held-out file can be used: training runs without validation")
     if run.held_out.stretches and run.form.format == "keep":
         notes[0] += "; they are cut, and therefore encoded again, as 16-bit FLAC"
     if total.digital_silence:

@@ -36,7 +36,7 @@ def ordered(function: Callable[[A], B], items: Iterable[A], num_workers: int) ->
     except BrokenProcessPool as error:
         raise ValueError(
             f"num_workers: one of {num_workers} processes was killed, perhaps because memory ran out; use fewer. "
-            "The same command continues from here"
+            "Repeat the command to continue from here"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -66,7 +66,7 @@ class Progress:
 
     Args:
         what: the current stage, in one word.
-        unit: singular of what is counted.
+        unit: singular noun for the counted items.
     """
 
     def __init__(self, what: str, unit: str = "file"):

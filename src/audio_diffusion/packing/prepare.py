@@ -50,20 +50,20 @@ class Drop(NamedTuple):
 
 
 def look(form: Form, store: RemoteStore | None, source: Source) -> AudioInfo | str:
-    """Reads the header of a source; returns its properties, or why the source is refused."""
+    """Reads the header of a source; returns its properties, or the reason why it is refused."""
     if source.problem:
         return source.problem
     if source.ending not in EXTENSIONS:
-        return f"its name ends in none of {', '.join(EXTENSIONS)}"
+        return f"its name has none of the extensions {', '.join(EXTENSIONS)}"
     try:
         if source.ending in CONVERTED and form.format == "keep":
-            return f"{source.ending} can be converted, not kept, as training does not read it: set format=flac"
+            return f"{source.ending} cannot be kept, because training does not read it; set format=flac to convert it"
         info = probe(file_of(source, store), form.format != "keep", 1.0 if form.format == "keep" else form.max_missing)
     except (UnusableAudio, OSError, RemoteError) as error:
         return _reason(error)
     cut = cut_of(info, form)
     if form.format != "keep" and cut.piece * cut.channels > _MAX_PIECE:
-        return f"is {info.duration_s:.0f} s long, too much to be converted in one piece: set segment_s"
+        return f"is {info.duration_s:.0f} s long, which is too long for one piece: set segment_s"
     return info
 
 
@@ -92,7 +92,7 @@ def _reason(error: Exception) -> str:
         ValueError: if the connection failed rather than the source, as no source may be left out for that reason.
     """
     if isinstance(error, RemoteError) and error.kind not in ("not_found", "forbidden", "refused"):
-        raise ValueError(f"input: {error}. The same command continues from here") from error
+        raise ValueError(f"input: {error}. Repeat the command to continue from here") from error
     return str(error)
 
 
@@ -118,7 +118,7 @@ class _Level:
 
     @property
     def db(self) -> float:
-        """RMS in dBFS: a square wave of full scale has 0, a sine -3."""
+        """Returns the RMS in dBFS: that of a full-scale square wave is 0, that of a sine -3."""
         return max(10 * math.log10(max(self._squares / self._count, 1e-20)), FLOOR_DB)
 
 
@@ -143,7 +143,7 @@ def _missing(source: Source, info: AudioInfo) -> list[Clip | Drop]:
     """Returns the record of the missing audio of a source that is used nevertheless."""
     if not info.missing:
         return []
-    reason = f"used without what it lacks: {info.missing}"
+    reason = f"used, although audio is missing: {info.missing}"
     return [Drop(source.name, "missing", info.duration_s, info.missing_s, reason)]
 
 
@@ -158,7 +158,9 @@ def _keep(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop
         if size <= forms.IN_MEMORY:
             blocks.append(block)
     if size >= _MAX_MEMBER:
-        raise UnusableAudio(f"has {size} bytes, a member of a tar less than {_MAX_MEMBER}: cut it, with segment_s")
+        raise UnusableAudio(
+            f"has {size} bytes, but a member of a tar has less than {_MAX_MEMBER}: cut it with segment_s"
+        )
     audio = b"".join(blocks) if size <= forms.IN_MEMORY else None
     info = check(memoryview(audio) if audio is not None else file_of(source, store), level.add, form.max_missing)
     if drop := _silence(source, level, 0.0, info.duration_s, form):
@@ -188,7 +190,7 @@ def _recording(task: Task, store: RemoteStore | None) -> Recording:
 
 def _convert(task: Task, form: Form, store: RemoteStore | None) -> list[Clip | Drop]:
     recording, made = _recording(task, store), list[Clip | Drop]()
-    first: tuple[int, UnusableAudio] | None = None  # consecutive pieces that cannot be used, and the reason
+    first: tuple[int, UnusableAudio] | None = None  # number of consecutive unusable pieces, and the reason
     try:
         for number in range(task.first, task.stop):
             try:

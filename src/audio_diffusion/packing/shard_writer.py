@@ -51,8 +51,8 @@ def told_when_full(output: Path, needed: Callable[[], int]) -> Iterator[None]:
         if not is_full(error):
             raise
         raise ValueError(
-            f"output: the disk is full: {room(output, needed())}. Finished shards are kept: make room, and the same "
-            "command continues from here"
+            f"output: the disk is full: {room(output, needed())}. Finished shards are kept: free some space "
+            "and repeat the command to continue"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Statistics of packed data, which are stored with each shard and summed."""
+"""Statistics of packed data; they are stored with each shard and summed over shards."""
 
 import math
 from collections import Counter
@@ -8,29 +8,30 @@ from typing import Any
 from audio_diffusion.packing.form import FLOOR_DB
 from audio_diffusion.packing.prepare import Clip, Drop
 
-_PER_DECADE = 10  # bars of the histogram of durations
-_NAMED = 5  # silent places that are named of one source
+_PER_DECADE = 10  # bars per decade in the histogram of durations
+_NAMED = 5  # number of silent places that are named for one source
 
 
 @dataclass
 class Tally:
-    """Counts of clips and of what was left out. The histograms have the lower edges of their bars: of durations
-    10^(n/10) seconds, of levels n dBFS.
+    """Counts of packed clips and of omitted audio.
 
     Attributes:
-        clips, seconds: packed.
-        labels: clips of each.
-        unlabelled: clips without.
-        durations, levels: histograms, by n.
-        shortest, longest: seconds.
-        loudness_limited: clips whose peak prevented the requested loudness.
-        loudness_unknown: clips too quiet to have a loudness.
-        clipped_clips, clipped_samples: over full scale when they became 16 bits.
-        formats: clips of each rate and number of channels, as ``44100/2``.
-        digital_silence: clips of zeros alone.
-        silent: of each source, pieces left out, their seconds, and where the first ones start.
-        refused: (file, reason).
-        missing: (file, seconds, where and why) of files that are used without what they lack.
+        clips, seconds: number and total duration of packed clips.
+        labels: number of clips of each label.
+        unlabelled: number of clips without a label.
+        durations: histogram; bar n begins at 10^(n/10) seconds.
+        levels: histogram; bar n begins at n dBFS.
+        shortest, longest: durations in seconds.
+        level_sum: sum of the levels, dBFS.
+        loudness_limited: number of clips whose peak prevented the requested loudness.
+        loudness_unknown: number of clips too quiet to have a loudness.
+        clipped_clips, clipped_samples: numbers of clips and samples above full scale when converted to 16 bits.
+        formats: number of clips of each sample rate and number of channels, such as ``44100/2``.
+        digital_silence: number of clips that contain only zeros.
+        silent: for each source, the number of omitted silent pieces, their seconds, and the starts of the first ones.
+        refused: (file, reason) of files that were not packed.
+        missing: (file, seconds, position and reason) of files that were packed although audio is missing.
     """
 
     clips: int = 0
@@ -53,7 +54,7 @@ class Tally:
     missing: list[tuple[str, float, str]] = field(default_factory=list)
 
     def add(self, event: Clip | Drop) -> None:
-        """Counts a clip or what is left out."""
+        """Counts a clip, or audio that was left out."""
         if isinstance(event, Drop):
             if event.kind == "refused":
                 self.refused.append((event.name, event.reason))
@@ -84,7 +85,7 @@ class Tally:
         self.silent[name] = (before[0] + count, before[1] + seconds, [*before[2], *starts][:_NAMED])
 
     def merge(self, other: "Tally") -> None:
-        """Adds another one to it."""
+        """Adds the counts of another tally."""
         for name, silent in other.silent.items():
             self._add_silent(name, *silent)
         self.shortest, self.longest = min(self.shortest, other.shortest), max(self.longest, other.longest)
@@ -100,7 +101,7 @@ class Tally:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Tally":
-        """Creates a tally from json data, where keys are text and pairs are lists."""
+        """Creates a tally from json data, in which keys are strings and pairs are lists."""
         tally = cls(**plain)
         tally.labels = Counter(plain["labels"])
         tally.durations = Counter({int(n): count for n, count in plain["durations"].items()})
@@ -112,7 +113,7 @@ class Tally:
         return tally
 
     def silent_rows(self, silence_db: float | None) -> list[tuple[str, str]]:
-        """A line of refused.csv for each source that lost pieces to silence."""
+        """Returns a row of ``refused.csv`` for each source with omitted silent pieces."""
         return [
             (
                 name,
@@ -123,7 +124,7 @@ class Tally:
         ]  # fmt: skip
 
     def statistics(self) -> dict[str, Any]:
-        """The manifest's statistics of durations, levels and losses."""
+        """Returns the statistics for the data set's manifest."""
         mean_s, mean_db = self.seconds / max(self.clips, 1), self.level_sum / max(self.clips, 1)
         return {
             "labels": dict(sorted(self.labels.items())),

@@ -63,7 +63,7 @@ def verify(
     progress: Callable[[int, int, float, float], None] = lambda *counts: None,
 ) -> Verified:
     """Reads all shards of a folder, local or a URL: sizes and hashes against the manifest, indexes against the tars,
-    every clip's hash, json and audio to its end, and that no clip comes twice and no source is in two splits.
+    every clip's hash, json and complete audio; checks that no clip occurs twice and no source is in two splits.
 
     Args:
         place: the folder.
@@ -88,7 +88,7 @@ def verify(
     if not names:
         raise ValueError(f"verify: expected a folder of shards, local or a URL, got {redacted_url(place)!r}")
     if not is_remote(folder) and (Path(folder) / WORK / PLAN).exists():
-        result.problems.append(f"{WORK}: the run that made these shards is not finished: start it again")
+        result.problems.append(f"{WORK}: the run that writes these shards is not finished: repeat its command")
     jobs = [(name, listed.get(name), bool(manifest), present is None or name in present) for name in names]
     all_seconds, found = sum(manifest.get("seconds", {}).values()), []
     for one in ordered(partial(_verify_shard, folder, store), jobs, num_workers):

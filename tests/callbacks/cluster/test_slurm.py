@@ -48,9 +48,9 @@ def test_otherwise_lightning_does(set_slurm, variables, kind):
 @pytest.mark.parametrize(
     ("variables", "devices", "nodes", "message"),
     [
-        (BATCH, 1, 2, "srun: this job has 2 tasks.*Write: srun python train.py .*, or better: sbatch"),
-        (STEP, 1, 1, "trainer.devices=1 trainer.num_nodes=2, or ask Slurm for others: --nodes=1 --ntasks-per-node=1"),
-        (STEP, 4, 2, "Slurm has started 2 tasks on 2 nodes, but these are 4 and 2. Write trainer.devices=1"),
+        (BATCH, 1, 2, "srun: this job has 2 tasks.*Use: srun python train.py .*, or better: sbatch"),
+        (STEP, 1, 1, "trainer.devices=1 trainer.num_nodes=2, or request --nodes=1 --ntasks-per-node=1"),
+        (STEP, 4, 2, "Slurm has started 2 tasks on 2 nodes, but the options are 4 and 2. Use trainer.devices=1"),
     ],
 )  # fmt: skip
 def test_what_would_hang_is_refused(set_slurm, variables, devices, nodes, message):

@@ -81,7 +81,7 @@ def test_damaged_records_are_noted_and_the_rest_is_shown(damage: str, make_run_f
     round_folder = folder / "samples" / "step_00000005"
     notes = {
         "line": "metrics.jsonl: 1 damaged or half-written line left out",
-        "sound": "samples/step_00000005: samples.csv has 6 rows, of 5 sounds",
+        "sound": "samples/step_00000005: samples.csv has 6 rows for 5 sounds",
         "empty": "1 spectrogram cannot be drawn",
         "table": "samples/step_00000005/samples.csv cannot be read",
         "config": "config.yaml cannot be read",
@@ -206,5 +206,5 @@ def test_training_writes_the_page_after_each_round_and_goes_on_where_it_cannot(m
         warnings.simplefilter("always")
         run.fit()
     assert run.trainer.global_step == 2
-    assert sum("cannot be written; training goes on without" in str(w.message) for w in caught) == 1
+    assert sum("cannot be written; training continues without it" in str(w.message) for w in caught) == 1
     assert [row["page/failures"] for row in run.rows if "page/failures" in row] == [1, 2, 3]

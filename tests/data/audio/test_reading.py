@@ -200,7 +200,7 @@ def test_channels() -> None:
     assert torch.allclose(map_channels(eight, 1)[0], eight.sum(0) / 8)
     assert torch.equal(map_channels(mono, 2), torch.cat([mono, mono]))
     for audio_in, channels in ((eight, 2), (stereo, 8)):
-        with pytest.raises(UnusableAudio, match=rf"has {len(audio_in)} channels: no rule to make them {channels}"):
+        with pytest.raises(UnusableAudio, match=rf"has {len(audio_in)} channels, .* cannot be converted to {channels}"):
             map_channels(audio_in, channels)
 
 
@@ -209,7 +209,7 @@ def test_channels_of_a_file(encode: Encode, noise: Noise) -> None:
     data = encode(samples, 16_000, "WAV", "FLOAT")
     crop, _ = read_crop(io.BytesIO(data), 16_000, 1, 100)
     assert np.allclose(crop.numpy()[0], samples.mean(1), atol=1e-7)
-    with pytest.raises(UnusableAudio, match="has 8 channels: no rule to make them 2"):
+    with pytest.raises(UnusableAudio, match="has 8 channels, which cannot be converted to 2"):
         read_crop(io.BytesIO(data), 16_000, 2, 100)
     mono = encode(samples[:, :1], 16_000, "WAV", "FLOAT")
     crop, _ = read_crop(io.BytesIO(mono), 16_000, 2, 100)

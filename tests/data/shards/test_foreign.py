@@ -136,7 +136,7 @@ def test_silence_and_nothing_held_out_are_said(
     pack(scan_folder(tmp_path / "in", False), tmp_path / "out", val_fraction=0)
     assert said(tmp_path / "out", []) == [
         "your clips are 44100 Hz stereo, 1 s on average; training on 16000 Hz mono, 1.02 s",
-        "warning: all clips are digital silence; the network learns to make it. Is the data right?",
+        "warning: all clips are digital silence, which the network learns to generate. Check the data",
         f"nothing is held out in {tmp_path / 'out'}: training runs without validation",
     ]
 
@@ -146,7 +146,7 @@ def test_silence_in_shards_of_other_programs_is_said(
 ) -> None:
     silent, late = encode(np.zeros(40_000), 16_000), encode(np.r_[np.zeros(30_000), 0.1 * np.ones(10_000)], 16_000)
     shard = write_tar(tmp_path / "s.tar", [(f"{i}.wav", silent) for i in range(50)])
-    assert "warning: 25 of 25 clips that were looked at are digital silence; the network" in said(shard, [])[1]
+    assert "warning: 25 of 25 checked clips are digital silence, which the network" in said(shard, [])[1]
     shard = write_tar(tmp_path / "t.tar", [("a.wav", late), ("b.wav", clip()), ("c.wav", b"no audio")])
     assert not any(line.startswith("warning") for line in said(shard, []))
 
@@ -158,7 +158,7 @@ def test_labels_that_vanish_as_another_data_set_has_none_are_said(
     train = {"drums": str(drum_shards), "music": shard}
     lines = summarize(train, None, RemoteStore(None), AUDIO, [])
     (line,) = [line for line in lines if line.startswith("the labels of")]
-    assert line.startswith("the labels of drums are not used, as the manifest of music lists no classes")
+    assert line.startswith("the labels of drums are not used, because the manifest of music lists no classes")
     assert not any(
         line.startswith("the labels of") for line in summarize(train, None, RemoteStore(None), AUDIO, ["kick"])
     )
@@ -170,7 +170,7 @@ def test_labels_that_are_not_used_are_named(tmp_path: Path, write_tar: WriteTar,
     members = [("a.wav", clip()), ("a.cls", b"kick"), ("b.wav", clip()), ("b.json", b'{"label": 7}'), ("c.wav", clip())]
     shard = write_tar(tmp_path / "s.tar", members)
     lines = said(shard, [])
-    assert lines[0].startswith("your clips are of a rate that nothing tells of; training on")
-    assert lines[1].startswith("clips have labels, which are not used: nothing lists the classes.")
+    assert lines[0].startswith("the sample rate of your clips is unknown; training on")
+    assert lines[1].startswith("labels of clips are not used, because no list of classes is given.")
     assert lines[1].endswith("To use them: 'classes=[7,kick]'")
     assert not any("clips have labels" in line for line in said(shard, ["7", "kick"]))

@@ -131,7 +131,7 @@ def test_what_cannot_be_used_is_named_and_never_a_clip(tmp_path: Path, write_tar
         "../x.wav": out, "a/../../y.json": out, "/etc/z.wav": out,
         "link.wav": link, "hard.wav": link, "pipe.json": link,
         "good.flac": second, "good.json": second, "good.wav": second, "lonely.json": "json without audio",
-        "song.M4A": "M4A is no kind of audio that is read here",
+        "song.M4A": "M4A is not a supported audio format",
     }  # fmt: skip
     refused = {key: reason for key, _, reason in index.refused}
     kinds = {"unsafe": {out, link}, "duplicate": {second}, "metadata": {"json without audio"}}

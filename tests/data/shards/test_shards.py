@@ -72,13 +72,17 @@ def test_what_is_no_shard_comes_with_what_to_write(tmp_path: Path) -> None:
     for name in ("a-000.tar", "a-001.tar", "val-000000.tar"):
         (foreign / name).touch()
     pack = f"python make_shards.py 'input={sounds}' output=data/mine, then data.train=data/mine"
-    with pytest.raises(ValueError, match=rf"does not exist\. It holds audio\. Pack it first: {re.escape(pack)}$"):
+    with pytest.raises(ValueError, match=rf"does not exist\. It contains audio\. Pack it first: {re.escape(pack)}$"):
         expand(str(sounds))
-    with pytest.raises(ValueError, match=r"flac' is a sound\. Pack it first: python make_shards.py 'input=.*a\.flac'"):
+    with pytest.raises(
+        ValueError, match=r"flac' is an audio file\. Pack it first: python make_shards.py 'input=.*a\.flac'"
+    ):
         expand(str(sounds / "dog" / "a.flac"))
-    with pytest.raises(ValueError, match=r"flac' is a sound\. Pack it first: python make_shards.py 'input=.*/dog'"):
+    with pytest.raises(
+        ValueError, match=r"flac' is an audio file\. Pack it first: python make_shards.py 'input=.*/dog'"
+    ):
         expand(str(sounds / "dog" / "*.flac"))
-    with pytest.raises(ValueError, match=r"2 other shards, such as 'a-000.tar': write 'data.train=.*/foreign/\*.tar'$"):
+    with pytest.raises(ValueError, match=r"2 other shards, such as 'a-000.tar': use 'data.train=.*/foreign/\*.tar'$"):
         expand(str(foreign))
     assert len(expand(str(foreign / "*.tar"))) == 3
 
@@ -152,9 +156,7 @@ def test_a_run_does_not_start_on_shards_that_are_not_the_manifests(packed: Path,
     size = shard.stat().st_size
     shard.write_bytes(data)
     page = " of an HTML page" if fault == "html" else ""
-    problem = (
-        f"1 of .* are not what their manifest tells of:\n *{shard}: expected {size} bytes, got {len(data)}{page}\n"
-    )
+    problem = f"1 of .* differ from their manifest:\n *{shard}: expected {size} bytes, got {len(data)}{page}\n"
     with pytest.raises(ValueError, match=problem):
         Shards.open([str(packed)]).check_sizes()
 
@@ -206,7 +208,9 @@ def test_shards_travel_to_another_process(five: Shards) -> None:
 
 def test_shards_without_any_audio_are_refused_and_say_why(tmp_path: Path, write_tar: WriteTar) -> None:
     songs = str(write_tar(tmp_path / "songs.tar", [("a.m4a", b"x"), ("b.m4a", b"x")]))
-    with pytest.raises(ValueError, match=r"found none; of 2 members that cannot be used the first: .*m4a is no kind"):
+    with pytest.raises(
+        ValueError, match=r"found none; the first of 2 members that cannot be used: .*m4a is not a supported"
+    ):
         Shards.open([songs])
     packed = tmp_path / "packed.tar.gz"
     packed.write_bytes(gzip.compress(write_tar(tmp_path / "plain.tar", [("a.wav", b"x")]).read_bytes()))

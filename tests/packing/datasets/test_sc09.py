@@ -49,7 +49,7 @@ def test_what_is_not_speech_commands_is_refused(commands: Path, tmp_path: Path) 
     ):
         sc09.main([str(tmp_path)])
     (commands / "three" / "0135f3f2_nohash_0.wav").unlink()
-    with pytest.raises(ValueError, match=r"1 clips that the official lists name are not there, such as three/0135"):
+    with pytest.raises(ValueError, match=r"1 clips in the official lists do not exist, such as three/0135"):
         sc09.write_manifest(commands)
     with pytest.raises(SystemExit, match="usage"):
         sc09.main([])

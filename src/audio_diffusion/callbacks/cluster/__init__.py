@@ -1,1 +1,1 @@
-"""What a run needs where others decide how long it lives: being asked to stop, being stuck, being started by Slurm."""
+"""Support for clusters: stop requests, a watchdog for stuck runs, and launching under Slurm."""

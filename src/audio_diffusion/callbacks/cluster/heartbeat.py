@@ -98,11 +98,11 @@ class Heartbeat(L.Callback):
         every, woke_at = min(self.seconds / 10, 10.0), time.monotonic()
         while not self._ended.wait(every):
             if time.monotonic() - woke_at > every + self.seconds / 2:
-                self.beat(self._doing)  # this thread stood still as well: the job was suspended
+                self.beat(self._doing)  # this thread did not run either: the job was suspended
             woke_at = time.monotonic()
             if self._paused:
                 self.beat(self._doing)
-            # should even this thread get no turn, as where the main one holds the interpreter: C code does it instead
+            # C code does it if this thread cannot run because another one holds the interpreter lock
             faulthandler.dump_traceback_later(2 * self.seconds, exit=True)
             still = time.monotonic() - self._beat_at
             if still > self.seconds:
@@ -110,15 +110,16 @@ class Heartbeat(L.Callback):
 
     def _give_up(self, rank: int, still: float) -> None:
         print(
-            f"\nrank {rank} (process {os.getpid()} on {socket.gethostname()}) is stuck: no life for {still / 60:.1f} "
-            f"minutes, the last {self._doing} (callbacks.heartbeat.minutes={self.seconds / 60:g}). Its stacks:",
+            f"\nrank {rank} (process {os.getpid()} on {socket.gethostname()}) is stuck: no progress for "
+            f"{still / 60:.1f} minutes, last {self._doing} (callbacks.heartbeat.minutes={self.seconds / 60:g}). "
+            "Its stacks:",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         if signals.STUCK_SIGNAL is not None:
             for worker in multiprocessing.active_children():
-                print(f"\nand of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
+                print(f"\nStacks of its worker, process {worker.pid}:", file=sys.stderr, flush=True)
                 os.kill(worker.pid or 0, signals.STUCK_SIGNAL)
                 time.sleep(0.2)
         time.sleep(_SECONDS_FOR_OTHERS)
@@ -126,7 +127,7 @@ class Heartbeat(L.Callback):
 
 
 def beat(trainer: L.Trainer, doing: str) -> None:
-    """Says that the run moves, from what takes long between two steps."""
+    """Sends a heartbeat to the run's watchdog, from long work between two steps."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Heartbeat):
             callback.beat(doing)

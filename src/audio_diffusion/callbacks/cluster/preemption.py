@@ -45,7 +45,7 @@ class StopWhenAsked(L.Callback):
             raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         name = file or os.environ.get(signals.STOP_FILE)
         self.file, self.every_n_steps = Path(name) if name else None, every_n_steps
-        self._request = 0  # the request that all ranks know of: _BY_FILE, the signal's number, or 0 for none
+        self._request = 0  # the request known to all ranks: _BY_FILE, the signal's number, or 0 for none
         self._seen_step, self._looked_at, self._file_is_there = -1, -_SECONDS_BETWEEN_LOOKS, False
         self._listening = contextlib.ExitStack()
 
@@ -116,10 +116,10 @@ class StopWhenAsked(L.Callback):
             request = int(trainer.strategy.reduce(mine, reduce_op="max"))
         if request and not self._request:
             self._request = request
-            what = f"{self.file} is there" if request == _BY_FILE else f"{signal.Signals(request).name} received"
+            what = f"{self.file} exists" if request == _BY_FILE else f"{signal.Signals(request).name} received"
             rank_zero_info(f"{what}: stopping at step {trainer.global_step}")
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # Lightning would validate once more
+            trainer.limit_val_batches = 0  # otherwise Lightning would validate once more
 
 
 def stop_of(trainer: L.Trainer) -> StopWhenAsked | None:

@@ -23,23 +23,23 @@ def environment(devices: Any, num_nodes: int, program: str = "train.py") -> Clus
     """
     if "SLURM_JOB_ID" not in os.environ:
         return None
-    tasks = int(os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_JOB_NUM_NODES", "1"))  # at least one a node
+    tasks = int(os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_JOB_NUM_NODES", "1"))  # at least one per node
     if "SLURM_STEP_ID" not in os.environ:
         if tasks > 1:
             raise ValueError(
                 f"srun: this job has {tasks} tasks, but {program} was started once, without srun: it would wait for "
-                f"the others for ever. Write: srun python {program} ..., or better: sbatch slurm/train.sh ..."
+                f"the others forever. Use: srun python {program} ..., or better: sbatch slurm/train.sh ..."
             )
         return LightningEnvironment()
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if tasks == 1 and (num_nodes, nodes) == (1, 1):
-        return LightningEnvironment()  # as in srun --pty bash: trainer.devices=2 starts its own processes
+        return LightningEnvironment()  # for example in srun --pty bash: trainer.devices=2 starts its own processes
     per_node = tasks // nodes
     if num_nodes != nodes or (isinstance(devices, int) and devices > 0 and devices != per_node):
         raise ValueError(
-            f"trainer.devices, trainer.num_nodes: Slurm has started {tasks} tasks on {nodes} nodes, but these are "
-            f"{devices} and {num_nodes}. Write trainer.devices={per_node} trainer.num_nodes={nodes}, or ask Slurm for "
-            f"others: --nodes={num_nodes} --ntasks-per-node={devices}"
+            f"trainer.devices, trainer.num_nodes: Slurm has started {tasks} tasks on {nodes} nodes, but the options "
+            f"are {devices} and {num_nodes}. Use trainer.devices={per_node} trainer.num_nodes={nodes}, or request "
+            f"--nodes={num_nodes} --ntasks-per-node={devices}"
         )
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))  # required by Lightning
     return SLURMEnvironment(auto_requeue=False)

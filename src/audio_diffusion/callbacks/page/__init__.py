@@ -1,1 +1,1 @@
-"""What does one listen to and look at? A static page of one run or several, made from the files of their folders."""
+"""A static page to listen to one or several runs, made from the files in their folders."""

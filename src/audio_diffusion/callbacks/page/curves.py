@@ -1,4 +1,4 @@
-"""Curves of metrics as SVG: which are drawn together, their scales, and their points within a picture."""
+"""Curves of metrics as SVG: groups them into plots, and computes scales and points."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from audio_diffusion.callbacks.page.records import Points, Run
 
 WIDTH, HEIGHT = 400, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 24  # margins of the plot, for its ticks
-MOST = 240  # points of a line; of more, neighbours are averaged
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 24  # margins of the plot for its ticks
+MOST = 240  # maximum number of points of a line; more points are averaged
 NUM_COLOURS = 8
 
-#: curves that share a picture, where one run is shown: title, and the start or the whole of their names
+#: curves of one run that share a plot: title, names, and the common start of names
 _TOGETHER = (
     ("Loss", ("train/loss", "val/loss", "val/loss_ema"), ""),
     ("Loss by noise level: range of t", (), "train/loss_t_"),
@@ -19,28 +19,28 @@ _TOGETHER = (
 )
 #: curves with a standard error under another name
 _ERRORS = {"val/bits_per_dim": "val/bits_standard_error"}
-#: the order of pictures: the starts of names; those of all others are shown on demand
+#: the order of plots, by starts of names; all other plots are shown on demand
 _FIRST = ("train/loss", "val/loss", "val/bits_per_dim", "metrics/", "val/", "speed/")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve in the coordinates of the picture."""
+    """A curve in the coordinates of the plot."""
 
     name: str
     colour: int
-    points: str  # of an SVG polyline
-    band: str  # of an SVG polygon: the interval around it; may be empty
+    points: str  # points of an SVG polyline
+    band: str  # points of an SVG polygon, the interval around the curve; may be empty
     last: str
     lowest: str  # value and step
 
 
 @dataclass
 class Panel:
-    """A picture of one curve or several with common scales."""
+    """A plot of one or several curves with common scales."""
 
     title: str
-    is_first: bool  # whether it is shown at once
+    is_first: bool  # whether it is shown initially
     lines: list[Line] = field(default_factory=list)
     x_ticks: list[tuple[float, str]] = field(default_factory=list)
     y_ticks: list[tuple[float, str]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Panel:
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
-    """All curves: of one run those that belong together in one picture; of several runs a picture for each metric."""
+    """Returns the plots of all curves: for one run, related curves share a plot; for several, each metric has one."""
     names = list(dict.fromkeys(name for run in runs for name in run.curves))
     helpers = {helper for name in names for helper in _helpers(name)}
     groups = list(_groups([name for name in names if name not in helpers], len(runs) == 1))
@@ -59,12 +59,12 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def _rank(name: str) -> int:
-    """The place of a curve on the page."""
+    """Returns the rank of a curve in the order of the page."""
     return next((rank for rank, start in enumerate(_FIRST) if name.startswith(start)), len(_FIRST))
 
 
 def _groups(names: Sequence[str], together: bool) -> Iterator[tuple[str, list[str]]]:
-    """Titles, and the names of the curves in each picture."""
+    """Returns title and names of the curves of each plot."""
     rest = list(names)
     for title, whole, start in _TOGETHER if together else ():
         group = [name for name in rest if name in whole or (start and name.startswith(start))]
@@ -76,12 +76,12 @@ def _groups(names: Sequence[str], together: bool) -> Iterator[tuple[str, list[st
 
 
 def _helpers(name: str) -> tuple[str, ...]:
-    """Names of the curves that bound a curve's interval."""
+    """Returns the names of the curves that give a curve's interval."""
     return (f"{name}_low", f"{name}_high", f"{name}_error", *([_ERRORS[name]] if name in _ERRORS else []))
 
 
 def _interval(curves: Mapping[str, Points], name: str) -> list[tuple[int, float, float]]:
-    """(step, low, high) of a curve: as logged, or 1.96 standard errors around it; empty if unknown."""
+    """Returns (step, low, high) of a curve: as logged, or 1.96 standard errors around it; empty if unknown."""
     low, high, error, *other = (dict(curves.get(helper, ())) for helper in _helpers(name))
     error = error or (other[0] if other else {})
     if low and high:
@@ -91,7 +91,7 @@ def _interval(curves: Mapping[str, Points], name: str) -> list[tuple[int, float,
 
 
 def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
-    """A picture of some curves of all runs that have them."""
+    """Creates a plot of some curves of all runs that have them."""
     found = [(run, number, name) for number, run in enumerate(runs) for name in names if name in run.curves]
     drawn = {(number, name): thinned(run.curves[name]) for run, number, name in found}
     bands = {(number, name): thinned_band(_interval(run.curves, name)) for run, number, name in found}
@@ -99,7 +99,7 @@ def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
     edges = [edge for band in bands.values() for _, low, high in band for edge in (low, high)]
     steps = [step for run, _, name in found for step, _ in (run.curves[name][0], run.curves[name][-1])]
 
-    prefix = next((start for together, _, start in _TOGETHER if together == title), "")  # said by the title
+    prefix = next((start for together, _, start in _TOGETHER if together == title), "")  # part of the title
     panel = Panel(title, _rank(names[0]) < len(_FIRST))
     panel.is_log = min(values) > 0 and max(values) > 20 * min(values)
     if panel.is_log:
@@ -122,14 +122,14 @@ def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
 
 
 def thinned(points: Points) -> list[tuple[float, float]]:
-    """At most ``MOST`` points: of more, the means of neighbours."""
+    """Reduces a curve to at most ``MOST`` points by averaging neighbours."""
     size = math.ceil(len(points) / MOST)
     parts = [points[start : start + size] for start in range(0, len(points), max(size, 1))]
     return [(_mean([step for step, _ in part]), _mean([value for _, value in part])) for part in parts]
 
 
 def thinned_band(band: Sequence[tuple[int, float, float]]) -> list[tuple[float, float, float]]:
-    """The same for intervals."""
+    """Reduces an interval like ``thinned``."""
     low = thinned([(step, below) for step, below, _ in band])
     high = thinned([(step, above) for step, _, above in band])
     return [(step, below, above) for (step, below), (_, above) in zip(low, high, strict=True)]
@@ -140,7 +140,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _widened(low: float, high: float, is_log: bool = False) -> tuple[float, float]:
-    """A range that is not empty, as one value alone would have."""
+    """Widens the range of a single value, which would be empty."""
     if high > low:
         return low, high
     return (low / 2, high * 2) if is_log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
@@ -163,7 +163,7 @@ def _text(panel: Panel, points: Sequence[tuple[float, float]]) -> str:
 
 
 def ticks(low: float, high: float, most: int, is_log: bool = False) -> list[float]:
-    """Round numbers within a range: about ``most`` of them."""
+    """Returns about ``most`` round numbers within a range."""
     if is_log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         is_short = high < 100 * low
@@ -179,7 +179,7 @@ def ticks(low: float, high: float, most: int, is_log: bool = False) -> list[floa
 
 
 def short(value: float) -> str:
-    """A number in few characters."""
+    """Formats a number with few characters."""
     if value == int(value) and 1000 <= abs(value) < 1e6:
         return f"{value:,.0f}" if abs(value) < 10_000 or value % 1000 else f"{value / 1000:.0f}k"
     if abs(value) >= 1e6:

@@ -1,4 +1,4 @@
-"""Writes the page."""
+"""Renders and writes the page."""
 
 import math
 import os
@@ -17,21 +17,21 @@ from audio_diffusion.callbacks.page.settings import differences, settings
 from audio_diffusion.callbacks.page.thumbnails import FOLDER, draw_missing, embedded, thumbnail_of
 
 NAME = "index.html"
-_MARK = '<meta name="generator" content="audio_diffusion'  # at the start of every page, and of no other file
+_MARK = '<meta name="generator" content="audio_diffusion'  # identifies the pages of this program
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_page(folders: Sequence[Path], path: Path) -> list[str]:
-    """Writes one page of some runs; it replaces an older page.
+    """Writes one page about one or several runs; replaces an older page.
 
-    Sounds and pictures are referred to by their paths relative to the page. Spectrograms that are missing are drawn.
+    The page refers to sounds and pictures by relative paths. Missing spectrograms are drawn.
 
     Args:
-        folders: of the runs.
-        path: the page.
+        folders: folders of the runs.
+        path: path of the page.
 
     Returns:
-        What could not be read or drawn, by run.
+        Notes on files that could not be read or drawn, by run.
 
     Raises:
         ValueError: if a folder is not that of a run, or ``path`` is a file other than a page.
@@ -45,13 +45,13 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
 
 
 def write_results_page(folder: Path, path: Path) -> list[str]:
-    """Writes a page of a folder of generated sounds with the json beside it, as ``write_page`` does of runs."""
+    """Writes a page about a folder of generated sounds with the json beside it; see ``write_page``."""
     _check_target(path)
     return _write([read_results(folder)], path)
 
 
 def _check_target(path: Path) -> None:
-    """Refuses to replace anything but a page."""
+    """Raises ValueError if the path exists and is not a page."""
     if path.is_dir():
         raise ValueError(f"output: expected a file, such as {path / NAME}, but {path} is a folder")
     if path.is_file() and _MARK.encode() not in path.read_bytes()[:1000]:
@@ -68,7 +68,7 @@ def _write(runs: Sequence[Run], path: Path) -> list[str]:
 
 
 def _distinct(folders: Sequence[Path]) -> list[str]:
-    """Names of folders: as few last parts of their paths as tell them apart."""
+    """Returns the shortest last parts of paths that distinguish the folders."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -78,11 +78,11 @@ def _distinct(folders: Sequence[Path]) -> list[str]:
 
 
 def render(runs: Sequence[Run], base: Path) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
-        runs: at least one.
-        base: the folder that it is for.
+        runs: one or more runs.
+        base: folder of the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -113,7 +113,7 @@ def render(runs: Sequence[Run], base: Path) -> str:
 
 
 def url(path: Path, base: Path) -> str:
-    """The address of a file relative to the folder of the page; on another drive of Windows its whole address."""
+    """Returns the URL of a file relative to the folder of the page; on another drive of Windows, its absolute URL."""
     try:
         return quote(Path(os.path.relpath(path, base)).as_posix())
     except ValueError:
@@ -121,7 +121,7 @@ def url(path: Path, base: Path) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What is said of a run at the top of the page."""
+    """Returns the facts about a run shown at the top of the page."""
     facts = []
     steps = [points[-1][0] for points in run.curves.values()] + [found.step for found in run.rounds]
     last = run.config.get("trainer", {}).get("max_steps") if isinstance(run.config.get("trainer"), dict) else None
@@ -139,7 +139,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _data(run: Run, base: Path) -> dict[str, Any]:
-    """The rounds of a run, as the script of the page reads them."""
+    """Returns the rounds of a run in the format of the page's script."""
     slots: dict[str, dict[str, str]] = {}
     for found in run.rounds:
         for clip in found.clips:
@@ -158,7 +158,7 @@ def _data(run: Run, base: Path) -> dict[str, Any]:
 
 
 def _round(run: Run, found: Round, number: dict[str, int]) -> dict[str, Any]:
-    """A round: its clips are [slot, peak and RMS in dBFS, % clipped, whether there is a spectrogram]."""
+    """Returns a round; its clips are [slot, peak and RMS in dBFS, % clipped, whether there is a spectrogram]."""
     clips = []
     for clip in found.clips:
         peak, rms = _db(clip.row.get("peak", "")), _db(clip.row.get("rms", ""))
@@ -176,13 +176,13 @@ def _number(text: str) -> float | None:
 
 
 def _db(text: str) -> float | None:
-    """A magnitude in dB of full scale."""
+    """Converts a magnitude to dB of full scale."""
     value = _number(text)
     return None if value is None else round(20 * math.log10(max(value, 1e-6)), 1)
 
 
 def _evaluations(run: Run, base: Path) -> list[dict[str, Any]]:
-    """The figures and the pictures of each evaluation.json."""
+    """Returns the figures and pictures of each evaluation.json."""
     found = []
     for name, evaluation in run.evaluations.items():
         metrics = evaluation.get("metrics")
@@ -201,7 +201,7 @@ def _evaluations(run: Run, base: Path) -> list[dict[str, Any]]:
 
 
 def _figure(figure: dict[str, Any]) -> tuple[str, str, str]:
-    """Value, interval and note of a measured figure."""
+    """Formats value, interval and note of a measured figure."""
     value, error, interval = figure.get("value"), figure.get("error"), figure.get("interval")
     shown = f"{value:.4g}" if isinstance(value, int | float) else "-"
     if isinstance(error, int | float):
@@ -212,6 +212,6 @@ def _figure(figure: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _likelihood(run: Run, base: Path) -> list[tuple[str, str]]:
-    """(step, address) of the pictures of the bound by noise level."""
+    """Returns (step, URL) of the pictures of the bound by noise level."""
     paths = sorted((run.folder / "likelihood").glob("step_*.png"))
     return [(path.stem.removeprefix("step_").lstrip("0") or "0", url(path, base)) for path in paths]

@@ -1,4 +1,4 @@
-"""Reads the files that a run leaves in its folder; what is damaged or missing is left out and noted."""
+"""Reads the files in a run's folder; damaged or missing files are noted and left out."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ class Clip:
     Attributes:
         file: its audio.
         slot: the name of the file without its ending, equal for the same slot in all rounds.
-        row: the row of samples.csv: label, seed, peak, ..; empty if there is none.
+        row: its row in samples.csv: label, seed, peak, ..; empty if there is none.
     """
 
     file: Path
@@ -37,7 +37,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Round:
-    """The sounds generated at one step, and the names of the pictures of them all."""
+    """The sounds generated at one step, and the names of their pictures."""
 
     step: int
     folder: Path
@@ -47,7 +47,7 @@ class Round:
 
 @dataclass
 class Run:
-    """What was found in a run's folder."""
+    """The contents of a run's folder."""
 
     folder: Path
     name: str
@@ -56,8 +56,8 @@ class Run:
     curves: dict[str, Points] = field(default_factory=dict)  # by name of the metric
     rounds: list[Round] = field(default_factory=list)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name of the folder
-    notes: list[str] = field(default_factory=list)  # what could not be read
-    is_folder: bool = False  # whether it is a folder of sounds, with the json beside it, and not a run
+    notes: list[str] = field(default_factory=list)  # messages about files that could not be read
+    is_folder: bool = False  # whether it is a folder of sounds with the json beside it, instead of a run
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Lowest:
 
 
 def lowest(curves: dict[str, Points]) -> list[Lowest]:
-    """Those of the curves that say how good a model is, and of which less is better."""
+    """Returns the lowest values of the curves that measure quality and for which less is better."""
     found = [name for name in JUDGED if name in curves]
     best = [min(curves[name], key=lambda point: point[1]) for name in found]
     return [Lowest(name, value, step, curves[name][-1][1]) for name, (step, value) in zip(found, best, strict=True)]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder has any of the files of a run."""
+    """Whether a folder contains any files of a run."""
     return any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "samples"))
 
 
@@ -142,7 +142,7 @@ def _mapping(run: Run, name: str, folder: Path | None = None) -> dict[str, Any]:
         run.notes.append(f"{name} cannot be read: {str(error).splitlines()[0]}")
         return {}
     if not isinstance(found, dict):
-        run.notes.append(f"{name} was expected to hold names and values")
+        run.notes.append(f"{name} does not contain names and values")
         return {}
     return {str(key): value for key, value in found.items()}
 
@@ -178,7 +178,7 @@ def _curves(run: Run) -> dict[str, Points]:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None if it is damaged."""
+    """Parses a line of metrics.jsonl; None if it is damaged."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -187,7 +187,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def _rounds(run: Run) -> Iterator[Round]:
-    """Reads the folders of samples/ that hold any sound."""
+    """Reads the folders in samples/ that contain sounds."""
     for folder in (run.folder / "samples").glob("step_*"):
         if not (named := re.fullmatch(r"step_(\d+)", folder.name)):
             continue
@@ -199,7 +199,7 @@ def _rounds(run: Run) -> Iterator[Round]:
                 index = int(numbered[2])
                 clips.append(Clip(folder / name, numbered[1], table[index] if index < len(table) else {}))
         if table and len(table) != len(clips):
-            run.notes.append(f"samples/{folder.name}: samples.csv has {len(table)} rows, of {len(clips)} sounds")
+            run.notes.append(f"samples/{folder.name}: samples.csv has {len(table)} rows for {len(clips)} sounds")
         if clips:
             yield Round(int(named[1]), folder, clips, [name for name in PICTURES if name in names])
 

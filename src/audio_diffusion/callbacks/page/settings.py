@@ -1,4 +1,4 @@
-"""The configuration of runs by dotted names, and what differs between runs."""
+"""The configuration of runs by dotted names, and the differences between runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ _OWN = ("name", "run_dir")  # these differ between any two runs
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of everything in nested mappings; lists are values."""
+    """Yields (dotted name, value) of all values in nested mappings; lists are values."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -20,12 +20,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def settings(run: Run) -> dict[str, str]:
-    """The configuration, the commit and the data of a run."""
+    """Returns the configuration, the commit and the data of a run."""
     return {**dict(flat(run.config)), **dict(flat(run.details, "details."))}
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(name, the value in each run) of the settings that are not equal in all; a run without one has "-".
+    """Returns (name, value in each run) of the settings that differ between runs; a missing one is "-".
 
     Names and folders, which differ between any two runs, are left out.
     """
@@ -41,7 +41,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _without_folder(value: str, run: Run) -> str:
-    """A value in which the run's own name and folder are replaced."""
+    """Replaces the run's own name and folder in a value."""
     if value == run.config.get("name"):
         return "NAME"
     folder = str(run.config.get("run_dir") or "")

@@ -1,4 +1,4 @@
-"""Small spectrograms of the sounds, for the page."""
+"""Small spectrograms of sounds for the page."""
 
 import os
 from base64 import b64encode
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from audio_diffusion.callbacks.page.records import Clip, Round, Run
 
-FOLDER = "page"  # in the run's folder
-MOST_EMBEDDED = 150  # of a folder of sounds; the others have none, or the page would be large
-MOST_COLUMNS = 160  # of a spectrogram; of more, the loudest of neighbours is shown
+FOLDER = "page"  # folder of the spectrograms, in the run's folder
+MOST_EMBEDDED = 150  # maximum number of spectrograms embedded for a folder of sounds, which limits the size of the page
+MOST_COLUMNS = 160  # maximum width of a spectrogram; of more columns, the maximum of neighbours is shown
 
 
 def thumbnail_of(run: Run, found: Round, clip: Clip) -> Path:
-    """Where the spectrogram of a sound is kept."""
+    """Returns the path of a sound's spectrogram."""
     return run.folder / FOLDER / found.folder.name / f"{clip.slot}.png"
 
 
 def draw_missing(run: Run) -> None:
-    """Draws the spectrograms that the sounds of a run do not have yet; one that cannot be drawn is noted."""
+    """Draws the missing spectrograms of a run's sounds; notes those that cannot be drawn."""
     failed: list[str] = []
     for found in run.rounds:
         for clip in found.clips:
@@ -33,8 +33,7 @@ def draw_missing(run: Run) -> None:
 
 
 def embedded(run: Run) -> dict[str, str]:
-    """The spectrograms of a folder of sounds as addresses that hold them, by slot; those that cannot be drawn are left
-    out."""
+    """Returns the spectrograms of a folder of sounds as data URLs, by slot, without those that cannot be drawn."""
     found: dict[str, str] = {}
     clips = [clip for each in run.rounds for clip in each.clips]
     for clip in clips[:MOST_EMBEDDED]:
@@ -45,12 +44,12 @@ def embedded(run: Run) -> dict[str, str]:
         except Exception as error:
             run.notes.append(f"the spectrogram of {clip.file.name} cannot be drawn: {error}")
     if len(clips) > MOST_EMBEDDED:
-        run.notes.append(f"spectrograms are drawn of the first {MOST_EMBEDDED} of {len(clips)} sounds")
+        run.notes.append(f"spectrograms are drawn for the first {MOST_EMBEDDED} of {len(clips)} sounds")
     return found
 
 
 def _save(audio: Path, path: Path) -> None:
-    """Draws a sound into a file, which is complete once it has its name."""
+    """Draws a sound into a file, which gets its name when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     _draw(audio, part)
@@ -59,7 +58,7 @@ def _save(audio: Path, path: Path) -> None:
 
 def _draw(audio: Path, target: Path | BytesIO) -> None:
     """Draws a sound as PNG."""
-    import soundfile  # not at the top, with torch: a page whose spectrograms are there needs neither
+    import soundfile  # imported here, since a page whose spectrograms exist needs neither soundfile nor torch
     import torch
     from matplotlib.image import imsave
 

@@ -17,12 +17,12 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 SAMPLE_RATES = (1_000, 768_000)  # Hz; other rates in a header are errors
-MAX_SAMPLE = 100.0  # 40 dB over full scale: louder float files are in units of integers
+MAX_SAMPLE = 100.0  # 40 dB above full scale; float files with larger samples contain unscaled integers
 _MP3_PREROLL = 29 * 1152  # frames decoded before a crop: the first output of an MP3 decoder after a seek is wrong
 _OGG_TAIL = (
     1 << 18
 )  # frames at the end of an Ogg file, which are read from there: a seek into the last page misses its target
-_VORBIS_NEAR_S = 2  # seconds; for shorter jumps in a Vorbis file, libsndfile skips decoding, which gives wrong samples
+_VORBIS_NEAR_S = 2  # seconds; for shorter seeks in a Vorbis file, libsndfile skips decoding, which gives wrong samples
 _INTEGER = ("PCM_", "ALAC_", "ULAW", "ALAW")  # subtypes that cannot hold NaN, infinite or huge samples
 _BLOCK = 1 << 18  # frames per block when a whole file is read
 _SILENT = (b"fLaC", b"OggS")  # first bytes of formats whose decoders print nothing
@@ -116,11 +116,11 @@ class _Quiet(contextlib.AbstractContextManager):  # type: ignore[type-arg]
 
 
 class Decoder(sf.SoundFile):
-    """A SoundFile that does not seek after each read, as SoundFile does, which takes a twentieth of the time in FLAC.
+    """A SoundFile that, unlike its base class, does not seek after each read; this is 20 times as fast for FLAC.
 
     Attributes:
-        promised: number of frames by its header; ``limit`` may set ``frames`` to another number.
-        start_s: start in the file that it is a part of, in seconds, for messages.
+        promised: number of frames in its header; ``limit`` may set ``frames`` to another number.
+        start_s: position of this part in the whole file, in seconds, for messages.
         container, codec: format and subtype, read once: SoundFile's own properties look them up at each access.
 
     Args:
@@ -362,7 +362,7 @@ def check_samples(samples: np.ndarray, first: int, sample_rate: int, start_s: fl
         UnusableAudio: if any is NaN, infinite or absurdly large, with the time of the first one.
     """
     loudest = max(samples.max(), -samples.min()) if samples.size else 0.0
-    if loudest <= MAX_SAMPLE:  # not so if it is NaN
+    if loudest <= MAX_SAMPLE:  # False for NaN
         return
     at_s = start_s + (first + int((~(np.abs(samples) <= MAX_SAMPLE)).any(1).argmax())) / sample_rate
     if not np.isfinite(loudest):

@@ -1,4 +1,4 @@
-"""Audio that libsndfile does not know (AAC, WMA, WebM, WavPack ..), read by FFmpeg, which PyAV brings along."""
+"""Reads formats that libsndfile does not support (AAC, WMA, WebM, WavPack ..) with FFmpeg, which PyAV includes."""
 
 import os
 from collections.abc import Iterator
@@ -11,35 +11,35 @@ from numpy.typing import NDArray
 from audio_diffusion.data.audio.decoders import File, UnusableAudio, Window
 from audio_diffusion.data.audio.formats.containers import Data, Loss
 
-_MAGIC = {  # place in the file: what stands there
+_MAGIC = {  # offset in the file: possible bytes at that offset
     0: (b"\x1aE\xdf\xa3", b"0&\xb2u\x8ef\xcf\x11", b"wvpk", b"MAC ", b"\x0bw", b"\xff\xf1", b"\xff\xf9", b"#!AMR"),
     4: (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"),
 }
-#: none that opens other files
+#: allowed formats; none of them opens other files
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,wv,ape,ac3,eac3,aac,amr,amrnb,amrwb"
-_WITHOUT_LENGTH = ("aac", "ac3", "eac3", "amr")  # whose duration is an estimate
-_TOLERANCE_S = 0.25  # by which a duration may differ from what is decoded: encoders count their delay in or not
-_INSTALL = "it takes FFmpeg, which comes with: pip install -e '.[av]'"
+_WITHOUT_LENGTH = ("aac", "ac3", "eac3", "amr")  # formats in which the duration is an estimate
+_TOLERANCE_S = 0.25  # tolerated difference of durations in header and audio: not all encoders include their delay
+_INSTALL = "this format requires FFmpeg; install it with: pip install -e '.[av]'"
 
 
 def is_known(data: Data) -> bool:
-    """Whether a file begins as those do that are read here."""
+    """Whether the first bytes of a file are those of a format that this module reads."""
     head = data.read(0, 16)
     return any(head.startswith(magic, at) for at, magics in _MAGIC.items() for magic in magics)
 
 
 class FFmpeg:
-    """The first audio stream of a file, from its beginning to its end.
+    """Decodes the first audio stream of a file from beginning to end.
 
     Args:
         file: path, open binary file, or the bytes themselves.
-        losses: what does not decode is added to it.
+        losses: list to which audio that cannot be decoded is added.
 
     Raises:
-        UnusableAudio: if PyAV is not installed, or the file holds no audio that it can decode.
+        UnusableAudio: if PyAV is not installed, or if the file contains no audio that it can decode.
     """
 
-    frames = 0  # only decoding tells
+    frames = 0  # unknown before decoding
 
     def __init__(self, file: File, losses: list[Loss]):
         try:
@@ -57,7 +57,7 @@ class FFmpeg:
             options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
             self._container: Any = av.open(cast(BinaryIO, self._file), options=options)
             if not self._container.streams.audio:
-                raise UnusableAudio("holds no audio, only other streams", "empty")
+                raise UnusableAudio("contains no audio, only other streams", "empty")
             self._stream: Any = self._container.streams.audio[0]
             self.samplerate, self.channels = self._stream.rate, self._stream.channels
             name = self._container.format.name.partition(",")[0]
@@ -70,14 +70,14 @@ class FFmpeg:
             raise
 
     def limit(self, frames: int) -> None:
-        """Its length follows from decoding."""
+        """Does nothing: the number of frames is known only after decoding."""
 
     def samples(self, first: int, count: int) -> NDArray[np.float32]:
-        """Not possible without decoding all before it: wrap it in ``Forward``."""
+        """Not supported, since a frame cannot be reached without decoding all earlier ones: wrap it in ``Forward``."""
         raise NotImplementedError
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All frames, block by block, float32 ``[n, C]``."""
+        """Yields all frames, block by block, float32 ``[n, C]``."""
         av, done = self._av, 0
         resampler = av.AudioResampler(format="flt", layout=self._stream.layout, rate=self.samplerate)
         for frame in self._frames():
@@ -92,7 +92,7 @@ class FFmpeg:
                 self._losses.append(Loss(done_s, promised_s - done_s, reason))
 
     def _frames(self) -> Iterator[Any]:
-        """Decoded frames, and None at the end; a packet that does not decode is noted."""
+        """Yields decoded frames, and None at the end; packets that cannot be decoded are recorded as losses."""
         av, at_s = self._av, 0.0
         try:
             for packet in self._container.demux(self._stream):
@@ -102,9 +102,9 @@ class FFmpeg:
                         yield frame
                 except av.InvalidDataError as error:
                     length = float(packet.duration * packet.time_base) if packet.duration and packet.time_base else 0.0
-                    self._losses.append(Loss(at_s, length, f"a packet does not decode ({error})"))
+                    self._losses.append(Loss(at_s, length, f"a packet cannot be decoded ({error})"))
         except av.FFmpegError as error:
-            self._losses.append(Loss(at_s, 0.0, f"cannot be read on ({error})"))
+            self._losses.append(Loss(at_s, 0.0, f"the rest cannot be read ({error})"))
         yield None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads files of any length in pieces at a given sample rate, and encodes pieces."""
+"""Reads pieces of long files at a given sample rate, and encodes them."""
 
 import io
 import warnings
@@ -16,19 +16,19 @@ from audio_diffusion.data.audio.reading import AudioInfo, UnusableAudio, decode_
 from audio_diffusion.data.audio.resampling import check_fit, read_window
 from audio_diffusion.data.audio.whole import open_whole
 
-_BLOCK = 1 << 19  # samples per channel that are resampled at once
+_BLOCK = 1 << 19  # samples per channel that are resampled at a time
 
 
 def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True, max_missing: float = 1.0) -> AudioInfo:
-    """Reads a file's properties from its header and structure; MP3 is decoded if ``exact``, for its exact length.
+    """Reads a file's properties from its header and structure.
 
     Args:
         file: path, open binary file, or the bytes themselves.
-        exact: see above.
-        max_missing: share of the file that may be missing.
+        exact: whether to decode MP3 and formats without a length, which is the only way to get their exact length.
+        max_missing: fraction of the file that may be missing.
 
     Raises:
-        UnusableAudio: if it is no audio, empty, of an impossible rate, or if more of it is missing.
+        UnusableAudio: if it is not audio, is empty, has an impossible sample rate, or if more of it is missing.
     """
     whole = open_whole(file, with_ffmpeg=exact)
     try:
@@ -40,16 +40,16 @@ def probe(file: str | Path | BinaryIO | memoryview, exact: bool = True, max_miss
 
 
 def resampled_length(info: AudioInfo, sample_rate: int) -> int:
-    """Samples per channel that a file has at another rate."""
+    """Returns the number of samples per channel after resampling a file to ``sample_rate``."""
     return -(-info.frames * sample_rate // info.sample_rate)
 
 
 class Recording:
-    """An open file, any piece of which can be read at a wanted rate in memory that does not grow with the file.
+    """An open file from which any piece can be read at any sample rate, in memory independent of the file's length.
 
     Args:
         file: path, open binary file, or the bytes themselves.
-        info: what ``probe`` found.
+        info: the file's properties, from ``probe``.
 
     Raises:
         UnusableAudio: if it cannot be opened.
@@ -59,9 +59,9 @@ class Recording:
         self.info, self._file = info, open_whole(file, with_ffmpeg=True).reader
 
     def read(self, start: int, count: int, sample_rate: int, channels: int) -> NDArray[np.float32]:
-        """Samples ``[start, start + count)`` of the file at ``sample_rate``, float32 ``[C, n]``; fewer at its end.
+        """Reads ``count`` samples of the file at ``sample_rate``, float32 ``[C, n]``; fewer at the end of the file.
 
-        They are those of the whole file resampled at once, to the rounding of float32.
+        The samples equal those of the whole file resampled at once, up to float32 rounding.
 
         Raises:
             UnusableAudio: if they cannot be decoded or converted, or are NaN, infinite or absurdly large.
@@ -84,14 +84,14 @@ class Recording:
 
 
 def read_file(file: str | Path, sample_rate: int, channels: int) -> Tensor:
-    """Reads all of a file at the wanted sample rate, float32 ``[C, T]``.
+    """Reads a whole file at the given sample rate, float32 ``[C, T]``.
 
     Raises:
-        UnusableAudio: if it cannot be decoded or converted, or holds NaN, infinite or absurdly large samples.
+        UnusableAudio: if it cannot be decoded or converted, or contains NaN, infinite or absurdly large samples.
     """
     info = probe(file)
     if info.missing:
-        warnings.warn(f"{file}: {info.missing}; what is there is used", stacklevel=2)
+        warnings.warn(f"{file}: {info.missing}; the rest of the file is used", stacklevel=2)
     recording = Recording(file, info)
     try:
         return torch.from_numpy(recording.read(0, resampled_length(info, sample_rate), sample_rate, channels))
@@ -100,10 +100,10 @@ def read_file(file: str | Path, sample_rate: int, channels: int) -> Tensor:
 
 
 def to_int16(audio: NDArray[np.float32]) -> tuple[NDArray[np.int16], int]:
-    """Samples as 16-bit integers, and how many were over full scale and are clipped.
+    """Converts samples to 16-bit integers; also returns the number of samples above full scale, which are clipped.
 
-    They are rounded to the nearest, without dither: 16-bit sources come out as they went in. +1, one step more than the
-    largest 16-bit number, becomes that number and is not counted.
+    Samples are rounded to the nearest integer, without dither, so that 16-bit sources are unchanged. +1, one step more
+    than the largest 16-bit number, becomes that number and is not counted.
     """
     scaled = np.rint(audio * np.float32(32768))
     over = int(np.count_nonzero(np.abs(scaled) > 32768))
@@ -111,10 +111,10 @@ def to_int16(audio: NDArray[np.float32]) -> tuple[NDArray[np.int16], int]:
 
 
 def encode(samples: NDArray[np.int16], sample_rate: int, format: str) -> bytes:
-    """``[C, T]`` as the bytes of a ``FLAC`` or 16-bit ``WAV`` file.
+    """Encodes ``[C, T]`` as the bytes of a ``FLAC`` or 16-bit ``WAV`` file.
 
     Raises:
-        UnusableAudio: if the format does not take this rate or number of channels.
+        UnusableAudio: if the format does not support this sample rate or number of channels.
     """
     file = io.BytesIO()
     try:

@@ -1,4 +1,4 @@
-"""Resampling and mapping of channels: any stretch of a file at the rate that is wanted."""
+"""Resamples any part of a file, and converts its number of channels."""
 
 from fractions import Fraction
 from functools import lru_cache
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from audio_diffusion.data.audio.decoders import Reader, UnusableAudio
 
-_MAX_FILTER = 20_000_000  # up·down: taps of the resampler's filter bank, 80 MB; all usual pairs of rates are far below
-_CONTEXT = 64  # samples at the lower of two rates: more than the resampler's filter reaches
+_MAX_FILTER = 20_000_000  # limit on up·down, the size of the filter bank (80 MB); usual pairs of rates are far below it
+_CONTEXT = 64  # samples at the lower of the two rates; more than the length of the resampling filter
 
 
 @lru_cache(maxsize=32)
 def _resampler(rate_in: int, rate_out: int) -> torch.nn.Module:
-    import torchaudio  # not at the top: it takes long, and files of the wanted rate do not need it
+    import torchaudio  # imported here because it is slow, and files with the requested rate do not need it
 
     return torchaudio.transforms.Resample(rate_in, rate_out)
 
 
 def map_channels(audio: Tensor, channels: int) -> Tensor:
-    """``[C, T] -> [channels, T]``: anything to mono by the mean, mono to any number by copying.
+    """Converts ``[C, T]`` to ``[channels, T]``: to mono by averaging, from mono by copying.
 
     Raises:
-        UnusableAudio: for any other change, where there is no one right way.
+        UnusableAudio: for any other conversion, which is ambiguous.
     """
     if audio.shape[0] == channels:
         return audio
@@ -33,7 +33,7 @@ def map_channels(audio: Tensor, channels: int) -> Tensor:
         return audio.mean(0, keepdim=True)
     if audio.shape[0] == 1:
         return audio.expand(channels, -1)
-    raise UnusableAudio(f"has {audio.shape[0]} channels: no rule to make them {channels}", "channels")
+    raise UnusableAudio(f"has {audio.shape[0]} channels, which cannot be converted to {channels}", "channels")
 
 
 @lru_cache(maxsize=32)
@@ -42,10 +42,10 @@ def _ratio(sample_rate: int, own: int) -> Fraction:
 
 
 def check_fit(f: Reader, sample_rate: int, channels: int, convert: bool) -> Fraction:
-    """The ratio of the rates, wanted : own.
+    """Returns the ratio of the requested sample rate to the file's own.
 
     Raises:
-        UnusableAudio: if the file cannot or must not be converted.
+        UnusableAudio: if the file cannot be converted, or needs it while ``convert`` is False.
     """
     if not convert and f.samplerate != sample_rate:
         raise UnusableAudio(f"sample rate is {f.samplerate} Hz, not {sample_rate} Hz, and convert is off", "other_rate")
@@ -58,7 +58,7 @@ def check_fit(f: Reader, sample_rate: int, channels: int, convert: bool) -> Frac
 
 
 def _write(into: NDArray[np.float32], samples: NDArray) -> None:
-    """Decoded samples ``[n, C]`` to float32 ``[C, n]``; in numpy, where that is eight times faster than in torch."""
+    """Converts decoded samples ``[n, C]`` to float32 ``[C, n]``; numpy does this eight times faster than torch."""
     if samples.dtype == np.int16:
         np.multiply(samples.T, np.float32(1 / 32768), out=into)
     else:
@@ -66,10 +66,10 @@ def _write(into: NDArray[np.float32], samples: NDArray) -> None:
 
 
 def read_window(f: Reader, frames: int, out: Tensor, start: int, ratio: Fraction) -> int:
-    """Samples from ``start`` on of the whole file at the wanted rate, to ``out`` ``[C, n]``; how many there are.
+    """Reads samples starting at ``start`` of the resampled file into ``out`` ``[C, n]``; returns their number.
 
-    Some context is read on either side, and resampling begins with a whole period, so that the samples are those that
-    would be cut out of the whole resampled file. Of ``f``, ``frames`` are used.
+    Some context on either side is also read, and resampling begins at a whole period, so the samples equal those of
+    the whole file after resampling. Only the first ``frames`` frames of ``f`` are used.
     """
     channels, num_samples = out.shape
     up, down = ratio.numerator, ratio.denominator

@@ -13,7 +13,7 @@ FINAL = ("not_found", "forbidden", "refused", "ranges", "cache", "stopped")
 
 
 class RemoteError(Exception):
-    """Something remote could not be read. The text has the address without credentials, what was expected, what came.
+    """Raised if a remote object cannot be read. The message contains the address without credentials.
 
     Args:
         message: description of the failure.
@@ -30,11 +30,11 @@ class RemoteError(Exception):
 
     @property
     def final(self) -> bool:
-        """Whether trying again is of no use."""
+        """Whether a retry is useless."""
         return self.kind in FINAL
 
 
-@lru_cache(maxsize=4096)  # asked for each crop
+@lru_cache(maxsize=4096)  # called for every crop
 def is_remote(path: str) -> bool:
     """Whether a path is an address; ``file://`` and plain paths are local.
 
@@ -56,12 +56,12 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """A local path without its ``file://``."""
+    """Removes ``file://`` from a local path."""
     return path[len("file://") :] if path.lower().startswith("file://") else path
 
 
 def scheme_of(url: str) -> str:
-    """The scheme of an address that may be read.
+    """Returns the scheme of a remote address.
 
     Raises:
         ValueError: if it is not one of ``SCHEMES``.

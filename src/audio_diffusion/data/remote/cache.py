@@ -19,22 +19,23 @@ from audio_diffusion.data.remote.address import RemoteError
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18
-_FOOTER = struct.Struct("<QI4s")  # length of the data, checksum of the table, mark
+_FOOTER = struct.Struct("<QI4s")  # length of the data, checksum of the table of checksums, magic bytes
 _MARK = b"ADC1"
 _STALE_S = 60.0
-_KEPT = 0.9  # of the bound, after eviction
+_KEPT = 0.9  # fraction of max_bytes that is kept by an eviction
 
 
 class Cache:
-    """Entries are written under a temporary name and renamed; the least recently used make room for new ones.
+    """A folder of entries, from which the least recently used are evicted.
 
-    An entry is its data, the CRC-32 of every 256 KiB of it, and a footer. The checksums find damage on the disk; that
-    the right thing was fetched, the store checks before it puts it here. Nothing is touched before the first use.
+    An entry consists of its data, the CRC-32 of every 256 KiB, and a footer; it is written under a temporary name and
+    renamed. The checksums detect damage on the disk; the store checks fetched data before it is stored. The folder is
+    created at the first use.
 
     Args:
-        folder: where; made if it is missing. Best on a local disk: it needs file locks.
-        max_bytes: bound of the entries together. The count is kept in one file; the folder is listed only when the
-            bound is passed.
+        folder: folder of the cache. It should be on a local disk, since it needs file locks.
+        max_bytes: maximum size of all entries. The current size is kept in a file; the folder is listed only when it
+            exceeds the maximum.
     """
 
     def __init__(self, folder: str, max_bytes: int):
@@ -43,12 +44,12 @@ class Cache:
         self._ready = self._warned = False
 
     def path(self, key: str) -> Path:
-        """Where the entry of a key lies."""
+        """Returns the path of the entry of a key."""
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / name[2:40]
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
-        """Bytes [start, stop) of an entry (fewer where it is shorter); None where there is no good one."""
+        """Returns bytes [start, stop) of an entry (fewer if it is shorter); None if it is absent or damaged."""
         path = self.path(key)
         try:
             file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -59,7 +60,7 @@ class Cache:
             return None
         try:
             data = _read_entry(file, start, stop)
-            os.utime(file.fileno() if os.utime in os.supports_fd else path)  # last used now
+            os.utime(file.fileno() if os.utime in os.supports_fd else path)  # marks it as used now
             return data
         except ValueError as error:
             log.warning("cache: %s in %s; it is fetched again", error, path)
@@ -84,13 +85,13 @@ class Cache:
             self._warn(error)
 
     def drop(self, key: str) -> None:
-        """Forgets an entry."""
+        """Removes an entry."""
         with contextlib.suppress(OSError):
             self.path(key).unlink()
 
     @contextlib.contextmanager
     def writer(self, key: str) -> Iterator["Writer"]:
-        """A new entry to write piece by piece; it is there after ``commit``, and leaves no trace without.
+        """Yields a writer for a new entry, which is kept if ``commit`` is called and removed otherwise.
 
         Raises:
             OSError: if the folder cannot be written.
@@ -101,7 +102,7 @@ class Cache:
         temporary = self.folder / "partial" / f"{path.name}.{os.getpid()}.{threading.get_ident()}"
         try:
             with open(temporary, "wb") as file:
-                lock_file(file)  # tells others that its writer lives
+                lock_file(file)  # shows other processes that its writer is alive
                 writer = Writer(file)
                 yield writer
             if writer.committed:
@@ -113,7 +114,7 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, key: str, stopped: threading.Event) -> Iterator[None]:
-        """One holder at a time among all processes; others wait, until ``stopped``.
+        """Holds a lock for a key among all processes; waits for it until ``stopped`` is set.
 
         Raises:
             RemoteError: if stopped while waiting.
@@ -130,7 +131,7 @@ class Cache:
             yield
 
     def _prepare(self) -> None:
-        """Makes the folder, and removes what writers that were killed have left."""
+        """Creates the folder, and removes temporary files of writers that were killed."""
         if self._ready:
             return
         partial = self.folder / "partial"
@@ -144,12 +145,12 @@ class Cache:
         self._ready = True
 
     def _add(self, num_bytes: int) -> None:
-        """Counts a new entry in, and makes room when the bound is passed."""
+        """Adds a new entry to the current size, and evicts entries if it exceeds the maximum."""
         with open(self.folder / "size", "a+b") as file:
             lock_file(file)
             file.seek(0)
             text = file.read()
-            # without a count, as after a crash, the folder is looked through
+            # without a recorded size, as after a crash, the folder is listed
             total = int(text) + num_bytes if text.isdigit() else self.max_bytes + 1
             if total > self.max_bytes:
                 total = self._evict()
@@ -157,7 +158,7 @@ class Cache:
             file.write(b"%d" % total)
 
     def _evict(self) -> int:
-        """Removes the entries not used for longest, if the bound is passed; the bytes that stay."""
+        """Removes the least recently used entries if the maximum is exceeded; returns the remaining size in bytes."""
         entries = []
         for folder in os.scandir(self.folder):
             if len(folder.name) == 2:
@@ -179,7 +180,7 @@ class Cache:
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            log.warning("cache: %s cannot be used (%s); going on without, more slowly", self.folder, error)
+            log.warning("cache: %s cannot be used (%s); continuing without it, which is slower", self.folder, error)
             self._warned = True
 
 
@@ -216,7 +217,7 @@ class Writer:
 
 
 def _read_entry(file: FileIO, start: int, stop: int | None) -> bytes:
-    """Bytes [start, stop) of an open entry; reads only the blocks they are in.
+    """Returns bytes [start, stop) of an open entry; reads only the blocks that contain them.
 
     Raises:
         ValueError: if the entry is damaged there.

@@ -1,4 +1,4 @@
-"""Makes requests with logged retries, time-outs, pauses, and checks of the received data."""
+"""Makes requests with retries, time-outs and checks of the received data."""
 
 import asyncio
 import hashlib
@@ -40,12 +40,12 @@ class Errand:
 
 
 def version_seal(version: str) -> str:
-    """In place of a range's sha256: a version of the object. Bytes of other versions in the cache are not taken."""
+    """Makes a seal from an object's version, used instead of a sha256: cached bytes of other versions are ignored."""
     return f"~{version}" if version else ""
 
 
 def is_version(seal: str) -> bool:
-    """Whether it is a version and not a hash."""
+    """Whether a seal is a version rather than a hash."""
     return seal.startswith("~")
 
 
@@ -53,7 +53,7 @@ def checked(data: bytes, num_bytes: int, sha256: str) -> bytes:
     """Returns the data if they match the request.
 
     Raises:
-        RemoteError: if they are of another length (``short``), another hash (``hash``) or a page (``html``).
+        RemoteError: if they have another length (``short``), another hash (``hash``) or are an HTML page (``html``).
     """
     sha256 = "" if is_version(sha256) else sha256
     if len(data) == num_bytes and (not sha256 or hashlib.sha256(data).hexdigest() == sha256):
@@ -74,11 +74,11 @@ class Fetcher:
     """Makes one process's requests, and counts them.
 
     Args:
-        stall_s: seconds without a byte after which a request is given up.
-        timeout_s: seconds after which it is given up in any case.
-        retries: tries after the first one.
-        backoff_s: pause before the second try, seconds.
-        storage_options: of each scheme's filesystem.
+        stall_s: seconds without data after which a request is aborted.
+        timeout_s: seconds after which a request is aborted in any case.
+        retries: number of attempts after the first one.
+        backoff_s: pause before the second attempt, seconds.
+        storage_options: arguments of each scheme's filesystem.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def count(self, name: str, more: int = 1) -> None:
-        """Adds to a count."""
+        """Adds ``more`` to a counter."""
         with self._lock:
             self.counts[name] += more
 
     def range(self, errand: Errand, part: Range) -> bytes:
-        """The bytes of a range; see ``retry`` for errors."""
+        """Returns the bytes of a range; see ``retry`` for errors."""
         url, start, stop, sha256 = part
 
         def attempt() -> bytes:
@@ -112,15 +112,16 @@ class Fetcher:
         return self.retry(errand, url, attempt, bytes_of(part))
 
     def stat(self, errand: Errand, url: str) -> Stat:
-        """An object's size and version, as far as the server tells them; see ``retry`` for errors."""
+        """Returns an object's size and version, if the server sends them; see ``retry`` for errors."""
         return self.retry(errand, url, lambda: self.request(errand, url, lambda transport: transport.stat(url)))
 
     def list(self, errand: Errand, pattern: str, recursive: bool = False) -> dict[str, int | None]:
-        """The objects in a folder, below it, or of a glob, with their bytes where known; see ``retry`` for errors."""
+        """Returns the objects in or below a folder, or those that match a glob, with their sizes in bytes if known; see
+        ``retry`` for errors."""
         return self.retry(errand, pattern, lambda: self.request(errand, pattern, lambda t: t.list(pattern, recursive)))
 
     def stream(self, errand: Errand, url: str, sink: Callable[[bytes], object]) -> None:
-        """A whole object, piece by piece; one try."""
+        """Passes a whole object to ``sink``, piece by piece, in one attempt."""
 
         def counted(chunk: bytes) -> None:
             self.count("bytes", len(chunk))
@@ -129,7 +130,7 @@ class Fetcher:
         self.request(errand, url, lambda transport: transport.stream(url, counted))
 
     def request(self, errand: Errand, url: str, make: Callable[[Transport], Coroutine[Any, Any, T]]) -> T:
-        """One request, in fsspec's event loop.
+        """Makes one request in fsspec's event loop.
 
         Raises:
             RemoteError: if it fails.
@@ -145,23 +146,23 @@ class Fetcher:
 
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(explained(), self.timeout_s), get_loop())
         errand.running.add(future)
-        if errand.stopped.is_set():  # before it knew of this request
+        if errand.stopped.is_set():  # it was stopped before this request was registered
             future.cancel()
         try:
             return future.result()
         except CancelledError:
             raise RemoteError("stopped", "stopped") from None
         except (asyncio.TimeoutError, TimeoutError):
-            raise RemoteError(f"not finished after {self.timeout_s:g} s, the time-out", "timeout") from None
+            raise RemoteError(f"not finished within {self.timeout_s:g} s (timeout_s)", "timeout") from None
         finally:
-            future.cancel()  # where the caller was interrupted
+            future.cancel()  # if the caller was interrupted
             errand.running.discard(future)
 
     def retry(self, errand: Errand, url: str, attempt: Callable[[], T], part: str = "") -> T:
-        """Calls ``attempt``, with up to ``retries`` retries where they may help; each failure is logged.
+        """Calls ``attempt`` up to ``1 + retries`` times, until it succeeds or a retry is useless; logs each failure.
 
         Raises:
-            RemoteError: the last failure, with the address and the number of tries.
+            RemoteError: the last failure, with the address and the number of attempts.
         """
         number = 1
         while True:
@@ -173,7 +174,7 @@ class Fetcher:
                     message = f"{redacted_url(url)}{part}: {error} ({error.kind}, tried {tries})"
                     raise RemoteError(message, error.kind) from None
                 pause = min(self.backoff_s * 2 ** (number - 1), _MAX_BACKOFF_S)
-                # workers that failed together do not come back together
+                # jitter, so that workers that failed together do not retry together
                 pause *= 0.5 + random.Random(f"{url}{part} {os.getpid()} {number}").random()
                 pause = max(pause, error.wait_s)
                 log.warning(

@@ -1,4 +1,4 @@
-"""A file object over data that are fetched in blocks."""
+"""A file object whose data are fetched in blocks."""
 
 import io
 from collections import OrderedDict
@@ -8,12 +8,12 @@ _BLOCKS_KEPT = 4
 
 
 class RemoteFile(io.RawIOBase):
-    """A read-only file that fetches the blocks it is read in, and keeps the latest few.
+    """A read-only file that fetches blocks when they are read, and keeps the latest few.
 
     Args:
-        num_bytes: its length.
-        block_bytes: of a block; the last one may be shorter.
-        read_block: gives bytes [start, stop).
+        num_bytes: length of the file in bytes.
+        block_bytes: size of a block; the last one may be shorter.
+        read_block: returns bytes [start, stop).
     """
 
     def __init__(self, num_bytes: int, block_bytes: int, read_block: Callable[[int, int], bytes]):
@@ -36,7 +36,7 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        # filled as far as the file goes: decoders take fewer bytes for its end
+        # reads up to the end of the file, because decoders interpret a short read as the end
         wanted = max(min(len(buffer), self._num_bytes - self._at), 0)
         done = 0
         while done < wanted:

@@ -1,4 +1,4 @@
-"""Makes one request to a web server or a bucket; a failure is a ``RemoteError`` that describes it."""
+"""Makes single requests to web servers and buckets; failures are raised as ``RemoteError``."""
 
 import asyncio
 import errno
@@ -14,7 +14,7 @@ from audio_diffusion.checkpoints.redaction import redacted_url
 from audio_diffusion.data.remote.address import RemoteError
 
 if TYPE_CHECKING:
-    import aiohttp  # imported where it is used: it takes long, and data on a disk do not need it
+    import aiohttp  # imported where it is used: it is slow to import, and local data do not need it
 
 _MAX_WAIT_S = 60.0  # upper limit of the pause that a server may request
 _CUT_OFF = {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseStreamingError"}
@@ -22,7 +22,7 @@ _NO_LOGIN = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredential
 
 
 class Stat(NamedTuple):
-    """Bytes of an object, None where the server does not say, and its ETag or time of change, "" where it has none."""
+    """Size of an object in bytes (None if the server does not send it), and its ETag or time of change ("" if none)."""
 
     size: int | None
     etag: str
@@ -32,27 +32,27 @@ class Transport(Protocol):
     """The methods that the store needs for a protocol. All of them run in fsspec's event loop."""
 
     async def stat(self, url: str) -> "Stat":
-        """Size and version of an object, without fetching it."""
+        """Returns size and version of an object without fetching it."""
 
     async def get(self, url: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), as many as came."""
+        """Returns the bytes [start, stop) that were received, possibly fewer."""
 
     async def stream(self, url: str, sink: Callable[[bytes], object]) -> None:
-        """The whole object, piece by piece."""
+        """Passes the whole object to ``sink``, piece by piece."""
 
     async def list(self, pattern: str, recursive: bool = False) -> dict[str, int | None]:
-        """The objects in a folder, with ``recursive`` also below it, or that match a glob; their bytes where a listing
-        tells of them."""
+        """Returns the objects in a folder (with ``recursive`` also below it), or those that match a glob, with their
+        sizes if the listing contains them."""
 
 
 def looks_html(data: bytes) -> bool:
-    """Whether data begins as a page does."""
+    """Whether data begin like an HTML page."""
     return data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
 
 
 class Web:
-    """http and https. Requests are made in fsspec's session, but read here: fsspec neither sees that a server ignored
-    the range, nor keeps such an answer out of memory."""
+    """Transport for http and https. It uses fsspec's session, but reads responses itself: fsspec does not detect that a
+    server ignored the range, and would read the whole object into memory."""
 
     def __init__(self, options: dict[str, Any], stall_s: float):
         import aiohttp
@@ -71,7 +71,7 @@ class Web:
         self, url: str, start: int = 0, stop: int | None = None
     ) -> "AsyncIterator[aiohttp.ClientResponse]":
         session = await self._fs.set_session()
-        # compressed on the way, offsets and lengths would mean something else
+        # with compression, offsets and lengths would not refer to the object
         headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         if stop is not None:
             headers["Range"] = f"bytes={start}-{stop - 1}"
@@ -79,7 +79,7 @@ class Web:
             yield response
 
     async def stat(self, url: str) -> Stat:
-        # not HEAD: signed addresses allow one method only
+        # GET instead of HEAD, because a signed address allows only one method
         async with self._response(url, 0, 1) as response:
             etag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -99,7 +99,7 @@ class Web:
             first = await response.content.read(512)
             _check_page(response, first)
             data = bytearray(first)
-            # an answer of exactly the whole object is as good as a range
+            # a response with exactly the whole object serves as well as a range
             ignored = response.status == 200 and (start > 0 or response.content_length not in (None, stop))
             if not ignored:
                 _check_start(response, start)
@@ -133,7 +133,7 @@ class Web:
 
 
 class Bucket:
-    """s3 and gs, with their own retries off: those of the store are the only ones, and are seen."""
+    """Transport for s3 and gs. The libraries' own retries are disabled, since the store retries and logs failures."""
 
     def __init__(self, scheme: str, options: dict[str, Any], stall_s: float):
         self._scheme, self._connecting = scheme, asyncio.Lock()
@@ -142,12 +142,12 @@ class Bucket:
         except ImportError as error:
             raise ValueError(
                 f"shards: {scheme}:// needs a package that is not installed ({error}); "
-                f"do: pip install 'audio_diffusion[{scheme}]'"
+                f"run: pip install 'audio_diffusion[{scheme}]'"
             ) from error
 
     async def _connected(self) -> Any:
         if self._scheme == "s3":
-            async with self._connecting:  # the first requests together would make a connection pool each
+            async with self._connecting:  # simultaneous first requests would each create a connection pool
                 await self._fs.set_session()
         return self._fs
 
@@ -192,7 +192,7 @@ def _s3(options: dict[str, Any], stall_s: float) -> Any:
 
 
 def _gs(options: dict[str, Any], stall_s: float) -> Any:
-    # not by its protocol's name: that gives a subclass which asks over gRPC first, and gRPC does not survive a fork
+    # the class itself, since the protocol's name gives a subclass that uses gRPC first, which does not survive a fork
     import aiohttp
     from gcsfs.core import GCSFileSystem
 
@@ -243,7 +243,7 @@ def _check_start(response: "aiohttp.ClientResponse", start: int) -> None:
 
 
 def explain(error: Exception, url: str, stall_s: float) -> RemoteError:
-    """A library's exception as a ``RemoteError``."""
+    """Converts a library's exception to a ``RemoteError``."""
     import aiohttp
 
     if isinstance(error, RemoteError):
@@ -261,9 +261,9 @@ def explain(error: Exception, url: str, stall_s: float) -> RemoteError:
     if isinstance(error, PermissionError) or status in (401, 403) or names & _NO_LOGIN or "Forbidden" in text:
         return RemoteError(f"{text}; are the credentials right?", "forbidden")
     if any("Timeout" in name for name in names):
-        return RemoteError(f"no byte came for {stall_s:g} s", "stalled")
+        return RemoteError(f"no data received for {stall_s:g} s", "stalled")
     if names & _CUT_OFF or "range is not satisfiable" in text.lower():
-        return RemoteError(f"the answer was cut off ({text})", "short")
+        return RemoteError(f"the response was cut off ({text})", "short")
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.InvalidURL | aiohttp.TooManyRedirects | ValueError):
         return RemoteError(text, "refused")
     if isinstance(error, aiohttp.ClientConnectionError | ConnectionError) or any("Connection" in n for n in names):

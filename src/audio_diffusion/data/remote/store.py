@@ -113,11 +113,11 @@ class RemoteStore:
         return sorted(self._fetcher.list(self._direct, pattern, recursive))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Returns the sizes in bytes of the objects in a folder by address, as far as a listing has them: all of a
-        bucket, none of a web page.
+        """Returns the sizes in bytes of the objects in a folder by address, if the listing has them: that of a bucket
+        has all, a web page none.
 
         Raises:
-            RemoteError: if the folder is not there or cannot be listed.
+            RemoteError: if the folder does not exist or cannot be listed.
         """
         self._enter()
         return {url: size for url, size in self._fetcher.list(self._direct, folder).items() if size is not None}
@@ -126,7 +126,7 @@ class RemoteStore:
         """Returns the size of an object in bytes.
 
         Raises:
-            RemoteError: if it is not there, or the server does not say.
+            RemoteError: if it does not exist, or the server does not send its size.
         """
         return self.stat(url).size
 
@@ -135,12 +135,12 @@ class RemoteStore:
         sends none).
 
         Raises:
-            RemoteError: if it is not there, or the server does not say how large it is.
+            RemoteError: if it does not exist, or the server does not send its size.
         """
         self._enter()
         size, etag = self._fetcher.stat(self._direct, url)
         if size is None:
-            raise RemoteError(f"{redacted_url(url)}: the server does not say how large it is", "refused")
+            raise RemoteError(f"{redacted_url(url)}: the server does not send its size", "refused")
         return ObjectStat(size, etag)
 
     def read(self, url: str, start: int = 0, stop: int | None = None, sha256: str = "", cache: bool = True) -> bytes:

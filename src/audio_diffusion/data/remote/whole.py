@@ -1,4 +1,4 @@
-"""Servers that ignore ranges: an object is fetched whole into the cache, once, and read from there."""
+"""Supports servers that ignore ranges: an object is fetched once as a whole into the cache, and read from there."""
 
 from audio_diffusion.checkpoints.redaction import redacted_url
 from audio_diffusion.data.remote.address import RemoteError
@@ -7,21 +7,21 @@ from audio_diffusion.data.remote.fetch import Errand, Fetcher, Range, bytes_of, 
 
 
 def whole_key(part: Range) -> str:
-    """The key of a whole object in the cache: its address, with its version where that is known."""
+    """Returns the key of a whole object in the cache: its address, with its version if known."""
     return f"{part[0]}\n{part[3]}" if is_version(part[3]) else part[0]
 
 
 def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part: Range) -> bytes:
-    """A range of an object that its server only sends whole.
+    """Returns a range of an object that its server only sends as a whole.
 
     Raises:
-        RemoteError: if the object cannot be had or kept, or is not what was expected.
+        RemoteError: if the object cannot be fetched or stored, or is not the expected one.
     """
     url, start, stop, sha256 = part
     what = redacted_url(url) + bytes_of(part)
     if cache is None:
         raise RemoteError(
-            f"{what}: the server ignores ranges and sends whole objects; set a cache folder (store.cache_dir), "
+            f"{what}: the server ignores ranges and sends whole objects; set a cache folder (data.store.cache_dir), "
             "so that each is fetched only once", "ranges",
         )  # fmt: skip
     data = cache.get(whole_key(part), start, stop)
@@ -33,7 +33,7 @@ def read_from_whole(fetcher: Fetcher, cache: Cache | None, errand: Errand, part:
         return checked(data, stop - start, sha256)
     except RemoteError:
         cache.drop(whole_key(part))
-    try:  # it may have been of an earlier version
+    try:  # the cached object may be an earlier version
         return checked(_fetch(fetcher, cache, errand, part), stop - start, sha256)
     except RemoteError as error:
         raise RemoteError(f"{what}: {error}", error.kind) from None
@@ -44,7 +44,7 @@ def _fetch(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> bytes
 
 
 def _download(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> bytes:
-    """Fetches an object into the cache, unless another process does; the bytes of its range."""
+    """Fetches an object into the cache, unless another process does; returns the bytes of the range."""
     url, start, stop, _ = part
     key = whole_key(part)
     try:
@@ -65,5 +65,5 @@ def _download(fetcher: Fetcher, cache: Cache, errand: Errand, part: Range) -> by
     except OSError as error:
         raise RemoteError(f"the server ignores ranges, and the cache does not work: {error}", "cache") from None
     if data is None:
-        raise RemoteError("the server ignores ranges, and the cache has lost what was fetched", "cache")
+        raise RemoteError("the server ignores ranges, and the fetched object is no longer in the cache", "cache")
     return data

@@ -18,7 +18,7 @@ MANIFEST, HELD_OUT = "manifest.json", "val-*.tar"
 
 
 def folder_of(pattern: str) -> str | None:
-    """The folder, local or remote, that a pattern without shard names is; None for a pattern of shards."""
+    """Returns the pattern if it is a folder, local or remote; None for a pattern of shards."""
     if is_remote(pattern):
         return None if pattern.endswith(".tar") or has_magic(pattern) or "{" in pattern else pattern.rstrip("/")
     return pattern if Path(pattern).is_dir() else None
@@ -29,19 +29,20 @@ def parent(path: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """A file of a folder, local or remote."""
+    """Returns the path or URL of a file in a folder."""
     return f"{folder}/{name}" if is_remote(folder) else str(Path(folder) / name)
 
 
 def read_manifest(folder: str, store: RemoteStore | None = None) -> dict:
-    """The manifest.json of a folder of shards; empty where there is none that make_shards.py wrote."""
+    """Reads the manifest.json of a folder of shards; empty if there is none written by make_shards.py."""
     path = join(folder, MANIFEST)
     try:
         text = (store or RemoteStore(None)).read(path, cache=False) if is_remote(path) else Path(path).read_bytes()
     except OSError:
         return {}
     except RemoteError as error:
-        if error.kind not in ("not_found", "forbidden"):  # S3 forbids what is not there to those who may not list
+        # without permission to list, S3 answers "forbidden" for an absent object
+        if error.kind not in ("not_found", "forbidden"):
             raise
         return {}
     try:
@@ -52,7 +53,7 @@ def read_manifest(folder: str, store: RemoteStore | None = None) -> dict:
 
 
 def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
-    """Shards for a folder (its train-*.tar), glob or brace pattern such as ``s/train-{000..127}.tar``, sorted.
+    """Returns the sorted shards of a folder (its train-*.tar), a glob or a brace pattern (``s/train-{000..127}.tar``).
 
     The manifest of a remote folder lists its shards; without a manifest the folder itself is listed.
 
@@ -78,12 +79,12 @@ def expand(pattern: str, store: RemoteStore | None = None) -> list[str]:
         )
     if sounds := [path for path in paths if advice.is_sound(path)]:
         wanted = given if given == sounds[0] else parent(sounds[0])
-        raise ValueError(f"shards: expected .tar files, but {sounds[0]!r} is a sound. {advice.pack(wanted)}")
+        raise ValueError(f"shards: expected .tar files, but {sounds[0]!r} is an audio file. {advice.pack(wanted)}")
     return paths
 
 
 def _names_in(folder: str, store: RemoteStore | None) -> list[str]:
-    """The names in a folder, or those of the shards in a remote one; empty if it cannot be listed."""
+    """Returns the names in a folder, or those of the shards in a remote one; empty if it cannot be listed."""
     with contextlib.suppress(RemoteError, OSError):
         if not is_remote(folder):
             return sorted(os.listdir(folder))
@@ -104,12 +105,12 @@ def _expand_remote(pattern: str, store: RemoteStore) -> list[str]:
 
 
 def by_name(patterns: str | Mapping[str, str]) -> dict[str, str]:
-    """Data sets by name; one that has none is called train."""
+    """Returns data sets by name; a single one without a name is called train."""
     return {"train": patterns} if isinstance(patterns, str) else dict(patterns)
 
 
 def held_out(train: str | Mapping[str, str], val: str | Mapping[str, str] | None) -> dict[str, str]:
-    """The patterns of the held-out shards: those of ``val``, else the val-*.tar beside the training shards."""
+    """Returns the patterns of the held-out shards: ``val``, or else the val-*.tar beside the training shards."""
     return by_name(val) if val else {name: _held_out(pattern) for name, pattern in by_name(train).items()}
 
 
@@ -123,11 +124,11 @@ def _held_out(pattern: str) -> str:
 def find_held_out(
     train: str | Mapping[str, str], val: str | Mapping[str, str] | None, store: RemoteStore | None = None
 ) -> dict[str, str]:
-    """The patterns of the held-out shards, as ``held_out`` gives them, without those of data sets that hold out
-    nothing: no ``val-*.tar`` is beside their training shards nor in their manifest. Those of ``val`` must exist.
+    """Returns the patterns of the held-out shards, like ``held_out``, without data sets that hold out nothing (there is
+    no ``val-*.tar`` beside their training shards or in their manifest). The shards of ``val`` must exist.
 
     Raises:
-        RemoteError: if a server cannot say which shards there are.
+        RemoteError: if a server cannot list its shards.
     """
     patterns = held_out(train, val)
     if val:
@@ -143,14 +144,14 @@ def _holds_out(pattern: str, store: RemoteStore | None) -> bool:
         try:
             return bool((store or RemoteStore(None)).list(join(folder, HELD_OUT)))
         except RemoteError as error:
-            if error.kind not in ("not_found", "forbidden"):  # many web servers list nothing
+            if error.kind not in ("not_found", "forbidden"):  # many web servers cannot list folders
                 raise
             return False
     return bool(glob(join(escape(folder), HELD_OUT)))
 
 
 def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> list[str]:
-    """The class names in the manifests beside the shards; none where one of them has no manifest or no label."""
+    """Returns the class names in the manifests beside the shards; empty if one of them has no manifest or no label."""
     classes: set[str] = set()
     for pattern in patterns:
         of_one = read_manifest(parent(expand(pattern, store)[0]), store).get("classes") or []
@@ -161,7 +162,7 @@ def read_classes(patterns: Sequence[str], store: RemoteStore | None = None) -> l
 
 
 def describe_manifests(patterns: Mapping[str, str], store: RemoteStore | None) -> dict[str, dict]:
-    """Which version of which data: where, clips, seconds and a hash of the manifest of each data set."""
+    """Identifies the version of each data set: its folder, clips, seconds and a hash of its manifest."""
     described = {}
     for name, pattern in patterns.items():
         manifest = read_manifest(parent(expand(pattern, store)[0]), store)

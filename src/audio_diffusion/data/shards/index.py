@@ -16,31 +16,31 @@ from audio_diffusion.data.shards.members import MAX_JSON_BYTES, READERS, read_js
 INDEX_VERSION = 3
 #: message for a member that packing could convert
 _CONVERT = (
-    "{} is no kind of audio that is read here; to use it, unpack the shards and pack the files with make_shards.py "
-    "format=flac, which reads it with: pip install -e '.[av]'"
+    "{} is not a supported audio format; to use it, unpack the shards and pack the files with make_shards.py "
+    "format=flac, which supports it after: pip install -e '.[av]'"
 )
 
-Place = tuple[int, int]  # (offset, size) in bytes; (0, 0): there is none
+Place = tuple[int, int]  # (offset, size) in bytes; (0, 0) for none
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The clips of one shard, in the order of their audio in the tar: all lists run in parallel.
+    """The clips of one shard, in the order of their audio in the tar; each list has one entry per clip.
 
     Attributes:
-        path: the shard.
-        num_bytes: its size; like its time, it distinguishes a replaced shard from the indexed one.
-        keys: each clip's key: its audio member's path up to the last dot.
-        audio: place of each clip's audio member.
-        fields: place of each clip's other members, by ending: ``json``, ``npy``, ``txt``, or such as
-            ``text.npy`` for a member ``KEY.text.npy``.
-        frames: samples per channel, 0 where not known (shards of other tools).
-        sample_rate: Hz, 0 where not known.
-        channels: 0 where not known.
-        sha256: of the audio member, empty where not known.
-        refused: (key, kind, reason) of what the tar holds and cannot be used.
-        choices: the endings of audio members, with the number of clips that have one, where clips have several, or
-            where an ending was chosen.
+        path: path of the shard.
+        num_bytes: size of the shard; like its time, it distinguishes a replaced shard from the indexed one.
+        keys: key of each clip: the path of its audio member up to the last dot.
+        audio: position of each clip's audio member.
+        fields: position of each clip's other members, by ending: ``json``, ``npy``, ``txt``, or, for a member
+            ``KEY.text.npy``, ``text.npy``.
+        frames: samples per channel; 0 if unknown (shards of other tools).
+        sample_rate: Hz; 0 if unknown.
+        channels: number of channels; 0 if unknown.
+        sha256: hash of the audio member; empty if unknown.
+        refused: (key, kind, reason) of members that cannot be used.
+        choices: the endings of audio members and the number of clips with each, if clips have several audio members
+            or an ending was selected.
         etag: for a remote shard, the server's identifier of the version of its contents.
     """
 
@@ -62,7 +62,7 @@ class ShardIndex:
 
 
 def _problem(member: tarfile.TarInfo, num_bytes: int) -> tuple[str, str] | None:
-    """(kind, reason) why a member cannot be used."""
+    """Returns (kind, reason) if a member cannot be used, else None."""
     if not member.isfile() or member.issparse():
         return "unsafe", "a link or another special member, not a plain file"
     if ".." in PurePosixPath(member.name).parts or member.name.startswith("/"):
@@ -73,7 +73,7 @@ def _problem(member: tarfile.TarInfo, num_bytes: int) -> tuple[str, str] | None:
 
 
 def _owner(name: str, audio: dict[str, Place]) -> tuple[str, str]:
-    """(key, ending) of a member that is not audio: the key is the longest that a clip has."""
+    """Returns (key, ending) of a member that is not audio; the key is the longest key of a clip that fits."""
     key, _, ending = name.rpartition(".")
     longer, _, middle = key.rpartition(".")
     if key not in audio and longer in audio and "/" not in middle:
@@ -82,7 +82,7 @@ def _owner(name: str, audio: dict[str, Place]) -> tuple[str, str]:
 
 
 def _split(name: str, audio_member: str | None) -> tuple[str, str, bool]:
-    """(key, ending, whether it is a clip's audio) of a member."""
+    """Returns (key, ending, whether it is a clip's audio) of a member."""
     if audio_member and name.lower().endswith(f".{audio_member.lower()}"):
         return name[: -len(audio_member) - 1], audio_member.lower(), True
     key, _, ending = name.rpartition(".")
@@ -90,7 +90,7 @@ def _split(name: str, audio_member: str | None) -> tuple[str, str, bool]:
 
 
 class _Members:
-    """The members of a tar, sorted into the audio of clips, what belongs to it, and what cannot be used.
+    """Sorts the members of a tar into audio of clips, their other members, and members that cannot be used.
 
     Args:
         num_bytes: size of the tar.
@@ -102,10 +102,10 @@ class _Members:
         self.audio: dict[str, Place] = {}
         self.refused: list[tuple[str, str, str]] = []
         self._others: list[tuple[str, Place]] = []
-        self._endings: dict[str, set[str]] = {}  # of the audio members of each key
+        self._endings: dict[str, set[str]] = {}  # endings of the audio members of each key
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Takes the next member."""
+        """Adds the next member."""
         key, ending, is_audio = _split(member.name, self._audio_member)
         if member.isdir() or is_sidecar(member.name):
             return
@@ -132,7 +132,7 @@ class _Members:
         self._endings.setdefault(owner, set()).add((all_endings if self._audio_member else ending).lower())
 
     def fields(self) -> dict[str, dict[str, Place]]:
-        """By ending and key the members beside the audio; those without audio are refused."""
+        """Returns the members other than audio, by ending and key; those without audio are refused."""
         fields: dict[str, dict[str, Place]] = {}
         for name, place in self._others:
             key, ending = _owner(name, self.audio)
@@ -145,7 +145,7 @@ class _Members:
         return fields
 
     def choices(self) -> dict[str, int]:
-        """See ``ShardIndex.choices``."""
+        """Returns ``ShardIndex.choices``."""
         several = [found for found in self._endings.values() if self._audio_member or len(found) > 1]
         return dict(Counter(ending for found in several for ending in sorted(found)))
 
@@ -159,20 +159,20 @@ def scan(
         file: the tar, seekable.
         path: path of the shard, which is stored in the index.
         num_bytes: size of the tar.
-        with_json: also read the json members, for the frames, rate, channels and sha256 that make_shards.py puts there.
-        audio_member: ending of the members that are the clips' audio, such as ``flac`` or ``vocals.wav``; None: any
-            ending of audio, and of several members of a clip the first.
+        with_json: whether to read frames, rate, channels and sha256 from the json members that make_shards.py writes.
+        audio_member: ending of the members that are the clips' audio, such as ``flac`` or ``vocals.wav``; None accepts
+            any ending of audio, and uses the first audio member of each clip.
     """
     members = _Members(num_bytes, audio_member)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0:
-                    raise tarfile.ReadError(f"{member.name} has a negative size")  # reading on would go in circles
+                    raise tarfile.ReadError(f"{member.name} has a negative size")  # reading would never end
                 members.add(member)
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
-                raise tarfile.ReadError("no end mark after the last member found; it is cut off or damaged there")
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile ends at a broken header
+                raise tarfile.ReadError("no end mark after the last member; the tar is cut off or damaged there")
     except tarfile.ReadError as error:
         members.refused.append((PurePosixPath(path).name, "truncated", f"the tar cannot be read to its end: {error}"))
     fields, keys = members.fields(), list(members.audio)
@@ -193,7 +193,7 @@ def scan(
 
 
 def _known(file: BinaryIO, place: Place | None) -> dict:
-    """The content of a clip's json; empty if it cannot be read, which is reported when the clip is used."""
+    """Returns the content of a clip's json; empty if it cannot be read, which is reported when the clip is used."""
     if place is None or place[1] > MAX_JSON_BYTES:
         return {}
     file.seek(place[0])
@@ -215,15 +215,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def index_path(shard: str | Path, audio_member: str | None = None) -> str:
-    """Where a shard's index lies, local or remote: beside it, ``x.index.json`` for ``x.tar``; that of chosen members as
-    ``x.flac.index.json``."""
+    """Returns the path or URL of a shard's index: ``x.index.json`` beside ``x.tar``, or ``x.flac.index.json`` if the
+    audio member ``flac`` is selected."""
     stem, _, query = str(shard).rpartition(".tar")
     chosen = f".{audio_member}" if audio_member else ""
     return f"{stem}{chosen}.index.json{query}" if stem else f"{shard}{chosen}.index.json"
 
 
 def dumps(index: ShardIndex) -> str:
-    """The text of an index file; without the path, as the folder may be moved."""
+    """Serialises an index without its path, since the folder may be moved."""
     columns = {"version": INDEX_VERSION, **asdict(index)}
     del columns["path"]
     if not index.etag:
@@ -232,14 +232,14 @@ def dumps(index: ShardIndex) -> str:
 
 
 def loads(text: str | bytes, path: str) -> ShardIndex:
-    """The index of the shard ``path`` from the text of its file.
+    """Parses the index of the shard ``path``.
 
     Raises:
-        ValueError: if it is of another version, or no index at all.
+        ValueError: if it has another version, or is not an index.
     """
     columns = json.loads(text)
     version = columns.pop("version", None) if isinstance(columns, dict) else None
-    # version 2 knew no .cls members, which shards of make_shards.py, the ones with a hash of every clip, do not have
+    # version 2 lacks .cls members; shards of make_shards.py, which have a hash for every clip, contain none
     if version != INDEX_VERSION and not (version == 2 and all(columns.get("sha256") or [""])):
         raise ValueError(f"the index of {path} is not of version {INDEX_VERSION}")
     try:
@@ -249,7 +249,7 @@ def loads(text: str | bytes, path: str) -> ShardIndex:
 
 
 def write_index(shard: str | Path, audio_member: str | None = None) -> ShardIndex:
-    """Indexes a shard and writes the index beside it (kept in memory only where the folder cannot be written)."""
+    """Indexes a shard and writes the index beside it; if the folder is not writable, the index is only returned."""
     with open(shard, "rb", buffering=1 << 16) as file:
         index = scan(cast(BinaryIO, file), str(shard), os.path.getsize(shard), audio_member=audio_member)
     with contextlib.suppress(OSError):

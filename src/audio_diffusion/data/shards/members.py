@@ -1,6 +1,6 @@
-"""All decoders of members other than audio. None can run code or allocate more memory than the member has bytes.
+"""Decoders of members other than audio. They run no code and allocate no more memory than the member's size.
 
-WebDataset's own decoders unpickle members by their ending; none of them is used here.
+WebDataset's own decoders, which unpickle some members, are not used.
 """
 
 import ast
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-MAX_BYTES = 16_000_000  # of a member beside the audio
+MAX_BYTES = 16_000_000  # maximum size of a member other than audio
 MAX_JSON_BYTES = 1_000_000
 MAX_CLS_BYTES = 1_000
 MAX_JSON_DEPTH = 64
@@ -23,10 +23,10 @@ def _limit(member: bytes | memoryview, limit: int, kind: str) -> bytes:
 
 
 def read_json(member: bytes | memoryview) -> dict:
-    """A json object.
+    """Reads a json object.
 
     Raises:
-        ValueError: if it is none, has more than ``MAX_JSON_BYTES``, or is nested deeper than ``MAX_JSON_DEPTH``.
+        ValueError: if it is not one, has more than ``MAX_JSON_BYTES``, or is nested deeper than ``MAX_JSON_DEPTH``.
     """
     text = _limit(member, MAX_JSON_BYTES, "json")
     try:
@@ -54,10 +54,10 @@ def _inside(value: dict | list) -> Iterable[object]:
 
 
 def read_text(member: bytes | memoryview) -> str:
-    """A text in UTF-8.
+    """Reads a text in UTF-8.
 
     Raises:
-        ValueError: if it is no UTF-8, or has more than ``MAX_JSON_BYTES``.
+        ValueError: if it is not UTF-8, or has more than ``MAX_JSON_BYTES``.
     """
     try:
         return _limit(member, MAX_JSON_BYTES, "text").decode()
@@ -66,11 +66,11 @@ def read_text(member: bytes | memoryview) -> str:
 
 
 def read_npy(member: bytes | memoryview) -> np.ndarray:
-    """An array of numbers in NumPy's .npy format, as float32.
+    """Reads an array of numbers in NumPy's .npy format as float32.
 
     Raises:
-        ValueError: if it is none, holds objects (which numpy would unpickle), has more than ``MAX_BYTES``, or other
-            than as many bytes as its header says.
+        ValueError: if it is not in this format, contains objects (which numpy would unpickle), has more than
+            ``MAX_BYTES``, or if its size does not match its header.
     """
     data = _limit(member, MAX_BYTES, "npy")
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
@@ -86,7 +86,7 @@ def read_npy(member: bytes | memoryview) -> np.ndarray:
     except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError) as error:
         raise ValueError(f"its npy has a header that cannot be read: {error}") from error
     if dtype.kind not in "biuf":
-        raise ValueError(f"its npy holds {dtype}, not numbers")
+        raise ValueError(f"its npy contains {dtype}, not numbers")
     if size * dtype.itemsize != len(data) - start:
         raise ValueError(f"its npy holds {len(data) - start} bytes, where its header says {size * dtype.itemsize}")
     flat = np.frombuffer(data, dtype, offset=start).astype(np.float32)
@@ -94,10 +94,10 @@ def read_npy(member: bytes | memoryview) -> np.ndarray:
 
 
 def read_cls(member: bytes | memoryview) -> str:
-    """A class: the name or number in a ``.cls`` member, as WebDataset's tools write it.
+    """Reads the class name or index in a ``.cls`` member, as WebDataset's tools write it.
 
     Raises:
-        ValueError: if it is no UTF-8, has more than ``MAX_CLS_BYTES``, or is empty.
+        ValueError: if it is not UTF-8, has more than ``MAX_CLS_BYTES``, or is empty.
     """
     text = read_text(_limit(member, MAX_CLS_BYTES, "cls")).strip()
     if not text:

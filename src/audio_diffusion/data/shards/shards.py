@@ -20,9 +20,9 @@ from audio_diffusion.data.shards.find import expand, folder_of, join, parent, re
 from audio_diffusion.data.shards.index import Place, ShardIndex
 
 _LOADING = 16  # threads that read indexes or request sizes
-_KEPT_CLIPS = 100_000  # clips whose index entries a process keeps, about 600 bytes each
-_KEPT_MAPS = 256  # shards a process keeps mapped
-_FEW = 0.1  # of the clips; where fewer have a second audio member it is named as a duplicate
+_KEPT_CLIPS = 100_000  # number of clips whose index entries a process caches, about 600 bytes each
+_KEPT_MAPS = 256  # number of shards that a process keeps mapped
+_FEW = 0.1  # if a smaller fraction of clips has a second audio member, these members are reported as duplicates
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -34,16 +34,16 @@ def _parallel(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
 
 
 class Shards:
-    """The shards of one data set, and their members as bytes. Indexes are read when they are first needed.
+    """The shards of one data set; returns their members as bytes. Indexes are read when they are first needed.
 
     Args:
-        paths: of the shards.
-        num_clips: in each.
-        num_bytes: of each.
-        store: for shards that are URLs.
-        refused: the unusable members found in the shards.
-        versions: of each remote shard something that changes with its contents, or "" where the shard's index has it.
-        audio_member: which member of a clip is its audio, by its ending; None: see ``index.scan``.
+        paths: paths or URLs of the shards.
+        num_clips: number of clips in each shard.
+        num_bytes: size of each shard.
+        store: store for URLs.
+        refused: unusable members of the shards.
+        versions: for each remote shard, a string that changes with its contents, or "" if the shard's index has it.
+        audio_member: ending of the members that are the clips' audio; for None, see ``index.scan``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Shards:
         self._maps: dict[int, memoryview] = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_indexes": {}, "_maps": {}}  # maps stay in the process that made them
+        return {**self.__dict__, "_indexes": {}, "_maps": {}}  # maps are not sent to other processes
 
     @classmethod
     def open(
@@ -98,7 +98,7 @@ class Shards:
             such = ""
             if refused:
                 first = f"{refused[0].key!r}: {refused[0].reason}"
-                such = f"; of {len(refused)} members that cannot be used the first: {first}"
+                such = f"; the first of {len(refused)} members that cannot be used: {first}"
             raise ValueError(f"shards: expected audio in the {len(paths)} shards of {list(patterns)}, found none{such}")
         num_bytes = [built[path].num_bytes if path in built else listed[path]["bytes"] for path in paths]
         versions = [str(listed[path].get("sha256", "")) if path in listed else "" for path in paths]
@@ -113,24 +113,24 @@ class Shards:
         """Compares each shard's size with the expected one.
 
         Raises:
-            ValueError: naming the first shards that are missing or of another size.
+            ValueError: if shards are missing or have another size; the message names the first ones.
         """
         listed = self._listed_sizes()
         problems = [p for p in _parallel(lambda i: self._size_problem(i, listed), range(len(self.paths))) if p]
         if problems:
             more = f"\n       and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise ValueError(
-                f"shards: {len(problems)} of {len(self.paths)} are not what their manifest tells of:\n       "
+                f"shards: {len(problems)} of {len(self.paths)} differ from their manifest:\n       "
                 + "\n       ".join(problems[:5]) + more
                 + "\n       Copy them again, or pack them again; verify with: python make_shards.py verify=SHARDS"
             )  # fmt: skip
 
     def _listed_sizes(self) -> dict[str, int]:
-        """Sizes in bytes of the shards in buckets: one listing request returns those of a thousand."""
+        """Returns the sizes in bytes of the shards in buckets; one request lists a thousand of them."""
         listed: dict[str, int] = {}
         for folder in {parent(path) for path in self.paths if is_remote(path) and not path.startswith("http")}:
             assert self.store is not None
-            with contextlib.suppress(RemoteError):  # who may read need not be allowed to list
+            with contextlib.suppress(RemoteError):  # users with permission to read may lack permission to list
                 listed |= self.store.sizes(folder)
         return listed
 
@@ -150,11 +150,11 @@ class Shards:
         return f"{path}: expected {expected} bytes, got {size}{' of an HTML page' * html}" if size != expected else None
 
     def index(self, shard: int) -> ShardIndex:
-        """A shard's index; the latest ones are kept."""
+        """Returns a shard's index; the most recently used ones are cached."""
         index = self._indexes.pop(shard, None) or load_index(
             self.paths[shard], self.store, int(self.num_bytes[shard]), self.audio_member, not self.versions[shard]
         )
-        self._indexes[shard] = index  # last in the dict: used latest
+        self._indexes[shard] = index  # moved to the end of the dict: most recently used
         while len(self._indexes) > 1 and sum(len(kept.keys) for kept in self._indexes.values()) > _KEPT_CLIPS:
             del self._indexes[next(iter(self._indexes))]
         return index
@@ -170,7 +170,7 @@ class Shards:
         return memory
 
     def member(self, shard: int, place: Place, sha256: str = "") -> memoryview | BinaryIO:
-        """The bytes of a member: memory, or for a large remote one a file that fetches the parts that are read."""
+        """Returns the bytes of a member: memory, or, for a large remote one, a file that fetches the parts it reads."""
         (offset, size), path = place, self.paths[shard]
         if not is_remote(path):
             return self._map(shard)[offset : offset + size]
@@ -181,11 +181,11 @@ class Shards:
         return memoryview(self.store.read(path, offset, offset + size, seal))
 
     def _seal(self, shard: int, sha256: str) -> str:
-        """The seal that distinguishes a remote member's bytes from those of another version of the shard."""
+        """Returns the seal that distinguishes a remote member's bytes from those of other versions of the shard."""
         return sha256 or version_seal(self.versions[shard] or self.index(shard).etag)
 
     def whole_members(self, shard: int, clip: int, fields: Sequence[str]) -> list[tuple[str, int, int, str]]:
-        """The (URL, start, stop, sha256) that `member` will fetch for a remote clip's audio and fields."""
+        """Returns the ranges (URL, start, stop, sha256) that ``member`` will fetch for a remote clip."""
         path = self.paths[shard]
         if not is_remote(path):
             return []
@@ -198,7 +198,7 @@ class Shards:
 
 
 def _check_choices(built: Sequence[ShardIndex], audio_member: str | None) -> None:
-    """Raises ValueError where clips have several audio members and none is chosen, or a member that none has is."""
+    """Raises ValueError if clips have several audio members and none is selected, or if no clip has the selected."""
     found = sum((Counter(index.choices) for index in built), Counter())
     num_clips = sum(len(index.keys) for index in built)
     endings = ", ".join(sorted(found))
@@ -208,13 +208,13 @@ def _check_choices(built: Sequence[ShardIndex], audio_member: str | None) -> Non
         )
     if not audio_member and found and max(found.values()) > _FEW * num_clips:
         raise ValueError(
-            f"shards: expected one audio member for each clip of {built[0].path}, found several ({endings}); choose "
+            f"shards: expected one audio member for each clip of {built[0].path}, found several ({endings}); select "
             f"one by its ending: data.audio_member={min(found)}"
         )
 
 
 def _check_manifests(patterns: Sequence[str], paths: Sequence[str], listed: dict[str, dict]) -> None:
-    """Raises ValueError where a folder lacks training shards that its manifest lists."""
+    """Raises ValueError if a folder lacks training shards that its manifest lists."""
     for folder in filter(None, map(folder_of, patterns)):
         expected = [path for path, shard in listed.items() if parent(path) == folder and shard.get("split") == "train"]
         if missing := sorted(set(expected) - set(paths)):
@@ -231,14 +231,14 @@ def load_index(
     audio_member: str | None = None,
     with_etag: bool = True,
 ) -> ShardIndex:
-    """A shard's index: the one beside it, or one made on first sight and cached.
+    """Returns a shard's index: the one beside it, or one that is built at first use and cached.
 
     Args:
-        path: of the shard.
-        store: for a URL.
-        num_bytes: of the shard, where that is known: an index of another version of it in the cache is not taken.
-        audio_member: which member of a clip is its audio, by its ending.
-        with_etag: also ask the server of a URL for what changes with the shard's contents.
+        path: path or URL of the shard.
+        store: store for URLs.
+        num_bytes: size of the shard, if known; a cached index of a shard with another size is ignored.
+        audio_member: ending of the members that are the clips' audio.
+        with_etag: whether to request the version of a remote shard from its server.
     """
     if not is_remote(path):
         return indexes.load_index(path, audio_member)
@@ -260,7 +260,7 @@ def load_index(
 
 
 def _index_foreign(path: str, store: RemoteStore, audio_member: str | None = None) -> ShardIndex:
-    """The index of a remote shard that has none beside it, from its headers; kept in the cache folder."""
+    """Builds the index of a remote shard that has none beside it from its headers; it is stored in the cache folder."""
     stat, cached = store.stat(path), None
     size = stat.size
     if store.cache_dir:

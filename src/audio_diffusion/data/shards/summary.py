@@ -14,10 +14,10 @@ from audio_diffusion.data.shards.index import ShardIndex
 from audio_diffusion.data.shards.members import READERS
 from audio_diffusion.data.shards.shards import Shards, load_index
 
-_LOOKED_AT = 1000  # clips of foreign shards whose labels are looked for
-_HEARD, _HEARD_REMOTE = 20, 4  # clips of local and remote foreign shards that are checked for silence
-_NAMED = 5  # formats and labels that are named
-_SILENT_DB = -140  # level that the packer notes for digital silence
+_LOOKED_AT = 1000  # number of clips of a foreign shard whose labels are read
+_HEARD, _HEARD_REMOTE = 20, 4  # number of clips of local and remote foreign shards that are checked for silence
+_NAMED = 5  # number of formats and labels that are named
+_SILENT_DB = -140  # level that the packer stores for digital silence
 
 
 def summarize(
@@ -29,16 +29,16 @@ def summarize(
     validates: bool = True,
     audio_member: str | None = None,
 ) -> list[str]:
-    """Lines about the data. Reads manifests, and of each data set without one the first shard's index.
+    """Returns lines about the data, from manifests or, for a data set without one, the index of its first shard.
 
     Args:
         train: patterns of the training shards by name.
-        val: of the held-out ones; None: those beside the training shards.
-        store: reads URLs.
+        val: pattern of the held-out shards; None for those beside the training shards.
+        store: store for URLs.
         audio: sample_rate, channels and num_samples of the crops.
-        classes: class names that are trained with.
-        validates: whether validation is wanted.
-        audio_member: which member of a clip is its audio.
+        classes: class names used in training.
+        validates: whether validation is requested.
+        audio_member: ending of the member that is a clip's audio.
 
     Raises:
         ValueError: if there are no such shards.
@@ -63,7 +63,7 @@ def summarize(
         return [*lines, "no validation, as val_every_steps is null"]
     held_out = find_held_out(train, val, store)
     if without := [pattern for name, pattern in train.items() if val is None and name not in held_out]:
-        so = "training runs without validation" if not held_out else "validation goes without it"
+        so = "training runs without validation" if not held_out else "validation does not include it"
         lines.append(f"nothing is held out in {', '.join(without)}: {so}")
     return lines
 
@@ -78,7 +78,7 @@ def _format(sample_rate: int, channels: int) -> str:
 
 
 def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
-    """A line that describes the clips."""
+    """Returns a line that describes the clips."""
     if index is None:
         counts = Counter({(f["sample_rate"], f["channels"]): f["clips"] for f in manifest["formats"]})
     else:
@@ -88,7 +88,7 @@ def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
             if rate and channels
         )
     if not counts:
-        return "your clips are of a rate that nothing tells of"
+        return "the sample rate of your clips is unknown"
     total = sum(counts.values())
     shown = [
         _format(*kind) + (f" ({100 * count / total:.0f} %)" if len(counts) > 1 else "")
@@ -100,7 +100,7 @@ def _clips(manifest: Mapping[str, Any], index: ShardIndex | None) -> str:
 
 
 def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """The number of clips of digital silence, and the number of clips whose level is known."""
+    """Returns the number of clips of digital silence, and the number of clips whose level is known."""
     histogram = manifest.get("levels_dbfs", {}).get("histogram", [])
     return sum(n for level, n in histogram if level <= _SILENT_DB), sum(n for _, n in histogram)
 
@@ -108,7 +108,8 @@ def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
 def _silence_heard(
     path: str, index: ShardIndex, store: RemoteStore, audio: Mapping[str, int], audio_member: str | None
 ) -> tuple[int, int]:
-    """Checks some clips of a foreign shard: the number that are zeros at beginning, middle and end, and the total."""
+    """Checks some clips of a foreign shard; returns the number that are zero at beginning, middle and end, and the
+    number of checked clips."""
     shards = Shards([path], [len(index.keys)], [index.num_bytes], store, (), [index.etag], audio_member)
     crop = torch.empty(audio["channels"], audio["num_samples"])
     wanted, silent, total = _HEARD_REMOTE if is_remote(path) else _HEARD, 0, 0
@@ -125,24 +126,24 @@ def _silence_heard(
 
 
 def _warning(silent: int, total: int, is_part: bool) -> str:
-    """A line about clips that are digital silence."""
+    """Returns a warning about clips that are digital silence."""
     which = "all" if silent == total else f"{silent} of {total}"
     which = f"{silent} of {total}" if is_part else which
-    clips = "clips that were looked at" if is_part else "clips"
-    return f"warning: {which} {clips} are digital silence; the network learns to make it. Is the data right?"
+    clips = "checked clips" if is_part else "clips"
+    return f"warning: {which} {clips} are digital silence, which the network learns to generate. Check the data"
 
 
 def _vanished(labelled: Mapping[str, bool]) -> str:
-    """A line where the labels of some data sets are not used, as others have none."""
+    """Returns a note that the labels of some data sets are not used because others have none."""
     having, lacking = ([name for name, has in labelled.items() if has is wanted] for wanted in (True, False))
     return (
-        f"the labels of {', '.join(having)} are not used, as the manifest of {', '.join(lacking)} lists no classes: "
-        f"all clips are trained on without labels. To use them, give {', '.join(lacking)} labels too, or leave it out"
+        f"the labels of {', '.join(having)} are not used, because the manifest of {', '.join(lacking)} lists no "
+        f"classes. To use them, add labels to {', '.join(lacking)}, or leave it out"
     )
 
 
 def _labels(path: str, index: ShardIndex | None, store: RemoteStore) -> list[str]:
-    """A line where clips have labels that are not used, as no list of classes is known."""
+    """Returns a note if clips have labels that are not used because no list of classes is known."""
     if index is None:
         return []
     found = label_counts(path, index, store)
@@ -151,11 +152,11 @@ def _labels(path: str, index: ShardIndex | None, store: RemoteStore) -> list[str
     names = sorted(found)
     some = json.dumps(names[:_NAMED], ensure_ascii=False).replace('"', "").replace(", ", ",")
     more = f" (and {len(names) - _NAMED} more)" if len(names) > _NAMED else ""
-    return [f"clips have labels, which are not used: nothing lists the classes. To use them: 'classes={some}'{more}"]
+    return [f"labels of clips are not used, because no list of classes is given. To use them: 'classes={some}'{more}"]
 
 
 def label_counts(path: str, index: ShardIndex, store: RemoteStore) -> Counter[str]:
-    """The labels of the first clips of a shard."""
+    """Counts the labels of the first clips of a shard."""
     shards = Shards([path], [len(index.keys)], [index.num_bytes], store)
     counts: Counter[str] = Counter()
     for number in range(min(len(index.keys), _LOOKED_AT if not is_remote(path) else 20)):

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 CLASSES = ("clap", "hat", "kick", "snare", "tom")
-NOISE_FLOOR_DB = (-60, -40)  # rms of the white noise under a hit, re full scale, as recordings differ in it
-MAX_ONSET_S = 0.006  # a hit starts this late at most
-ATTACK_S = 0.0003  # no hit begins with a step, which would sound at every frequency
-SAMPLE_RATE = 16_000  # the default and the least: a hi-hat lives above 4 kHz
+NOISE_FLOOR_DB = (-60, -40)  # range of the RMS of white noise in a hit relative to full scale, as in recordings
+MAX_ONSET_S = 0.006  # latest start of a hit
+ATTACK_S = 0.0003  # hits are faded in, because a step would contain all frequencies
+SAMPLE_RATE = 16_000  # default and minimum: a hi-hat needs frequencies above 4 kHz
 MIN_SAMPLES = 1024
 
 
@@ -59,7 +59,7 @@ def hits(
 
 
 def write_folder(folder: str | Path, hits_per_class: int = 200, seed: int = 0) -> int:
-    """Writes FOLDER/<label>/<name>.wav (mono, 16 kHz, 16 bit), over what is there; returns how many files."""
+    """Writes FOLDER/<label>/<name>.wav (mono, 16 kHz, 16 bit), overwriting files; returns the number of files."""
     import torch
 
     from audio_diffusion.data.audio.reading import write_audio

@@ -16,16 +16,16 @@ MANIFEST = "sc09.csv"
 
 
 def write_manifest(folder: str | Path) -> Counter[str]:
-    """Writes FOLDER/sc09.csv (file, label, split) of the clips of the ten digits; returns how many each split has.
+    """Writes FOLDER/sc09.csv (file, label, split) for the clips of digits; returns the number of clips in each split.
 
     Raises:
-        ValueError: if the folder is not Speech Commands as it is distributed, or a list names a clip that is not there.
+        ValueError: if the folder is not Speech Commands as distributed, or a list names a clip that does not exist.
     """
     folder = Path(folder)
     if missing := [name for name in (*LISTS, *DIGITS) if not (folder / name).exists()]:
         raise ValueError(
             f"folder: expected Speech Commands, with {', '.join(LISTS)} and a folder for each digit, but {folder} has "
-            f"no {', '.join(missing)}; name the folder that holds them, such as "
+            f"no {', '.join(missing)}; give the folder that contains them, such as "
             "data/SpeechCommands/speech_commands_v0.02"
         )
     splits = {
@@ -34,7 +34,7 @@ def write_manifest(folder: str | Path) -> Counter[str]:
     clips = sorted(path.relative_to(folder).as_posix() for digit in DIGITS for path in (folder / digit).glob("*.wav"))
     if absent := sorted({clip for clip in splits if clip.partition("/")[0] in DIGITS} - set(clips)):
         raise ValueError(
-            f"folder: {len(absent)} clips that the official lists name are not there, such as {absent[0]}: "
+            f"folder: {len(absent)} clips in the official lists do not exist, such as {absent[0]}: "
             "the download is incomplete"
         )
     rows = [(clip, clip.partition("/")[0], splits.get(clip, "train")) for clip in clips]

@@ -130,7 +130,7 @@ def _data_chunk(data: Data) -> tuple[int, int] | None:
 
 
 def _bytes_per_second(data: Data, head: bytes) -> float:
-    """Returns the bytes per second of a CAF file by its description; 0 if it is not given."""
+    """Returns the bytes per second of a CAF file from its description chunk; 0 if they are not given."""
     text = data.read(20, 28)
     if head[:4] != b"caff" or len(text) < 28:
         return 0.0
@@ -139,11 +139,11 @@ def _bytes_per_second(data: Data, head: bytes) -> float:
 
 
 def layout(data: Data, frames: int, sample_rate: int) -> Layout:
-    """How a file is read right.
+    """Returns the layout of a WAV, RF64, AIFF, W64, CAF or AU file.
 
     Args:
         data: the file.
-        frames: samples per channel that libsndfile reads of it.
+        frames: number of samples per channel that libsndfile reads from it.
         sample_rate: Hz.
     """
     head = data.read(0, 12)
@@ -154,12 +154,12 @@ def layout(data: Data, frames: int, sample_rate: int) -> Layout:
         return Layout()
     begin, size = found
     there, losses = data.size - begin, []
-    if head[:4] == b"riff" and (size + 24 in _UNKNOWN_64 or size > 1 << 62):  # libsndfile refuses those in memory
+    if head[:4] == b"riff" and (size + 24 in _UNKNOWN_64 or size > 1 << 62):  # libsndfile refuses such files in memory
         sizes = pack("<Q", data.size), pack("<Q", there + 24)
         return Layout([Part([(0, 16), sizes[0], (24, begin - 8), sizes[1], (begin, data.size)])])
     if size < 1 << 62 and size not in (0, 0xFFFFFFFF):
         losses = _lost(size, there, there * sample_rate / frames if frames > 0 else _bytes_per_second(data, head))
-    if head[:4] == b"caff" and size > there:  # libsndfile refuses those
+    if head[:4] == b"caff" and size > there:  # libsndfile refuses such files
         pieces: list[tuple[int, int] | bytes] = [(0, begin - 8), pack(">Q", there), (begin, data.size)]
         return Layout([Part(pieces)], losses)
     return Layout([], losses)

@@ -1,12 +1,12 @@
-"""FLAC files: finds their real length, from the last frame, and the files that were joined in them."""
+"""FLAC files: finds the real length from the last frame, and detects concatenated files."""
 
 from struct import unpack_from
 
 from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Part, skip_tags, trim_tags
 
-_BEGIN = b"fLaC\x00\x00\x00\x22"  # what every FLAC file begins with
+_BEGIN = b"fLaC\x00\x00\x00\x22"  # first bytes of every FLAC file
 _SIZES = (0, 192, 576, 1152, 2304, 4608, -8, -16, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-_MAX_FRAME = 1 << 20  # bytes, where the header does not tell
+_MAX_FRAME = 1 << 20  # bytes; used if the header does not give the size of the largest frame
 _ZEROS = 8  # number of zeros tried as the end of a frame's checksum
 
 
@@ -24,7 +24,7 @@ _CRC8, _CRC16 = _table(0x07, 8), _table(0x8005, 16)
 
 
 def crc8(data: bytes) -> int:
-    """Of a frame's header; 0 where its own is included."""
+    """Returns the CRC-8 of a frame's header; 0 if ``data`` ends with the correct checksum."""
     value = 0
     for byte in data:
         value = _CRC8[value ^ byte]
@@ -32,7 +32,7 @@ def crc8(data: bytes) -> int:
 
 
 def crc16(data: bytes) -> int:
-    """Of a frame; 0 where its own is included."""
+    """Returns the CRC-16 of a frame; 0 if ``data`` ends with the correct checksum."""
     value = 0
     for byte in data:
         value = (value << 8 & 0xFFFF) ^ _CRC16[value >> 8 ^ byte]
@@ -40,7 +40,7 @@ def crc16(data: bytes) -> int:
 
 
 def _first_sample(frame: bytes, block_size: int) -> tuple[int, int] | None:
-    """(number of its first sample, samples) of a frame; None if its header is none."""
+    """Returns (index of the first sample, number of samples) of a frame; None if this is not a valid frame header."""
     if len(frame) < 6 or frame[0] != 0xFF or frame[1] & 0xFE != 0xF8 or frame[3] & 1 or frame[2] & 15 == 15:
         return None
     lead = frame[4]
@@ -61,7 +61,7 @@ def _first_sample(frame: bytes, block_size: int) -> tuple[int, int] | None:
 
 
 class _Stream:
-    """One FLAC file of those that lie one behind the other in ``[start, stop)``."""
+    """One of several concatenated FLAC files, in the bytes ``[start, stop)``."""
 
     def __init__(self, data: Data, start: int, stop: int):
         self._data, self.start, self.stop = data, start, stop
@@ -74,7 +74,8 @@ class _Stream:
         self.frames, self.end = self._find_end()
 
     def _find_end(self) -> tuple[int, int]:
-        """Samples per channel that whole frames hold, and where the last of them ends; (0, 0): there is none."""
+        """Returns the number of samples per channel in complete frames, and the offset at which the last complete frame
+        ends; (0, 0) if there is none."""
         stop = trim_tags(self._data, self.stop)
         while stop > self.start and self._data.read(stop - 4096, 4096) == bytes(4096):
             stop -= 4096
@@ -92,18 +93,18 @@ class _Stream:
                     return sum(found), base + end
                 value = (value << 8 & 0xFFFF) ^ _CRC16[value >> 8]
             self.is_cut = True
-            return found[0], base + at  # cut off, or something that is no audio lies behind it
+            return found[0], base + at  # the frame is cut off, or data other than audio follow it
         return 0, 0
 
     def piece(self) -> list[tuple[int, int] | bytes]:
-        """The pieces of the stream, with its real length in the header."""
+        """Returns the pieces of the stream, with its real length in the header."""
         head = self._data.read(self.start + 18, 8)
         packed = int.from_bytes(head, "big") >> 36 << 36 | self.frames
         return [(self.start, self.start + 18), packed.to_bytes(8, "big"), (self.start + 26, self.end)]
 
 
 def layout(data: Data) -> tuple[Layout, int]:
-    """How a FLAC file is read right; and where it has fewer frames than its header says, how many (0: it has them)."""
+    """Returns the layout of a FLAC file, and its number of frames if the header claims more (else 0)."""
     start = skip_tags(data)
     starts = [start]
     while (following := data.find(_BEGIN, starts[-1] + len(_BEGIN))) >= 0:

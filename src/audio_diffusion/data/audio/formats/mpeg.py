@@ -1,20 +1,21 @@
-"""MP3 files: counts their frames for an exact length, and finds the files that were joined in them."""
+"""MP3 files: counts frames for an exact length, and detects concatenated files."""
 
 from struct import pack, unpack_from
 from typing import NamedTuple
 
 from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Part, skip_tags, trim_tags
 
-_KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # of MPEG-1
-_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # of MPEG-2 and 2.5
-_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the version's bits
+_KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # bit rates of MPEG-1
+_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # bit rates of MPEG-2 and 2.5
+_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz, by the version bits
 _SAME = 0xFFFE0C00  # bits of a header that do not change within a file: sync, version, layer, rate
-_ALONE = 4  # frames in a row that make a stream, where others lie around them
-_LOOKED_AT = 40  # frames, whose bit rates differ where a file has a variable one
+_MIN_RUN = 4  # consecutive frames that are accepted as a stream in a file that also has other data
+_CHECKED = 40  # frames that are checked for a variable bit rate
 
 
 class Frame(NamedTuple):
-    """A frame's header: how long it is in bytes and samples, the rate in Hz, and where a Xing header would stand."""
+    """A frame's header: size in bytes, number of samples, sample rate in Hz, and offset at which a Xing header would
+    be."""
 
     header: int
     size: int
@@ -24,7 +25,7 @@ class Frame(NamedTuple):
 
 
 def frame(header: int) -> Frame | None:
-    """What the four bytes of a layer III frame's header say; None if they are none, or leave its size open."""
+    """Parses the four bytes of a layer III frame header; None if they are not one, or if the bit rate is "free"."""
     version, kbps, rate = header >> 19 & 3, header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or header >> 17 & 3 != 1 or not 0 < kbps < 15 or rate == 3:
         return None
@@ -42,14 +43,14 @@ def _frame(data: Data, at: int) -> Frame | None:
     head = data.read(at, 4)
     if len(head) < 4 or head[0] != 0xFF:
         return None
-    header = int.from_bytes(head, "big") & 0xFFFFFFC0  # what follows does not matter here
+    header = int.from_bytes(head, "big") & 0xFFFFFFC0  # the lowest six bits are not used here
     if header not in _known:
         _known[header] = frame(header)
     return _known[header]
 
 
 class _Stream:
-    """Frames in a row that decode as one file: ``[start, stop)``, how many, and what its Xing header promises."""
+    """Consecutive frames that decode as one file: ``[start, stop)``, their number, and that in the Xing header."""
 
     def __init__(self, start: int, first: Frame):
         self.start = self.stop = start
@@ -69,12 +70,12 @@ class _Stream:
 
     @property
     def frames(self) -> int:
-        """Of audio: the header's own is none."""
+        """The number of frames of audio, without the frame that contains the Xing header."""
         return self.count - self.is_info
 
 
 def _streams(data: Data) -> list[_Stream]:
-    """The streams of a file, one behind the other."""
+    """Returns the streams of a file in order."""
     at, stop, streams = skip_tags(data), trim_tags(data, data.size), []
     current: _Stream | None = None
     while at < stop:
@@ -94,14 +95,14 @@ def _streams(data: Data) -> list[_Stream]:
 
 
 def _next(data: Data, at: int, stop: int) -> int:
-    """Where frames go on behind what is none: tags, or junk."""
+    """Returns the offset of the next frame after tags or other data."""
     if (after := skip_tags(data, at)) > at:
         return after
     if data.read(at, 3) == b"TAG":
         return at + 128
     while 0 <= (at := data.find(b"\xff", at + 1, stop)) < stop:
         following = at
-        for _ in range(_ALONE):
+        for _ in range(_MIN_RUN):
             found = _frame(data, following)
             if found is None:
                 break
@@ -129,7 +130,7 @@ def _info_frame(stream: _Stream) -> bytes:
 
 
 def _pieces(stream: _Stream) -> list[tuple[int, int] | bytes]:
-    """What libsndfile is given: a header that promises as many frames as there are."""
+    """Returns the pieces that libsndfile reads: a header with the actual number of frames, and the frames."""
     if stream.promised >= stream.frames:
         return [(stream.start, stream.stop)]
     if stream.promised:
@@ -139,15 +140,15 @@ def _pieces(stream: _Stream) -> list[tuple[int, int] | bytes]:
 
 
 def layout(data: Data, estimate: int) -> Layout:
-    """How an MP3 file is read right.
+    """Returns the layout of an MP3 file.
 
     Args:
         data: the file.
-        estimate: samples per channel that libsndfile takes it for; it reads no more than that.
+        estimate: number of samples per channel that libsndfile estimates; it reads no more than that.
     """
     streams = [stream for stream in _streams(data) if stream.frames > 0]
     longest = max((stream.frames for stream in streams), default=0)
-    streams = [stream for stream in streams if stream.frames >= min(_ALONE, longest) or stream.xing >= 0]
+    streams = [stream for stream in streams if stream.frames >= min(_MIN_RUN, longest) or stream.xing >= 0]
     losses, seconds = [], 0.0
     for stream in streams:
         one = stream.first.samples / stream.first.sample_rate
@@ -164,7 +165,7 @@ def layout(data: Data, estimate: int) -> Layout:
 
 
 def is_plain(data: Data) -> bool:
-    """Whether a look at the beginning shows nothing that speaks against what libsndfile takes the length for."""
+    """Whether the beginning of the file does not contradict libsndfile's estimate of the length."""
     at = skip_tags(data)
     first = _frame(data, at)
     if first is None:
@@ -174,7 +175,7 @@ def is_plain(data: Data) -> bool:
     if stream.xing >= 0:
         flags, _, size = unpack_from(">III", data.read(stream.xing + 4, 12).ljust(12, b"\0"))
         return flags & 3 != 3 or abs(data.size - at - size) <= max(size // 20, 4096)
-    for _ in range(_LOOKED_AT):
+    for _ in range(_CHECKED):
         following = _frame(data, at)
         if following is None:
             return True

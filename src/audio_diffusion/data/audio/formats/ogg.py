@@ -1,4 +1,4 @@
-"""Ogg files: their pages, the streams that were joined in them, and the holes where pages are missing or damaged."""
+"""Ogg files: finds their pages, concatenated streams, and gaps where pages are missing or damaged."""
 
 import zlib
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from audio_diffusion.data.audio.formats import flac
 from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, Part, Stitched
 
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
-_BEGIN, _END = 2, 4  # a page's flags
+_BEGIN, _END = 2, 4  # flags of a page: first and last page of a stream
 _MAX_PAGE = 27 + 255 + 255 * 255
 #: message for a stream whose last page has no end-of-stream flag
 NO_END = "no page is marked as the end of the stream; it may have been cut off there"
 
 
 class Page(NamedTuple):
-    """One page: ``[start, stop)`` in the file, where its body begins, and what its header says."""
+    """One page: ``[start, stop)`` in the file, the offset of its body, and the fields of its header."""
 
     start: int
     body: int
@@ -28,13 +28,13 @@ class Page(NamedTuple):
 
 
 def checksum(page: bytes) -> int:
-    """An Ogg page's CRC, whose own field must be zero: zlib's, with the bits of each byte the other way round."""
+    """Returns the CRC of an Ogg page whose CRC field is zero: zlib's CRC with the bits of each byte reversed."""
     mirrored = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def pages(data: Data, at: int = 0) -> Iterator[Page | int]:
-    """The undamaged pages in order; for a damaged stretch between them, the place where it begins."""
+    """Yields the undamaged pages in order, and the offset of each damaged region between them."""
     damaged = -1
     while at < data.size:
         head = data.read(at, 27 + 255)
@@ -58,7 +58,7 @@ def pages(data: Data, at: int = 0) -> Iterator[Page | int]:
 
 
 def _codec(data: Data, page: Page) -> str:
-    """The codec of the stream that begins with a page; empty if it is not a supported audio codec."""
+    """Returns the codec of the stream that begins with a page; empty if it is not a supported audio codec."""
     start = data.read(page.body, 8)
     for magic, name in (
         (b"OpusHead", "opus"),
@@ -72,18 +72,18 @@ def _codec(data: Data, page: Page) -> str:
 
 
 class _Link:
-    """One stream of those that a file holds one behind the other: the pages of its header, and its runs of pages."""
+    """One of the consecutive streams of a file: its header pages, and its runs of pages without gaps."""
 
     def __init__(self, first: Page, codec: str):
         self.serial, self.codec, self.head, self.runs = first.serial, codec, [first], [[]]  # type: ignore[var-annotated]
         self.last = first
 
     def add(self, page: Page) -> None:
-        """Takes the next page; one whose number does not follow begins a new run."""
+        """Adds the next page; a page whose number is not the next one begins a new run."""
         follows = page.number == self.last.number + 1
         self.last = page
         if page.granule == 0 and not self.runs[0] and follows:
-            self.head.append(page)  # what holds no audio yet
+            self.head.append(page)  # header pages contain no audio
         elif follows or not self.runs[-1]:
             self.runs[-1].append(page)
         else:
@@ -95,11 +95,11 @@ class _Link:
 
 
 def _links(data: Data) -> tuple[list[_Link], list[int], bool]:
-    """The audio streams one behind the other, where damage begins, and whether anything else lies between their
+    """Returns the audio streams in order, the offsets of damaged regions, and whether other data lie between their
     pages."""
     links: list[_Link] = []
     damaged: list[int] = []
-    beginning = mixed = False  # among the first pages of streams that run side by side
+    beginning = mixed = False  # beginning: among the first pages of multiplexed streams
     for page in pages(data):
         if isinstance(page, int):
             damaged.append(page)
@@ -121,7 +121,7 @@ def _links(data: Data) -> tuple[list[_Link], list[int], bool]:
 
 
 def layout(data: Data) -> Layout:
-    """How an Ogg file is read right."""
+    """Returns the layout of an Ogg file."""
     links, damaged, mixed = _links(data)
     losses = []
     is_cut = bool(links and damaged and damaged[-1] >= links[-1].last.stop and not links[-1].has_end)
@@ -147,25 +147,25 @@ def layout(data: Data) -> Layout:
 
 
 def _flac(data: Data, link: _Link, losses: list[Loss]) -> list[Part]:
-    """A FLAC stream without its pages: packets laid end to end are a FLAC file."""
+    """Returns the parts of a FLAC stream in Ogg: its concatenated packets form a native FLAC file."""
     following = [page for page in (*link.head[1:], *(page for run in link.runs for page in run))]
     native = Data(Stitched(data, [(link.head[0].body + 9, link.head[0].stop), *((p.body, p.stop) for p in following)]))
     inner, _ = flac.layout(native)
     losses += inner.losses
-    has_end = link.has_end or not inner.parts  # where its header tells its length, that is known
+    has_end = link.has_end or not inner.parts  # the end is known if the header gives the length
     parts = inner.parts or [Part([(0, native.size)])]
     return [Part(part.pieces, data=native, has_end=has_end or part is not parts[-1]) for part in parts]
 
 
 def is_plain(data: Data) -> bool:
-    """Whether the last page belongs to the stream that the first one begins."""
+    """Whether the last page belongs to the same stream as the first one."""
     tail = data.read(max(data.size - _MAX_PAGE, 0), _MAX_PAGE)
     last = tail.rfind(b"OggS")
     return last < 0 or tail[last + 14 : last + 18] in (b"", data.read(14, 4))
 
 
 def _joined(run: list[Page]) -> list[tuple[int, int] | bytes]:
-    """Pages as few stretches."""
+    """Merges adjacent pages into ranges of bytes."""
     stretches: list[tuple[int, int]] = []
     for page in run:
         if stretches and stretches[-1][1] == page.start:
