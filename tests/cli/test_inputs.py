@@ -23,7 +23,9 @@ def test_of_a_folder_all_audio_is_taken_and_the_rest_is_named(
         assert [path.name for path in find_files(str(tmp_path), ("wav",))] == ["a.wav", "b.WAV", "c.wave", "d"]
     for number in range(7):
         (tmp_path / f"notes{number}.txt").write_text("words")
-    with pytest.warns(UserWarning, match=r"left out, as they hold no audio: notes0.txt, .*, notes4.txt and 2 more"):
+    with pytest.warns(
+        UserWarning, match=r"left out, because they contain no audio: notes0.txt, .*, notes4.txt and 2 more"
+    ):
         assert (
             len(find_files([str(tmp_path), str(tmp_path / "notes0.txt")], ("wav",))) == 5
         )  # named files are not filtered
@@ -31,5 +33,5 @@ def test_of_a_folder_all_audio_is_taken_and_the_rest_is_named(
 
 def test_a_folder_without_audio_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("words")
-    with pytest.raises(ConfigError, match=r"holds none of wav, flac, only notes.txt"):
+    with pytest.raises(ConfigError, match=r"contains none of wav, flac, only notes.txt"):
         find_files(str(tmp_path), ("wav", "flac"))

@@ -72,7 +72,7 @@ def test_what_came_of_it_is_said(packed: Packed) -> None:
     for split in ("train", "val", "test"):
         assert f"{split} {manifest['clips'][split]} clips {manifest['seconds'][split] / 3600:.4f} h" in lines
     assert "classes: clap, hat, kick, snare, tom" in lines
-    assert "left out, named with the reasons in 2024/refused.csv: 1, e.g." in lines
+    assert "left out, with reasons in 2024/refused.csv: 1, e.g." in lines
     assert r"'tom/caf\udce9.flac': cannot be decoded: Format not recognised." in lines
     assert lines[-2] == f"{len(manifest['shards'])} shards in 2024/"
     assert lines[-1] == "next: python train.py experiment=drums data.train=2024 name=2024"
@@ -142,7 +142,7 @@ def test_all_that_is_made_of_the_audio_is_told(
     for line in (
         "silent: 2 pieces, 1.0 s, left out",
         "rests of less than half a piece: 1, 0.1 s, left out",
-        "left out, named with the reasons in out/refused.csv: 1, e.g.",
+        "left out, with reasons in out/refused.csv: 1, e.g.",
         "    'zero.wav': silent (below -60 dBFS rms): 2 pieces, 1.000 s, at 0, 0.6 s",
         "a picture of durations, levels and classes: out/manifest.png",
     ):
@@ -298,4 +298,4 @@ def test_on_a_full_disk_it_is_said_where_and_how_much_is_needed(
     status, output, _ = command(tmp_path, *arguments)
     assert status == 0
     assert output.startswith("packing")
-    assert "went on from" in output
+    assert "resumed after" in output

@@ -41,7 +41,7 @@ def test_of_a_folder_that_is_named_it_is_said_what_is_there(tmp_path: Path) -> N
     (tmp_path / "old").mkdir()
     assert note_of(tmp_path / "old") is None
     (tmp_path / "old" / "000_kick.wav").write_text("sound")
-    assert "old holds 1 file already: those of equal names are replaced" in (note_of(tmp_path / "old") or "")
+    assert "old already has 1 file: those with equal names are replaced" in (note_of(tmp_path / "old") or "")
     assert beside(tmp_path / "v1.5", ".json") == tmp_path / "v1.5.json"
 
 
@@ -94,7 +94,7 @@ def test_files_of_unlike_length_are_padded_and_named(model: Model, tmp_path: Pat
     short, long = sample.files
     assert short.clip.shape == long.clip.shape == (1, 1000)
     assert not short.clip[:, 700:].any()
-    assert short.note == f"0.0375 s of silence added at its end, to be as long as {tmp_path / 'long.wav'}"
+    assert short.note == f"0.0375 s of silence added at its end, to match the length of {tmp_path / 'long.wav'}"
     assert not long.note
 
 

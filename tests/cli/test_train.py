@@ -220,7 +220,7 @@ def test_sample_takes_every_kind_of_guidance(run_program: Run, trained: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ckpt=runs/one", "negative=kik"], "negative: 'kik' is no label of this model. Did you mean 'kick'?"),
+        (["ckpt=runs/one", "negative=kik"], "negative: 'kik' is not a label of this model. Did you mean 'kick'?"),
         (["ckpt=runs/one", "labels=[kik]"], "label 'kik' is unknown to this model. Did you mean 'kick'?"),
         (["ckpt=nowhere.ckpt"], "ckpt: expected a checkpoint file, but 'nowhere.ckpt' does not exist"),
         (["ckpt=runs/one/config.yaml"], "ckpt: 'runs/one/config.yaml' cannot be read as plain data"),

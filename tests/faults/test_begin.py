@@ -44,13 +44,13 @@ def test_a_finished_run_says_so_and_lives_count_on(train, tmp_path: Path) -> Non
     again = train(*accumulated, "max_steps=4", "trainer.gradient_clip_val=0.5", "trainer.precision=bf16-mixed")
     assert "changed since step_00000002.ckpt: trainer.gradient_clip_val: 1.0 before, 0.5 now" in again
     assert "changed since step_00000002.ckpt: trainer.precision: '32-true' before, 'bf16-mixed' now" in again
-    assert "changed since the run's last life: git_commit: 'older-" in again
+    assert "changed since the run was last started: git_commit: 'older-" in again
     clips = rows_with(tmp_path / "runs/one", "data/clips")
     assert [(row["step"], row["data/clips"]) for row in clips] == [(1, 4), (2, 8), (3, 12), (4, 16)]
     assert [row["step"] for row in rows_with(tmp_path / "runs/one", "speed/data_wait_percent")] == [1, 2, 3, 4]
 
     done = train(*accumulated, "max_steps=4")
-    assert "runs/one is finished: step_00000004.ckpt is at step 4, max_steps=4. To train on: max_steps=8" in done
+    assert "runs/one is finished: step_00000004.ckpt is at step 4, max_steps=4. To continue: max_steps=8" in done
     said = train("name=two", "ckpt=runs/one", "max_steps=3", status=2)
     assert said.startswith("ckpt: runs/one/checkpoints/step_00000004.ckpt is at step 4, and steps are counted on")
     assert "Write max_steps=7; or init=runs/one/checkpoints/step_00000004.ckpt in place of ckpt" in said
@@ -76,7 +76,10 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_refused_in_a_line(
             (
                 "ckpt=step_00000009.ckpt",
             ): "'step_00000009.ckpt' is the checkpoint of step 2: call it step_00000002.ckpt",
-            ("ckpt=no_manifest.ckpt", "model.cond_width=32"): "ckpt: no_manifest.ckpt is of another network; set these",
+            (
+                "ckpt=no_manifest.ckpt",
+                "model.cond_width=32",
+            ): "ckpt: no_manifest.ckpt has another network; restore these",
             (
                 "ckpt=runs/one",
                 "training/optimizer=sgd",
@@ -110,7 +113,7 @@ def test_init_takes_the_weights_alone_and_names_what_is_new(train, tmp_path: Pat
     assert two["global_step"] == 1
 
     again = train("name=two", "max_steps=2", "init=runs/one")
-    assert "init=runs/one is where this run began; it resumes from its own step_00000001.ckpt" in again
+    assert "init=runs/one is ignored, as this run has begun; it resumes from its own step_00000001.ckpt" in again
 
     others = train("name=three", "max_steps=1", "init=runs/one", "classes=[gong,kick]", "callbacks.checkpoint=null")
     assert "init: new embeddings for the labels gong; those of kick are taken" in others

@@ -70,16 +70,16 @@ def test_a_run_falls_back_from_broken_checkpoints_and_refuses_where_none_is_good
     assert "falling back to step_00000004.ckpt" in again.text
     assert "resuming from runs/one/checkpoints/step_00000004.ckpt" in again.text
     assert "changed since step_00000004.ckpt: batch_size: 4 before, 8 now" in again.text
-    assert "rows of steps that are trained again were cut" in again.text
+    assert "rows of steps that are trained again were removed" in again.text
 
     other = train("name=one", "max_steps=8", "model.widths=[8,24]")
     assert other.wait() == [2]
-    assert "is of another network; set these back, or choose another name=" in other.text
+    assert "has another network; restore these options, or choose another name=" in other.text
     assert "model.widths: [8, 16] before, [8, 24] now" in other.text
 
     older = train("name=one", f"ckpt={folder}/step_00000006.ckpt", "max_steps=9")
     assert older.wait() == [2]
-    assert "also holds step_00000008.ckpt, which a restart of this run would resume from" in older.text
+    assert "also contains step_00000008.ckpt, and a restart of this run would resume from it" in older.text
 
     for path in folder.glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:1000])

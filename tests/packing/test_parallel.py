@@ -45,7 +45,9 @@ def test_results_come_in_order_and_few_are_ahead(num_workers: int) -> None:
 
 
 def test_a_process_that_is_killed_is_told_with_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"num_workers: one of 2 processes was killed, .*; use fewer\. The same"):
+    with pytest.raises(
+        ValueError, match=r"num_workers: one of 2 processes was killed, .*; use fewer\. Repeat the command"
+    ):
         list(ordered(kill_itself, range(9), 2))
 
 

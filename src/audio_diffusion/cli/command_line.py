@@ -33,12 +33,12 @@ _EXAMPLES = {
     "train": "max_steps=100", "sample": "num_samples=16", "evaluate": "num_clips=16", "export": "weights=raw",
     "make_shards": "format=flac", "report": "output=page.html",
 }  # fmt: skip
-#: options that unnamed arguments probably mean, by program
+#: options that arguments without a name probably mean, by program
 _POSITIONS = {
     "sample": ("ckpt",), "evaluate": ("ckpt", "data"), "export": ("ckpt", "output"), "make_shards": ("input", "output"),
 }  # fmt: skip
 
-#: arguments of Lightning's Trainer that this project sets elsewhere, and where
+#: arguments of Lightning's Trainer that this project sets elsewhere, and the alternatives
 ELSEWHERE = {
     "trainer.overfit_batches": "to check that the model can overfit a few clips, train on these alone: "
     "make_shards.py input=FOLDER_OF_THEM output=data/few val_fraction=0, then data.train=data/few",
@@ -56,7 +56,7 @@ ELSEWHERE = {
     "trainer.log_every_n_steps": "write log_every_steps=N",
     "trainer.logger": "write logger=wandb, tensorboard or csv, or logger=null",
     "trainer.callbacks": "callbacks are a group of options: callbacks.NAME.option=VALUE, or callbacks.NAME=null",
-    "trainer.enable_checkpointing": "write callbacks.checkpoint=null to keep none",
+    "trainer.enable_checkpointing": "write callbacks.checkpoint=null to save none",
     "trainer.default_root_dir": "write run_dir=FOLDER",
     "trainer.enable_model_summary": "the number of parameters is printed at the start",
     "trainer.use_distributed_sampler": "the stream is already divided among the ranks",
@@ -91,7 +91,7 @@ def typed() -> list[str]:
 
 
 def _named_runs(arguments: Sequence[str]) -> list[str]:
-    """The arguments of ``report``, with the folders among them as the option ``runs``."""
+    """Converts the arguments of ``report``: folders become the option ``runs``."""
     folders = [a for a in arguments if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
     rest = [a for a in arguments if a not in folders]
     if folders and any(a.startswith("runs=") for a in rest):
@@ -118,7 +118,7 @@ def prepare(arguments: Sequence[str], program: str) -> list[str]:
         ConfigError: for unknown flags and for ``--option value``, with the correct form.
     """
     flags, options = _split(arguments)
-    if program == "evaluate":  # Hydra would take data for the group of train.yaml, and SHARDS for a file in it
+    if program == "evaluate":  # Hydra would interpret data as the group of train.yaml, and SHARDS as a file in it
         options = [f"reference={o.removeprefix('data=')}" if o.startswith("data=") else o for o in options]
         _refuse_moved(options)
     for option in options:
@@ -151,7 +151,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates Hydra's flags, with their values, from the options.
 
     Raises:
-        ConfigError: for a flag that is none.
+        ConfigError: for an unknown flag.
     """
     flags: list[str] = []
     options: list[str] = []
@@ -213,7 +213,7 @@ def _quoted(value: str) -> str:
 
 
 def _readable_words(value: str) -> str:
-    """A list of words, such as ``[0,true,x=y]``, as Hydra reads it: with quotes where it would not read a word."""
+    """Converts a list of words, such as ``[0,true,x=y]``, for Hydra: quotes items that it would not read as words."""
     if not re.fullmatch(rf"\[{_ITEM}(?:,{_ITEM})*\]", value):
         return value
     items = []
@@ -270,8 +270,8 @@ def _one_command_a_run(options: Sequence[str], program: str) -> str:
     listed = "\n       ".join(lines)
     sweep = shlex.join(["sbatch", f"--array=0-{len(combinations) - 1}", "slurm/sweep.sh", *options])
     cluster = f"\nOn a cluster: {sweep}" if program == "train" and len(combinations) > 1 else ""
-    what = "trains one run, which has a folder of its own" if program == "train" else "does one thing"
-    return f"-m: a process {what}. One after the other:\n       {listed}{cluster}"
+    what = "one run, which has its own folder" if program == "train" else "one command"
+    return f"-m: a process executes {what}. Use one command after the other:\n       {listed}{cluster}"
 
 
 def explain_sweep(option: str, program: str) -> str:

@@ -22,7 +22,7 @@ from audio_diffusion.inference.targets import nearest as nearest
 from audio_diffusion.inference.targets import target_problems as target_problems
 
 _PACKAGE = Path(__file__).parents[1]
-CHECKOUT = _PACKAGE.parents[1]  # of the repository, if the package is in its src/
+CHECKOUT = _PACKAGE.parents[1]  # root of the repository, if the package is in its src/
 INSTALLED = (_PACKAGE / "configs").is_dir()
 CONFIG_DIR = (_PACKAGE if INSTALLED else CHECKOUT) / "configs"
 
@@ -31,7 +31,7 @@ resolvers.register()
 
 
 def _groups() -> dict[str, list[str]]:
-    """Config groups, including nested ones, and the names of the configs in each."""
+    """Returns the config groups, including nested ones, and the names of the configs in each."""
     found: dict[str, list[str]] = {}
     for root in filter(None, (CONFIG_DIR, own_parts.config_dir())):
         for folder in (folder for folder in root.rglob("*") if folder.is_dir()):
@@ -41,7 +41,7 @@ def _groups() -> dict[str, list[str]]:
 
 
 def _keys_at(path: str, config_name: str, chosen: list[str]) -> list[str]:
-    """The option names at the level of the dotted ``path``, for the groups in ``chosen``."""
+    """Returns the option names at the level of the dotted ``path``, for the groups in ``chosen``."""
     parent = path.rpartition(".")[0]
     cfg = compose(config_name, overrides=chosen)
     node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
@@ -75,7 +75,7 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """The first line of a message from Hydra."""
+    """Returns the first line of a message from Hydra."""
     return text.splitlines()[0].rstrip(".") if text else "Hydra does not say why"
 
 

@@ -10,9 +10,9 @@ from audio_diffusion.cli.options import ExportOptions
 
 
 def main(options: ExportOptions) -> None:
-    """Load, write, say what is to be done by hand."""
+    """Loads and exports the model, and prints the remaining manual steps."""
     model = audio_diffusion.load(options.ckpt, weights=options.weights, trust=options.trust)
     folder = audio_diffusion.export(model, options.output)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, {size / 1e6:.1f} MB in {folder}/")
-    print(f"to be filled in by hand before it is handed on: license, data and use, in {folder}/README.md")
+    print(f"to be filled in by hand before you share it: license, data and use, in {folder}/README.md")

@@ -1,5 +1,4 @@
-"""What ``--help`` prints: options and choices with the comments beside them in configs/, which docs/options.md is also
-made of."""
+"""The text of ``--help``: options and choices with their comments in configs/, which also make up docs/options.md."""
 
 import re
 import textwrap
@@ -30,7 +29,7 @@ class Option:
     path: str
     value: str
     text: list[str] = field(default_factory=list)
-    is_group: bool = False  # a mapping with options of its own
+    is_group: bool = False  # a mapping that contains options
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Choice:
 
 
 def read_yaml(path: Path) -> Choice:
-    """The options of a file, with the comments beside them; a comment may go on in the lines below."""
+    """Returns the options of a file with their comments; a comment may continue on the lines below."""
     about: list[str] = []
     options: list[Option] = []
     parents: list[tuple[int, str]] = []
@@ -75,7 +74,7 @@ def read_yaml(path: Path) -> Choice:
 
 
 def default_of(option: Option) -> str:
-    """The default, as a cell of a table."""
+    """Returns the default as a cell of a table."""
     if option.is_group:
         return ""
     if option.value == "???":
@@ -85,13 +84,13 @@ def default_of(option: Option) -> str:
 
 
 def description_of(option: Option) -> str:
-    """What an option does; the comment of an option that takes another's value may be missing."""
+    """Returns the description of an option; one that takes the value of another option may have no comment."""
     text = " ".join(option.text)
     reference = re.fullmatch(r"\[?(?:\"?\$\{[\w.:$]*\{?[\w.]+\}?\}[\w/]*\"?(?:, )?)+\]?", option.value)
     return text or ("see there" if reference else "")
 
 
-#: options in groups that --help lists beside the program's own
+#: options in groups that --help lists in addition to the program's own
 _LISTED = {
     "train": (
         "data.train", "data.val", "data.num_workers", "training.optimizer.lr", "training.cond_dropout",
@@ -99,7 +98,7 @@ _LISTED = {
         "callbacks.checkpoint.every_n_steps", "callbacks.sampling.every_n_steps",
     ),
 }  # fmt: skip
-_FILES = {  # where those are: by the start of their names
+_FILES = {  # files of these options, by the start of their names
     "data.": "data/shards", "training.optimizer.": "training/optimizer/adamw", "training.": "training/adamw",
     "trainer.": "trainer/auto", "callbacks.": "callbacks/default",
 }  # fmt: skip
@@ -107,12 +106,12 @@ _WIDTH, _COLUMN = 120, 36
 
 
 def help_text(command: str, program: str, about: str, only: tuple[str, ...] = ()) -> str:
-    """The help of a program.
+    """Returns the help of a program.
 
     Args:
-        command: what is typed to run it.
-        about: what it does, in one line.
-        only: names of the options to list; empty: all.
+        command: command that runs it.
+        about: description in one line.
+        only: names of the options to list; empty for all.
     """
     own = [o for o in read_yaml(CONFIG_DIR / f"{program}.yaml").options if not o.is_group or o.text]
     own = [o for o in own if not only or o.path in only]
@@ -127,7 +126,7 @@ def help_text(command: str, program: str, about: str, only: tuple[str, ...] = ()
 
 
 def _find(path: str) -> Option | None:
-    """An option of a group, by its whole name."""
+    """Finds an option of a group by its full name."""
     start = next(start for start in _FILES if path.startswith(start))
     prefix = "" if start == "callbacks." else start
     for option in read_yaml(CONFIG_DIR / f"{_FILES[start]}.yaml").options:
@@ -137,17 +136,17 @@ def _find(path: str) -> Option | None:
 
 
 def _line(option: Option) -> str:
-    """An option, its default and what it does, in one line."""
+    """Formats an option, its default and its description in one line."""
     name = option.path if option.is_group else f"{option.path}={'' if option.value == '???' else option.value}"
     text = description_of(option)
     room = _WIDTH - max(_COLUMN, len(name) + 4)
-    while len(text) > room and "; " in text:  # the first clauses, where it is long
+    while len(text) > room and "; " in text:  # only the first clauses of a long description
         text = text.rpartition("; ")[0]
     return f"  {name:{_COLUMN - 4}}  {textwrap.shorten(text, max(room, 20), placeholder=' ..')}"
 
 
 def _choices(group: str) -> Iterator[str]:
-    """The choices of a group; of the task of sample.py with what each does."""
+    """Formats the choices of a group; those of the group task have descriptions."""
     choices = [read_yaml(path) for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
     if not choices:
         return

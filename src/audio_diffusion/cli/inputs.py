@@ -15,7 +15,7 @@ _NAMED = 5  # number of ignored files of a folder that are named
 
 
 def find_files(given: str | Sequence[str], extensions: Sequence[str]) -> list[Path]:
-    """The named files; for a folder, the files in it that have one of these extensions or contain audio anyway."""
+    """Returns the given files; for a folder, the files in it with one of these extensions, and others with audio."""
     found: list[Path] = []
     for name in [given] if isinstance(given, str) else given:
         path = Path(name)
@@ -26,7 +26,7 @@ def find_files(given: str | Sequence[str], extensions: Sequence[str]) -> list[Pa
 
 
 def _inside(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    """The audio files of a folder. Other files are reported; hidden files are ignored.
+    """Returns the audio files of a folder. Other files are reported; hidden files are ignored.
 
     Raises:
         ConfigError: if there is no audio file.
@@ -36,9 +36,9 @@ def _inside(folder: Path, extensions: Sequence[str]) -> list[Path]:
     others = [p.name for p in files if p not in inside]
     if not inside:
         such = f", only {_some(others)}" if others else ""
-        raise ConfigError(f"input: the folder {str(folder)!r} holds none of {', '.join(extensions)}{such}")
+        raise ConfigError(f"input: the folder {str(folder)!r} contains none of {', '.join(extensions)}{such}")
     if others:
-        warnings.warn(f"input: {str(folder)!r}: left out, as they hold no audio: {_some(others)}", stacklevel=2)
+        warnings.warn(f"input: {str(folder)!r}: left out, because they contain no audio: {_some(others)}", stacklevel=2)
     return inside
 
 
@@ -69,7 +69,7 @@ def read_clip(model: Model, path: Path) -> Input:
     if info.sample_rate != model.sample_rate:
         changes.append(f"resampled from {info.sample_rate} to {model.sample_rate} Hz")
     if info.channels != model.channels:
-        changes.append(f"of {info.channels} channels made {model.channels}")
+        changes.append(f"converted from {counted(info.channels, 'channel')} to {model.channels}")
     return Input(path, info, clip, ", ".join(changes))
 
 

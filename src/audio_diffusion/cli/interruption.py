@@ -12,8 +12,8 @@ STATUS = 128 + signal.SIGINT
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends the program with one line: nothing has been produced yet, or everything is written."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: a program in the background
+    """Makes Ctrl-C end the program at once with one line, while there are no results or all of them are written."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is ignored in a program in the background
         signal.signal(signal.SIGINT, _leave)
 
 

@@ -1,4 +1,4 @@
-"""The console command ``audio-diffusion`` and what ``python train.py`` and the others of a checkout call."""
+"""The console command ``audio-diffusion``, and the entry point of the scripts of a checkout, such as train.py."""
 
 import sys
 from functools import partial
@@ -10,12 +10,12 @@ from audio_diffusion import __version__
 from audio_diffusion.cli import command_line, help, options, program, startup
 from audio_diffusion.inference.targets import nearest
 
-#: by the name typed after ``audio-diffusion``: the program, and what it does
+#: (program, description) by the name typed after ``audio-diffusion``
 COMMANDS = {
     "train": ("train", "train a diffusion model on shards of audio"),
     "sample": ("sample", "generate and edit audio with a trained model"),
     "evaluate": ("evaluate", "measure a trained model, or a folder of generated audio"),
-    "export": ("export", "write a model to a folder without optimizer and data, to hand on"),
+    "export": ("export", "write a model to a folder without optimizer and data, to share it"),
     "pack": ("make_shards", "pack a folder of audio into WebDataset shards"),
     "verify": ("make_shards", "read and check every clip of shards"),
     "report": ("report", "write a page to listen on, of one run or of several side by side"),
@@ -41,7 +41,7 @@ def run(name: str) -> None:
 
 
 def console() -> None:
-    """The command ``audio-diffusion``."""
+    """Runs the command ``audio-diffusion``."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         print(usage())
@@ -56,7 +56,7 @@ def console() -> None:
 
 
 def usage() -> str:
-    """What ``audio-diffusion`` alone prints."""
+    """Returns the text that ``audio-diffusion`` prints without arguments."""
     lines = [f"    {name:10}{about}" for name, (_, about) in COMMANDS.items()]
     first, last = "usage: audio-diffusion COMMAND OPTION=VALUE ..", "audio-diffusion COMMAND --help lists its options"
     return "\n".join([first, "", *lines, "", last])

@@ -29,7 +29,7 @@ from audio_diffusion.packing.verify import verify
 
 
 def main(options: PackOptions) -> None:
-    """Find the files, check and pack them, say what came of it; or verify."""
+    """Finds, checks and packs the files and prints a report; or verifies shards."""
     workers = options.num_workers or os.cpu_count() or 1
     try:
         store: RemoteStore = config.build(options.store, "store")
@@ -45,7 +45,7 @@ def main(options: PackOptions) -> None:
 
 
 def _sources(options: PackOptions, store: RemoteStore) -> list[Source]:
-    place, by_folder = local_path(str(options.input)), options.labels == "folder"  # a folder may be called 2024
+    place, by_folder = local_path(str(options.input)), options.labels == "folder"  # a folder's name may be a number
     try:
         remote = is_remote(place)
     except ValueError as error:
@@ -92,7 +92,7 @@ def _pack(options: PackOptions, workers: int, store: RemoteStore) -> None:
 
 def _say(report: PackReport, output: Path, num_captions: int) -> None:
     if report.resumed:
-        print(f"went on from {counted(report.resumed, 'shard')} that were there already")
+        print(f"resumed after {counted(report.resumed, 'finished shard')}")
     for split, number in report.clips.items():
         print(f"{split:5} {number:7d} {'clip ' if number == 1 else 'clips'}  {report.seconds[split] / 3600:9.4f} h")
     print(f"classes: {', '.join(report.classes) or 'none'}")
@@ -111,9 +111,9 @@ def _say(report: PackReport, output: Path, num_captions: int) -> None:
         print(f"over full scale, clipped: {samples} in {clips}")
     if made["loudness"]["limited"] or made["loudness"]["unknown"]:
         limited, unknown = counted(made["loudness"]["limited"], "clip"), made["loudness"]["unknown"]
-        print(f"loudness: {limited} held back by their peaks, {unknown} too quiet to have one")
+        print(f"loudness: {limited} limited by their peaks, {unknown} too quiet to have one")
     if report.refused:
-        print(f"left out, named with the reasons in {output / REFUSED}: {len(report.refused)}, e.g.")
+        print(f"left out, with reasons in {output / REFUSED}: {len(report.refused)}, e.g.")
         for name, reason in report.refused[:3]:
             print(f"    {name!r}: {reason}")
     print(f"a picture of durations, levels and classes: {output / PICTURE}")
@@ -128,7 +128,7 @@ def _say(report: PackReport, output: Path, num_captions: int) -> None:
 
 
 def next_command(manifest: dict[str, Any], output: Path) -> str:
-    """The line that trains on what was packed: the experiment that is nearest to it."""
+    """Returns the command that trains on the packed data, with the experiment that suits it best."""
     formats, mean_s = manifest["formats"], manifest["durations_s"]["mean"]
     classes, rate, channels = set(manifest["classes"]), formats[0]["sample_rate"], formats[0]["channels"]
     if classes == set(CLASSES) and rate == 16_000:

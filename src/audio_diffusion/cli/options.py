@@ -46,13 +46,13 @@ class SampleOptions:
     task_options: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The options as they were given, for the json that records how each file was made."""
+        """Returns the options as given, for the json that records how each file was made."""
         given = asdict(self)
         task_options = given.pop("task_options")
         return {name: value for name, value in given.items() if value is not None or name not in _ABSENT} | task_options
 
 
-_ABSENT = ("sampler", "input")  # options of sample.py that not every task or command has
+_ABSENT = ("sampler", "input")  # options of sample.py that some tasks or commands do not have
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class PackOptions:
-    """The root options of make_shards.py; those from ``format`` to ``max_missing`` are of ``packing.prepare.Form``."""
+    """The root options of make_shards.py; for those from ``format`` to ``max_missing``, see ``packing.form.Form``."""
 
     input: str | None
     output: str | None
@@ -128,7 +128,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def _types(program: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The types of the given root options of a program."""
+    """Returns the types of the given root options of a program."""
     return {name: kind for name, kind in get_type_hints(_OPTIONS[program]).items() if name in given}
 
 

@@ -10,12 +10,12 @@ from audio_diffusion.inference.model import Model
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """The path next to a folder that consists of the folder's name and an ending, such as ``.json``."""
+    """Returns the path next to a folder that consists of the folder's name and an ending, such as ``.json``."""
     return folder.parent / f"{folder.name}{ending}"
 
 
 def default_folder(model: Model, ckpt: str, task: str) -> Path:
-    """The folder for results of a task if the user names none.
+    """Returns the folder for results of a task if the user names none.
 
     For a run it is inside the run's folder. For any other file or folder it is next to it and begins with its name, so
     that two models in one folder do not share it. For a model of the hub it is in the current folder.
@@ -49,12 +49,12 @@ def claim(wanted: Path) -> Path:
 
 
 def note_of(folder: Path) -> str | None:
-    """The note to print before results are written to an existing folder that the user named; None if it is empty."""
+    """Returns a note to print before results are written to an existing folder; None if it is empty."""
     there = sum(1 for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
     if not there and not beside(folder, ".json").exists():
         return None
     return (
-        f"{folder} holds {there} file{'s' * (there != 1)} already: those of equal names are replaced, the others stay; "
+        f"{folder} already has {there} file{'s' * (there != 1)}: those with equal names are replaced, others are kept; "
         f"{beside(folder, '.json')}, the picture and the page are replaced too"
     )
 

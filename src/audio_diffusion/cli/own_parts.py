@@ -13,7 +13,7 @@ from audio_diffusion.inference.targets import ConfigError, arguments_of
 
 _TARGET, _DIR = "._target_", "config_dir="
 
-_config_dir: Path | None = None  # of this process
+_config_dir: Path | None = None  # the folder of this process
 
 
 def make_importable() -> None:
@@ -23,12 +23,12 @@ def make_importable() -> None:
 
 
 def config_dir() -> Path | None:
-    """The folder of ``config_dir=FOLDER``, whose groups are added to the project's."""
+    """Returns the folder of ``config_dir=FOLDER``, whose groups are added to the project's."""
     return _config_dir
 
 
 def take_config_dir(options: Sequence[str]) -> list[str]:
-    """Takes ``config_dir=FOLDER`` for this process; returns the other options."""
+    """Stores ``config_dir=FOLDER`` for this process; returns the other options."""
     global _config_dir
     _config_dir, rest = split_config_dir(options)
     return rest
@@ -54,24 +54,24 @@ def split_config_dir(options: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def search_path() -> list[str]:
-    """Hydra's option that adds the folder of ``config_dir`` to the config search path."""
+    """Returns Hydra's option that adds the folder of ``config_dir`` to the config search path."""
     return [] if _config_dir is None else [f"hydra.searchpath=['file://{_config_dir}']"]
 
 
 def targets_in(options: Sequence[str]) -> dict[str, str]:
-    """The classes chosen by options ``PLACE._target_=CLASS``, by place."""
+    """Returns the classes chosen by options ``PLACE._target_=CLASS``, by place."""
     pairs = (option.partition("=") for option in options)
     return {name.removesuffix(_TARGET): value for name, _, value in pairs if name.endswith(_TARGET)}
 
 
 def open_for_arguments(options: Sequence[str]) -> list[str]:
-    """Marks the arguments of chosen classes among the options as ones that the YAML need not have, for Hydra."""
+    """Marks the arguments of chosen classes for Hydra as options that the YAML may lack."""
     places = targets_in(options)
     return [f"++{o}" if o.partition("=")[0].rpartition(".")[0] in places else o for o in options]
 
 
 def open_for_own_sampler(options: Sequence[str]) -> list[str]:
-    """Marks options of a sampler as the run's own, for Hydra, unless ``sampler=`` chooses another one."""
+    """Marks options of a sampler for Hydra as those of the run's own one, unless ``sampler=`` chooses another."""
     chosen = [option for option in options if option.startswith("sampler=") and option != "sampler=[]"]
     if chosen or "sampler" in targets_in(options):
         return list(options)
@@ -86,8 +86,8 @@ def sampler_of(own: dict[str, Any], given: dict[str, Any] | None) -> dict[str, A
 
     Args:
         own: node of the sampler that the model was trained with.
-        given: node of the sampler on the command line: another sampler; or, without a ``_target_``, options of the
-            model's own; None for none.
+        given: node of the sampler on the command line: another sampler or, without a ``_target_``, options of the
+            model's own sampler; None if there are none.
     """
     if not given or "_target_" in given:
         return given or own

@@ -24,7 +24,7 @@ from audio_diffusion.packing.parallel import in_order
 
 
 def devices_of(device: str, count: int) -> list[str]:
-    """The device of each process.
+    """Returns the device of each process.
 
     Raises:
         ConfigError: if there are fewer devices than ``count``.
@@ -49,10 +49,10 @@ def load(options: SampleOptions, device: str) -> Model:
     given = options.sampler
     sampler = build(sampler_of(model.origin.nodes["sampler"], given), "sampler") if given else None
     model = model.using(guidance=guidance_of(model, options, weak))
-    return replace(model, sampler=sampler) if sampler else model  # sample.py warns, once, if its levels are wrong
+    return replace(model, sampler=sampler) if sampler else model  # sample.py warns once if it produces wrong levels
 
 
-_worker: tuple[Model, Task] | None = None  # of a worker process
+_worker: tuple[Model, Task] | None = None  # state of a worker process
 
 
 def _begin(options: SampleOptions, devices: Any) -> None:
@@ -91,7 +91,7 @@ def run(
     """Yields the results of each batch, in order, from this process or from one for each of several devices.
 
     Raises:
-        ValueError: for options that the task or the model does not take.
+        ValueError: for options that the task or the model does not have.
         BrokenProcessPool: if a process was killed.
     """
     if len(devices) == 1:
@@ -101,7 +101,7 @@ def run(
     places = context.Queue()
     for device in devices:
         places.put(device)
-    options = replace(options, ckpt=str(model.source))  # a run's folder may have a newer checkpoint by now
+    options = replace(options, ckpt=str(model.source))  # a run's folder may have a newer checkpoint in the meantime
     with ProcessPoolExecutor(len(devices), context, _begin, (options, places)) as pool:
         try:
             for result in in_order(partial(_submit, pool), work, 2 * len(devices)):

@@ -21,7 +21,7 @@ def _is_for_the_user(error: Exception) -> bool:
     """Whether an error is this project's message about a user's mistake; those of other libraries keep a traceback."""
     if isinstance(error, ConfigError):
         return True
-    from audio_diffusion.data.remote import RemoteError  # not at the top: it imports network libraries
+    from audio_diffusion.data.remote import RemoteError  # imported here, because it imports network libraries
 
     if isinstance(error, RemoteError):
         return True
@@ -79,7 +79,7 @@ def run(
 
 
 def _run_by_hydra(config_name: str, arguments: list[str], main: Callable[[DictConfig], None]) -> None:
-    """Leaves a command line with Hydra's own flags or options to Hydra, which composes once more."""
+    """Lets Hydra run a command line with Hydra's own flags or options, and compose it again."""
     typed = list(sys.argv)
 
     def started(cfg: DictConfig) -> None:

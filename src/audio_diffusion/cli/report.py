@@ -1,4 +1,4 @@
-"""Writes a page to listen on: the sounds, curves and settings of one run, or of several beside each other.
+"""Writes a page to listen on, with the sounds, curves and settings of one run, or of several side by side.
 
 audio-diffusion report runs/quickstart                       # runs/quickstart/index.html
 audio-diffusion report runs/one runs/two output=both.html
@@ -12,7 +12,7 @@ from audio_diffusion.cli.options import ReportOptions
 
 
 def main(options: ReportOptions) -> None:
-    """Writes the page and says where it is."""
+    """Writes the page and prints its path."""
     runs = options.runs
     folders = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
     default = folders[0] / NAME if len(folders) == 1 else Path("report.html")

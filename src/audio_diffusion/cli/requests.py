@@ -22,12 +22,12 @@ from audio_diffusion.inference.targets import ConfigError, nearest
 
 
 def _labels(model: Model, labels: list[str] | None, num: int, needed: bool) -> list[str | None]:
-    """The label of every sample, taking the given labels in turn.
+    """Returns the label of every sample, taking the given labels in turn.
 
     Without labels, all classes are taken in turn if a label is ``needed`` and is the model's only condition.
     """
     if labels and not model.classes:
-        raise ConfigError(f"labels: got {labels}, but this model takes none")
+        raise ConfigError(f"labels: got {labels}, but this model has no labels")
     for label in labels or []:
         if label not in model.classes:
             raise ConfigError(f"label {label!r} is unknown to this model.{nearest(label, model.classes)}")
@@ -37,7 +37,7 @@ def _labels(model: Model, labels: list[str] | None, num: int, needed: bool) -> l
 
 
 def _value(model: Model, name: str, value: Any, num_samples: int) -> Any:
-    """Converts a condition's value from the command line: reads files of audio or .npy; words and numbers stay."""
+    """Converts a condition's value from the command line: reads audio or .npy files, keeps text and numbers."""
     condition = model.conditions.by_name.get(name)
     try:
         if condition is not None and condition.field == "audio":
@@ -51,7 +51,7 @@ def _value(model: Model, name: str, value: Any, num_samples: int) -> Any:
 
 
 def _conds(cond: dict[str, Any] | None, num: int) -> list[dict[str, Any]]:
-    """The conditions of every sample, as written on the command line; each name's values are taken in turn."""
+    """Returns the conditions of every sample, as on the command line; each condition's values are taken in turn."""
     if cond and "label" in cond:
         raise ConfigError("cond.label: labels are given by name: labels=[..]")
     lists = {name: value if isinstance(value, list) else [value] for name, value in (cond or {}).items()}
@@ -104,7 +104,7 @@ def guidance_of(model: Model, options: SampleOptions, weak: Model | None) -> Gui
         ConfigError: for a negative label that the model does not have, or a weak model with other classes or diffusion.
     """
     if weak and (weak.classes, weak.origin.nodes["diffusion"]) != (model.classes, model.origin.nodes["diffusion"]):
-        raise ConfigError("weak_ckpt: expected a model of the same classes and diffusion as ckpt's")
+        raise ConfigError("weak_ckpt: expected a model with the same classes and diffusion as ckpt")
     scale = options.guidance_scale
     low, high = options.guidance_interval
     return Guidance(
@@ -127,5 +127,5 @@ def _negative(model: Model, negative: str | dict[str, Any]) -> dict[str, Tensor]
     elif negative in model.classes:
         given = {"label": [model.classes.index(negative)]}
     else:
-        raise ConfigError(f"negative: {negative!r} is no label of this model.{nearest(negative, model.classes)}")
+        raise ConfigError(f"negative: {negative!r} is not a label of this model.{nearest(negative, model.classes)}")
     return {name: value for name, value in model.conditions.given(given, 1, model.device).items() if name in given}

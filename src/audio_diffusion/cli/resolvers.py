@@ -7,19 +7,19 @@ from audio_diffusion.networks.conditions import IN_EVERY_BATCH
 
 
 def _fields_of(model: DictConfig) -> ListConfig:
-    """Names of the fields that a model's conditions are read from, without those that every batch has."""
+    """Returns the fields that a model's conditions are read from, without those in every batch."""
     conditions = model.get("conditions") or {}
     fields = [node.get("field") or name for name, node in conditions.items() if node is not None]
     return ListConfig([field for field in fields if field not in IN_EVERY_BATCH])
 
 
 def _len_of(values: ListConfig | None) -> int | None:
-    """Length of a list; None if it is not known yet, as that of the classes before the data are read."""
+    """Returns the length of a list; None if it is not yet known, like that of the classes before data are read."""
     return None if values is None else len(values)
 
 
 def _x0_channels(representation: DictConfig, audio: DictConfig) -> int:
-    """D, the number of channels of x0, which is that of the network."""
+    """Returns D, the number of channels of x0 and of the network."""
     plain = OmegaConf.to_container(representation, resolve=True)
     try:
         return build(plain, "representation").shape(audio.channels, audio.num_samples)[0]  # type: ignore[arg-type]
@@ -28,7 +28,7 @@ def _x0_channels(representation: DictConfig, audio: DictConfig) -> int:
 
 
 def _positions(representation: DictConfig, num_samples: int, least: int) -> int:
-    """Number of positions of x0 for a number of samples of audio, at least ``least``."""
+    """Returns the number of positions of x0 for ``num_samples`` of audio, at least ``least``."""
     plain = OmegaConf.to_container(representation, resolve=True)
     try:
         return max(least, num_samples // build(plain, "representation").hop)  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ def _positions(representation: DictConfig, num_samples: int, least: int) -> int:
 
 
 def register() -> None:
-    """Makes them known to OmegaConf."""
+    """Registers them with OmegaConf."""
     OmegaConf.register_new_resolver("x0_channels", _x0_channels, replace=True)
     OmegaConf.register_new_resolver("positions", _positions, replace=True)
     OmegaConf.register_new_resolver("len", _len_of, replace=True)

@@ -14,7 +14,7 @@ from audio_diffusion.data.audio.reading import write_audio
 from audio_diffusion.inference.levels import trouble
 from audio_diffusion.metrics import pictures
 
-COLUMNS, ROWS = 10, 5  # clips in the picture
+COLUMNS, ROWS = 10, 5  # maximum numbers of columns and rows of clips in the picture
 
 _EXACT = {"PCM_U8": "PCM_16", "PCM_S8": "PCM_16", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
 
@@ -36,7 +36,7 @@ def subtype_of(sample: Sample, task: Task, format: str) -> str:
 
 
 def hash_of(path: Path) -> str:
-    """Hash of a file, or of all files in a folder in the order of their names."""
+    """Returns the hash of a file, or of all files in a folder in the order of their names."""
     parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return sha256_of(block for part in parts for block in blocks_of(part))
 

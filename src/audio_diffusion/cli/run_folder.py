@@ -86,13 +86,13 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
     if ckpt in ("auto", "last"):
         newest = newest_in(run_dir)
         if newest is None and ckpt == "last":
-            raise ConfigError(f"ckpt=last: {run_dir}/checkpoints holds no step_*.ckpt to resume from; leave ckpt out")
+            raise ConfigError(f"ckpt=last: {run_dir}/checkpoints has no step_*.ckpt to resume from; leave ckpt out")
         return newest
     there = all_in(run_dir / "checkpoints")
     if ckpt == "none":
         if there:
             raise ConfigError(
-                f"ckpt=none: {run_dir} already holds {there[-1].name}; choose another name=, or remove it"
+                f"ckpt=none: {run_dir} already contains {there[-1].name}; choose another name=, or remove it"
             )
         return None
     if ckpt == "overwrite":
@@ -110,8 +110,8 @@ def _find_checkpoint(ckpt: str, run_dir: Path) -> Path | None:
         return newest_in(run_dir)
     if Path(ckpt).name != there[-1].name:
         raise ConfigError(
-            f"ckpt: {run_dir} also holds {there[-1].name}, which a restart of this run would resume from, not from "
-            f"{ckpt}; choose another name=, or remove what came later"
+            f"ckpt: {run_dir} also contains {there[-1].name}, and a restart of this run would resume from it, not from "
+            f"{ckpt}; choose another name=, or remove the later checkpoints"
         )
     return find(ckpt)
 
@@ -131,8 +131,8 @@ def _stored(ckpt: Path) -> tuple[int, dict[str, Any]]:
 
 
 def stored_config(run_dir: Path, ckpt: str, init: str | None) -> dict[str, Any] | None:
-    """The configuration of the checkpoint that a run resumes from (its own newest one, else ``ckpt``) or whose weights
-    it starts with (``init``); None for a run that starts from scratch."""
+    """Returns the configuration of the checkpoint that a run resumes from (its own newest one, else ``ckpt``) or whose
+    weights it starts with (``init``); None for a run that starts from scratch."""
     own = None if ckpt == "overwrite" else newest_in(run_dir)
     if own or Path(ckpt).exists():
         return _stored(own or find(ckpt))[1]
@@ -150,7 +150,7 @@ def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) ->
     if other:
         listed = "\n       ".join(other)
         raise ConfigError(
-            f"ckpt: {ckpt} is of another network; set these back, or choose another name=\n       {listed}"
+            f"ckpt: {ckpt} has another network; restore these options, or choose another name=\n       {listed}"
         )
     if any(f"{key}.".startswith("training.optimizer.") for key in changed):
         _check_optimizer(ckpt, before, plain["training"]["optimizer"])
@@ -174,7 +174,7 @@ def _check_optimizer(ckpt: Path, before: dict[str, Any], optimizer: dict[str, An
 
 
 def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
-    """Rejects a checkpoint of another run that leaves no step to train; one of this run means the run is finished."""
+    """Rejects a checkpoint of another run that leaves no step to train; for one of this run, the run is finished."""
     max_steps, own = plain["trainer"]["max_steps"], Path(plain["run_dir"]).resolve() in ckpt.resolve().parents
     if step >= max_steps and not own:
         raise ConfigError(
@@ -184,13 +184,13 @@ def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
 
 
 def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
-    """The message for a run whose checkpoint has reached the last step; None if there are steps left to train."""
+    """Returns the message for a run whose checkpoint is at the last step; None if there are steps left to train."""
     max_steps = plain["trainer"]["max_steps"]
     if ckpt is None or step_of(ckpt) < max_steps:
         return None
     more = max(2 * max_steps, step_of(ckpt) + max_steps)
     return (
-        f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To train on: "
+        f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To continue: "
         f"max_steps={more}; to start again: another name=; to listen: {command('sample')} ckpt={plain['run_dir']}"
     )
 
@@ -202,7 +202,7 @@ def _say_commit(ckpt: Path, git_commit: str) -> None:
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return
     if before != git_commit:
-        rank_zero_info(f"changed since the run's last life: git_commit: {before!r} before, {git_commit!r} now")
+        rank_zero_info(f"changed since the run was last started: git_commit: {before!r} before, {git_commit!r} now")
 
 
 def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
@@ -226,7 +226,7 @@ def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
         return None, str(error)
     cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
     if cut:
-        rank_zero_info(f"metrics.jsonl: {cut} rows of steps that are trained again were cut")
+        rank_zero_info(f"metrics.jsonl: {cut} rows of steps that are trained again were removed")
     return found, ""
 
 
@@ -239,7 +239,7 @@ def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
     there = all_in(run_dir / "checkpoints")
     if there and step_of(there[-1]) > max_steps:
         raise ConfigError(
-            f"ckpt=overwrite: {run_dir} holds {there[-1].name}, which is beyond the {max_steps} steps of this run; "
+            f"ckpt=overwrite: {run_dir} contains {there[-1].name}, which is beyond the {max_steps} steps of this run; "
             "choose another name="
         )
     for checkpoint in there:

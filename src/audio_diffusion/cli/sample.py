@@ -1,4 +1,4 @@
-"""Makes and edits audio with a trained model: checkpoint -> files, a json and a picture. Needs no Trainer and no W&B.
+"""Generates and edits audio with a trained model: checkpoint -> files, a json and a picture. Needs no Trainer or W&B.
 
 python sample.py ckpt=runs/quickstart num_samples=16
 python sample.py ckpt=step_00010000.ckpt 'labels=[kick,snare]' guidance_scale=2 sampler=ddpm
@@ -49,7 +49,7 @@ def announce(model: Model, options: SampleOptions, requests: list[Sample], devic
 
 @dataclass
 class Work:
-    """The results so far."""
+    """The results of a command so far."""
 
     task: Task
     output: Path
@@ -105,13 +105,13 @@ def record(model: Model, options: SampleOptions, work: Work) -> Path:
 
 
 def write_page_beside(folder: Path) -> str:
-    """Writes a page to listen on beside the files; returns what to print of it, empty if it cannot be written."""
+    """Writes a page to listen on beside the files; returns a note to print, empty if it cannot be written."""
     path = beside(folder, ".html")
     try:
         for note in write_results_page(folder, path):
             print(f"{path}: {note}")
     except (ValueError, OSError) as error:
-        print(f"no page is written: {error}")
+        print(f"the page could not be written: {error}")
         return ""
     return f"   to listen: {path}"
 
@@ -134,7 +134,7 @@ def main(options: SampleOptions) -> None:
         if work.rows:
             written = record(model, options, work)
     if interrupted and not work.rows:
-        end("nothing was made")
+        end("no file was finished")
     if interrupted:
         end(f"{counted(len(work.rows), 'file')} finished and kept: {work.output}/   how each was made: {written}")
 
@@ -148,7 +148,7 @@ def main(options: SampleOptions) -> None:
     for line in notes(work.rows, task, options.format):
         print(line)
     if work.output.name != default.name and not work.is_named:
-        print(f"{default} is of an earlier command: a new folder was made")
+        print(f"{default} exists from an earlier command: a new folder was created")
     print(
         f"{counted(len(work.rows), 'file')}: {work.output}/   how each was made: {written}   picture: {picture}{page}"
     )
@@ -158,11 +158,11 @@ def notes(rows: list[dict[str, Any]], task: Task, format: str) -> Iterator[str]:
     """Yields the lines about the files that are printed at the end."""
     clipped = sum(row["samples_clipped"] > 0 for row in rows)
     if clipped:
-        yield f"{clipped} of {len(rows)} clips go over full scale and were clipped in the files"
+        yield f"{clipped} of {len(rows)} clips exceed full scale and were clipped in the files"
     if troubles := {row["file"]: row["trouble"] for row in rows if "trouble" in row}:
         yield f"warning: {summary(troubles, len(rows))}"
     if format == "flac" and any(row["subtype"] == "PCM_24" for row in rows):
-        yield "FLAC holds no floats: 24 bits; format=wav keeps every bit"
+        yield "FLAC does not support floats: the files have 24 bits; format=wav keeps every bit"
     yield from task.notes(rows)
     kinds = ", ".join(sorted({row["subtype"] for row in rows}))
     yield f"listen with any player: the files are {format.upper()} ({kinds}), named <index>_<name>.{format}"

@@ -1,4 +1,4 @@
-"""What sample.py generates: the samples of a command, their input files, and their results."""
+"""The data of sample.py: requested samples, their input files, and their results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Input:
     info: AudioInfo | None  # None for a mel spectrogram
     clip: Tensor  # [C, T] at the model's sample rate, or [C·n_mels, F] for a mel spectrogram
     converted: str = ""  # description of the conversion, empty if there was none
-    clipped: Tensor | None = None  # bool [C, T], of task=declip: samples at places where the file is clipped
+    clipped: Tensor | None = None  # bool [C, T], for task=declip: samples at which the file is clipped
     note: str = ""  # a remark about the file for the user
 
     @cached_property
@@ -37,13 +37,13 @@ class Sample:
     index: int
     seed: int
     label: str | None = None
-    cond: dict[str, Any] = field(default_factory=dict)  # by name; files are read already
+    cond: dict[str, Any] = field(default_factory=dict)  # by name, with the content of files
     written_cond: dict[str, Any] = field(default_factory=dict)  # as written, for the record
     files: tuple[Input, ...] = ()  # the inputs
 
     @property
     def name(self) -> str:
-        """The name of its file: from its input, its label, or the first words of its conditions."""
+        """The name of its file, from its input, its label, or the first text of its conditions."""
         words = next((value for value in self.cond.values() if isinstance(value, str)), "")
         return file_name("_".join(file.path.stem for file in self.files) or self.label or words)
 

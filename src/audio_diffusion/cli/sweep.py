@@ -28,7 +28,7 @@ class Setting:
     guidance_scale: float
 
     def of(self, model: Model) -> Model:
-        """The model with this sampler and guidance."""
+        """Returns the model with this sampler and guidance."""
         return model.using(sampler=build(self.node, "sampler"), guidance=self.guidance_scale)
 
 
@@ -49,7 +49,7 @@ class Row:
     figures: dict[str, Figure]
 
     def record(self) -> dict[str, Any]:
-        """The row as plain data."""
+        """Returns the row as plain data."""
         return {
             "sampler": self.setting.name,
             "num_steps": self.setting.node.get("num_steps"),

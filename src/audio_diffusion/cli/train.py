@@ -3,7 +3,7 @@
 python train.py                                   # configs/train.yaml: the contents page of all options
 python train.py experiment=speech data.train=SHARDS name=my_run
 python train.py name=my_run                       # again: resumes it
-python train.py diffusion=v_cosine check=true     # what its schedule can do at best; nothing is begun
+python train.py diffusion=v_cosine check=true     # checks the schedule and the sampler without training
 """
 
 import json
@@ -45,7 +45,7 @@ from audio_diffusion.training.module import DiffusionModule
 
 
 def git_commit() -> str:
-    """The commit of the checkout, with "-dirty" if it has uncommitted changes; for an installed package its version.
+    """Returns the commit of the checkout, with "-dirty" if it has uncommitted changes; the version if installed.
 
     Without git: AUDIO_DIFFUSION_COMMIT, else the content of COMMIT in the container image, else "unknown".
     """
@@ -86,13 +86,13 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",  # no validation data; the data's summary reports that
         ".*sync_dist=True.*",  # logged values are already summed over the ranks
         ".*`srun` command is available.*",  # callbacks.cluster.slurm reports it where it matters
-        ".*is smaller than the logging interval.*",  # said in plain words at the start
+        ".*is smaller than the logging interval.*",  # reported in clearer words at the start
         ".*dataloader is not resumable.*",  # the stream resumes from the position in the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-#: parts of the configuration that decide what the weights mean, beyond their sizes
+#: parts of the configuration, other than sizes, with which the weights must be used
 _MEANING = ("model.", "representation.", "diffusion.", "audio.sample_rate.")
 
 
@@ -101,7 +101,7 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
     if not plain["init"]:
         return []
     if ckpt is not None:
-        return [f"init={plain['init']} is where this run began; it resumes from its own {ckpt.name}"]
+        return [f"init={plain['init']} is ignored, as this run has begun; it resumes from its own {ckpt.name}"]
     if plain["init_weights"] not in ("ema", "raw"):
         raise ConfigError(f"init_weights: expected ema or raw, got {plain['init_weights']!r}")
     try:
@@ -114,15 +114,15 @@ def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> 
 
 
 def figures(run_dir: Path) -> list[str]:
-    """Lines with the lowest and the last value of the curves that say how good the model is."""
+    """Returns lines with the lowest and the last value of the curves that measure the model's quality."""
     try:
         return [str(found) for found in lowest(read_run(run_dir).curves)]
     except (OSError, ValueError):
-        return []  # the run has no records, as its disk is full
+        return []  # the run has no records because its disk is full
 
 
 def what_next(plain: dict[str, Any]) -> str:
-    """The line printed after a finished run: the location of its results, and the next command."""
+    """Returns the line printed after a finished run: the location of its results, and the next command."""
     run_dir, callbacks = plain["run_dir"], plain["callbacks"]
     saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "checkpoints are off, "
     sampling = callbacks.get("sampling")
@@ -172,8 +172,8 @@ def introduction(
     yield str(split)
     yield from data.summary(plain["val_every_steps"] is not None)
     if not plain["callbacks"].get("checkpoint"):
-        yield "callbacks.checkpoint=null: no checkpoint is written, to resume or to sample from"
-    yield f"resuming from {ckpt} (ckpt=none would refuse to)" if ckpt else "starting a new run"
+        yield "callbacks.checkpoint=null: no checkpoint is written, so the run cannot be resumed or sampled from"
+    yield f"resuming from {ckpt} (ckpt=none prevents this)" if ckpt else "starting a new run"
 
 
 def main(cfg: DictConfig) -> None:
@@ -208,7 +208,7 @@ def main(cfg: DictConfig) -> None:
             rank_zero_info(line)
         details = {"git_commit": commit, "data": redacted(describe_manifests(data.train, data.store))}
         record(recipe, run_dir, details)
-        with signals.shielded():  # W&B starts a process here, which gets its own session only after a moment
+        with signals.shielded():  # W&B starts a process here, which is not immediately in its own session
             for logger in loggers:
                 logger.start()
                 logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})
@@ -223,7 +223,7 @@ def main(cfg: DictConfig) -> None:
             rank_zero_info(what_next(plain))
         elif plain["callbacks"].get("checkpoint"):
             folder = run_dir / "checkpoints"
-            rank_zero_info(f"stopped at step {trainer.global_step}, saved in {folder}/: the same command resumes it")
+            rank_zero_info(f"stopped at step {trainer.global_step}, saved in {folder}/: repeat the command to resume")
     for callback in callbacks:
         if isinstance(callback, StopWhenAsked) and callback.status:
             raise SystemExit(callback.status)

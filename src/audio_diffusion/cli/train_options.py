@@ -17,7 +17,7 @@ _INTEGERS = ("seed", "max_steps", "batch_size", "val_every_steps", "log_every_st
 
 @dataclass
 class AudioFormat:
-    """Form of the training audio: sample rate (Hz), channels C, length T of a crop in samples, and scale (1/RMS)."""
+    """Format of the training audio: sample rate (Hz), channels C, length T of a crop in samples, and scale (1/RMS)."""
 
     sample_rate: int
     channels: int
@@ -62,11 +62,11 @@ def _check_names(cfg: DictConfig) -> None:
     for name in ("name", "run_dir"):
         value = None if OmegaConf.is_missing(cfg, name) else cfg[name]
         if value is not None and str(value).strip() in ("", "."):
-            raise ConfigError(f"{name}: expected a name of this run's own, got {value!r}")
+            raise ConfigError(f"{name}: expected a name for this run, got {value!r}")
     if re.search(r"[/\\]", str(cfg.name)) or str(cfg.name).strip() == "..":
         raise ConfigError(
             f"name: expected the name of one folder in runs/, without / and \\ and not '..', got {cfg.name!r}; for "
-            "another place write run_dir=FOLDER beside it"
+            "another location add run_dir=FOLDER"
         )
 
 
@@ -112,7 +112,7 @@ def check_root(cfg: DictConfig) -> None:
     for name in ("max_steps", "batch_size", "val_every_steps", "log_every_steps"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ConfigError(f"{name}: expected at least 1, got {cfg[name]}")
-    for name in cfg.audio:  # before the parts that copy these values under other names
+    for name in cfg.audio:  # checked before other parts copy these values under other names
         if not OmegaConf.is_missing(cfg.audio, name) and cfg.audio[name] < (0 if name == "scale" else 1):
             raise ConfigError(f"audio.{name}: expected at least 1, got {cfg.audio[name]}")
     if not 0 <= cfg.guidance_scale < math.inf:

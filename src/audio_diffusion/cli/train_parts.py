@@ -24,7 +24,7 @@ from audio_diffusion.training.precision import make_precision
 
 
 def datasets(cfg: DictConfig) -> dict[str, str]:
-    """The patterns of the training shards by name."""
+    """Returns the patterns of the training shards by name."""
     train = OmegaConf.to_container(cfg.data.train) if isinstance(cfg.data.train, DictConfig) else cfg.data.train
     if not train:
         raise ConfigError("expected a folder of shards, a pattern, a URL, or several by name; got nothing")
@@ -37,7 +37,7 @@ def make_store(cfg: DictConfig) -> RemoteStore:
 
 
 def device_type(accelerator: str) -> str:
-    """The type of device that ``trainer.accelerator`` selects: cuda, mps (Apple silicon) or cpu."""
+    """Returns the type of device that ``trainer.accelerator`` selects: cuda, mps (Apple silicon) or cpu."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
     return "mps" if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() else "cpu"
@@ -47,7 +47,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Fills in options that depend on the data and the machine, checks everything, and returns plain data."""
     if cfg.init and cfg.ckpt not in ("auto", "last", "none", "overwrite"):
         raise ConfigError(
-            "init, ckpt: give one: ckpt continues with optimizer and step, init starts from the weights alone"
+            "init, ckpt: give only one: ckpt continues with optimizer and step, init starts from the weights alone"
         )
     if cfg.check and cfg.classes is None:
         cfg.classes = []  # only the schedule and the sampler are checked, which needs no data
@@ -58,7 +58,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"data.train: {error}") from error
     accelerator = cfg.trainer.get("accelerator")
     if accelerator in ("gpu", "cuda", "mps") and not cfg.check and device_type(accelerator) == "cpu":
-        raise ConfigError(f"trainer.accelerator={accelerator}: no GPU was found: write trainer=cpu or trainer=auto")
+        raise ConfigError(f"trainer.accelerator={accelerator}: no GPU was found: use trainer=cpu or trainer=auto")
     if cfg.trainer.get("precision") == "auto":
         bf16 = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_bf16_supported()
         cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
@@ -91,7 +91,7 @@ def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
     """Checks that the representation and the network accept the length of a crop.
 
     Raises:
-        ConfigError: naming the number of samples that it must be a multiple of.
+        ConfigError: if not; the message has the number of samples that the length must be a multiple of.
     """
     crop, hop, multiple = audio["num_samples"], module.representation.hop, int(module.net.multiple)  # type: ignore[arg-type]
     if crop % (hop * multiple):
@@ -101,8 +101,8 @@ def check_crop(module: DiffusionModule, audio: dict[str, Any]) -> None:
 
 
 def report(plain: dict[str, Any]) -> list[str]:
-    """Warnings about the schedule and the sampler of the samples made during training, or a line that both are right;
-    with ``check`` the full description. A run that is too short for a row of the log is named as well.
+    """Returns warnings about the schedule and the sampler used during training, or a line that both are suitable; with
+    ``check`` the full description. It also warns if a run is too short for a row of the log.
 
     Raises:
         ConfigError: if the sampler has more steps than the schedule.
@@ -110,7 +110,7 @@ def report(plain: dict[str, Any]) -> list[str]:
     process, sampler = build(plain["diffusion"], "diffusion"), build(plain["sampler"], "sampler")
     try:
         lines, known = [], getattr(sampler, "keywords", {})
-        if "grid" in known and "num_steps" in known:  # a user's own sampler may have neither
+        if "grid" in known and "num_steps" in known:  # a user's own sampler may lack both
             lines += describe(process, known["grid"], known["num_steps"])
         lines += describe_levels(process, sampler)
     except ValueError as error:
@@ -126,7 +126,7 @@ def make_module(plain: dict[str, Any], recipe: dict[str, Any]) -> DiffusionModul
     """Builds the LightningModule with its network, diffusion and representation.
 
     Raises:
-        ConfigError: if a part refuses its options, or the length of a crop does not fit.
+        ConfigError: if a part rejects its options, or the length of a crop does not fit.
     """
     module = build(
         plain["training"],

@@ -152,7 +152,9 @@ def test_shards_that_are_not_there_stop_a_run_before_it_starts(
         web.put("set/train-000001.tar", (drum_shards / "train-000001.tar").read_bytes()[:1000])
     else:
         web.put("set/train-000001.tar", None, fault.page if wrong == "page" else fault.status(int(wrong[-3:])))
-    with pytest.raises(ValueError, match=rf"shards: 1 of \d+ are not what (.|\n)*train-000001.tar: .*{problem}"):
+    with pytest.raises(
+        ValueError, match=rf"shards: 1 of \d+ differ from their manifest(.|\n)*train-000001.tar: .*{problem}"
+    ):
         make_data(address).prepare_data()
 
 

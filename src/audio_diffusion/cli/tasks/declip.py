@@ -21,7 +21,7 @@ class Declip(Task):
     """Regenerates clipped samples, at the clip level or beyond it; all others are kept bit for bit.
 
     Args:
-        level: magnitude from which on samples of the file count as clipped; None for each file's peak.
+        level: magnitude at and above which samples of the file count as clipped; None for each file's peak.
     """
 
     level: float | None = None

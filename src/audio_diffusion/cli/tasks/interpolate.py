@@ -13,7 +13,7 @@ from audio_diffusion.cli.tasks.task import Task, arguments_of
 from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError
 
-FAILED_DB = -10.0  # error of an inversion from which on it is audible next to the clip
+FAILED_DB = -10.0  # error of an inversion above which it is audible relative to the clip
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Interpolate(Task):
         """Pairs each file with the next; the shorter of a pair is padded."""
         files = [file for (file,) in super().read(model, given)]
         if len(files) < 2:
-            raise ConfigError(f"input: expected two files or more to go between, got {len(files)}")
+            raise ConfigError(f"input: expected two files or more to interpolate between, got {len(files)}")
         return [_of_one_length(first, second, model.sample_rate) for first, second in pairwise(files)]
 
     def notes(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         worst = max(max(row["round_trip_error_db"]) for row in rows)
-        lines = [f"to noise and back: {worst:.1f} dB at worst (0 dB would be the clip's own level)"]
+        lines = [f"error of the inversion to noise and back: at most {worst:.1f} dB relative to the clip"]
         if worst > FAILED_DB:
             lines.append(
-                "the network cannot reproduce such sounds from their noise: what lies between them is doubtful"
+                "the network cannot reproduce these sounds from their noise, so the interpolations are unreliable"
             )
         return lines
 
@@ -64,7 +64,7 @@ def _of_one_length(first: Input, second: Input, sample_rate: int) -> tuple[Input
     for file, other in ((first, second), (second, first)):
         missing = length - file.clip.shape[1]
         if missing:
-            note = f"{missing / sample_rate:.3g} s of silence added at its end, to be as long as {other.path}"
+            note = f"{missing / sample_rate:.3g} s of silence added at its end, to match the length of {other.path}"
             file = replace(file, clip=F.pad(file.clip, (0, missing)), note=note)
         padded.append(file)
     return padded[0], padded[1]

@@ -23,7 +23,7 @@ class Task(ABC):
     named by its dotted path (``task: my_package.Reverse`` in the YAML).
     """
 
-    exceeds_full_scale: ClassVar[bool] = False  # then files are written as floats
+    exceeds_full_scale: ClassVar[bool] = False  # if so, files are written as floats
 
     @abstractmethod
     def perform(self, model: Model, batch: Sequence[Sample]) -> list[Result]:
@@ -31,36 +31,36 @@ class Task(ABC):
         and conditions that the methods of ``model`` take.
 
         Raises:
-            ValueError: for options that the task or the model does not take.
+            ValueError: for options that the task or the model does not have.
         """
 
     def read(self, model: Model, given: str | Sequence[str]) -> list[tuple[Input, ...]]:
-        """Reads the files of the option ``input``: those of each sample. By default each has one."""
+        """Reads the files of the option ``input``; returns the files of each sample, by default one each."""
         return [(read_clip(model, path),) for path in find_files(given, PACKED)]
 
     def num_samples(self, model: Model, inputs: Sequence[tuple[Input, ...]]) -> int:
-        """Number of samples of audio that conditions read from audio files are cut or padded to."""
+        """Returns the length in samples to which conditions read from audio files are cut or padded."""
         return inputs[0][0].clip.shape[1] if inputs else model.num_samples
 
     def regenerated(self, seconds: float) -> list[tuple[float, float]]:
-        """The generated regions of a result, (start, end) in seconds, for an input of ``seconds``; empty if the task
-        changes the whole clip."""
+        """Returns the generated regions of a result, (start, end) in seconds, for an input of ``seconds``; empty if the
+        task changes the whole clip."""
         return []
 
     def notes(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """Lines to print at the end, from the records of all files."""
+        """Returns lines to print at the end, from the records of all files."""
         return []
 
 
 def arguments_of(batch: Sequence[Sample]) -> dict[str, Any]:
-    """The seeds, labels and conditions of a batch, as the methods of a model take them."""
+    """Returns the seeds, labels and conditions of a batch as arguments of a model's methods."""
     labels = [sample.label for sample in batch if sample.label is not None] or None
     cond = together([sample.cond for sample in batch])
     return {"seeds": [sample.seed for sample in batch], "labels": labels, "cond": cond}
 
 
 def clips_of(batch: Sequence[Sample]) -> Tensor:
-    """The first input clip of each sample, ``[B, C, T]``."""
+    """Returns the first input clip of each sample, ``[B, C, T]``."""
     return torch.stack([sample.files[0].clip for sample in batch])
 
 

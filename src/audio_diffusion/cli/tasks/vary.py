@@ -10,10 +10,10 @@ from audio_diffusion.inference.model import Model
 
 @dataclass(frozen=True)
 class Vary(Task):
-    """Variations of each file (SDEdit).
+    """Generates variations of each file (SDEdit).
 
     Args:
-        strength: 0 returns the file itself, 1 a fresh sample.
+        strength: 0 returns the file itself, 1 an independent sample.
     """
 
     strength: float = 0.5
