@@ -87,7 +87,7 @@ def test_what_is_kept_is_kept_in_the_file(
 
 def test_a_file_of_another_kind_is_converted_and_that_is_said(user: Path, sample: Callable[..., str]) -> None:
     said = sample("task=vary", "input=stereo.wav", "strength=0", "output=converted")
-    assert "stereo.wav: resampled from 16000 to 8000 Hz, of 2 channels made 1" in said
+    assert "stereo.wav: resampled from 16000 to 8000 Hz, converted from 2 channels to 1" in said
     assert soundfile.info(user / "converted/000_stereo.wav").subtype == "FLOAT"
     assert len(read(user / "converted/000_stereo.wav")) == 1024
     assert rows(user, "converted")[0]["input"][0]["converted"]

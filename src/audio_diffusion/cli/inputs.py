@@ -8,6 +8,7 @@ from pathlib import Path
 from audio_diffusion.cli.samples import Input
 from audio_diffusion.data.audio.reading import UnusableAudio
 from audio_diffusion.data.audio.recording import probe, read_file
+from audio_diffusion.data.wording import counted
 from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import ConfigError
 
