@@ -155,7 +155,7 @@ class PeerSystem:
         """Why it cannot run here; empty if it can."""
         if importlib.util.find_spec(self.module):
             return ""
-        return f"{self.name} is not installed: pip install -r benchmarks/quality/peers.txt"
+        return f"{self.name} is not installed: pip install --no-deps -r benchmarks/quality/peers.txt"
 
     def _peer(self, corpus: Corpus, device: str) -> Peer:
         form = corpus.options

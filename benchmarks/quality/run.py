@@ -1,6 +1,6 @@
 """How good is a model after the same time of training? This project beside two others; writes RESULTS.md.
 
-    pip install -e '.[metrics,dev]' && pip install -r benchmarks/quality/peers.txt
+    pip install -e '.[metrics,dev]' && pip install --no-deps -r benchmarks/quality/peers.txt
     python benchmarks/quality/run.py CORPORA --minutes 15 60 --seeds 0 1 2
 
 CORPORA is a folder of corpora, or any number of NAME=FOLDER; README.md says how they are laid out and what is compared.
