@@ -189,7 +189,7 @@ def test_a_run_in_which_none_is_good_is_an_error_that_names_each(tmp_path):
     folder = tmp_path / "checkpoints"
     save(folder, 1), save(folder, 2)
     flip(path_of(folder, 1)), cut(path_of(folder, 2))
-    with pytest.raises(ConfigError, match=r"none of them is good:\n.*step_00000002\.ckpt.*\n.*step_00000001\.ckpt.*"):
+    with pytest.raises(ConfigError, match=r"none of them is valid:\n.*step_00000002\.ckpt.*\n.*step_00000001\.ckpt.*"):
         checkpoint_reader.find(str(tmp_path))
 
 
@@ -279,7 +279,7 @@ def test_one_that_was_renamed_to_a_later_step_is_not_believed(tmp_path):
     choice = newest_verified(tmp_path)
     assert choice.path == good
     assert choice.problems == [
-        "step_00000009.ckpt: its manifest is that of step_00000002.ckpt; it was renamed: give it that name again"
+        "step_00000009.ckpt: its manifest belongs to step_00000002.ckpt; it was renamed: restore that name"
     ]
     manifest = later.with_suffix(".json")
     manifest.write_text(manifest.read_text().replace(good.name, later.name))

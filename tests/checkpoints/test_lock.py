@@ -66,7 +66,7 @@ def test_one_that_ended_without_a_word_is_taken_over(tmp_path):
             "that process has ended",
         ),  # its id used again
         (lambda: elsewhere(), DEAD_AFTER_S + 30, "no heartbeat for 21"),
-        (lambda: elsewhere(job="77", life=1), 0, "it was an earlier life of this job"),
+        (lambda: elsewhere(job="77", life=1), 0, "it was an earlier start of this job"),
     ],
 )
 def test_dead_owners_are_taken_over(tmp_path, monkeypatch, owner, silent_s, reason):

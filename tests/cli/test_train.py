@@ -195,7 +195,7 @@ def test_check_tells_what_the_schedule_can_do_and_begins_nothing(
     done = run_program(tmp_path, "train.py", f"data.train={drum_shards}", "diffusion=linear", "check=true")
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
-    assert "the least noise is -40 dB" in said
+    assert "the lowest noise is -40 dB" in said
     assert "warning: the schedule ends at -40 dB" in said
     assert not (tmp_path / "runs").exists()
     refused = run_program(

@@ -187,7 +187,7 @@ def test_the_levels_of_given_betas_are_those_of_their_own_chain() -> None:
 @pytest.mark.parametrize(
     ("num_steps", "betas", "message"),
     [
-        (5, [0.1, 0.2], "num_steps: expected 2, one for each of betas, or null, got 5"),
+        (5, [0.1, 0.2], "num_steps: expected 2, the number of betas, or null, got 5"),
         (None, [], r"betas: expected numbers inside \(0, 1\), got \[\]"),
         (None, [0.1, 1.0], r"betas: expected numbers inside \(0, 1\), got \[0.1, 1.0\]"),
     ],

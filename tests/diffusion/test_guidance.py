@@ -88,7 +88,9 @@ def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_guidance_needs_a_condition(scale: float) -> None:
-    with pytest.raises(ValueError, match=rf"guidance_scale: got {scale}, but the model has no condition"):
+    with pytest.raises(
+        ValueError, match=rf"guidance_scale: got {scale}, but guidance needs a condition, and the model has none"
+    ):
         Guidance(scale).denoiser(PROCESS, Net(), {})
 
 

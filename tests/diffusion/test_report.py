@@ -25,7 +25,7 @@ def test_diffwave_schedules_do_not_end_in_noise(num_steps: int, beta_end: float,
 
 def test_the_floor_is_told_in_db_and_warned_of() -> None:
     lines = describe(Diffusion(linear(), Epsilon()), balanced, 20)
-    assert "the least noise is -40 dB" in lines[0]
+    assert "the lowest noise is -40 dB" in lines[0]
     assert any(line.startswith("warning: ") and "hiss" in line for line in lines)
     assert lines[-1] == "sampler: 20 steps, the last at -40 dB of noise; quieter sounds are lost"
 
@@ -42,5 +42,5 @@ def test_the_floor_is_told_in_db_and_warned_of() -> None:
 def test_good_schedules_get_no_warning(process: Diffusion) -> None:
     lines = describe(process, balanced, 20)
     assert not [line for line in lines if line.startswith("warning")]
-    assert "the least noise is -90 dB" in lines[0]
+    assert "the lowest noise is -90 dB" in lines[0]
     assert "the last at -6" in lines[1]

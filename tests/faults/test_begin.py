@@ -71,7 +71,7 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_refused_in_a_line(
     labels = ["clap", "hat", "kick", "snare", "tom"]
     with initialize_config_dir(str(config.CONFIG_DIR), version_base="1.3"):
         for options, message in {
-            ("ckpt=text.ckpt",): "ckpt: 'text.ckpt' cannot be read as plain data: it is no checkpoint",
+            ("ckpt=text.ckpt",): "ckpt: 'text.ckpt' cannot be read as plain data: it is not a checkpoint",
             ("ckpt=others.ckpt",): "ckpt: 'others.ckpt' was not written by this project's training",
             (
                 "ckpt=step_00000009.ckpt",

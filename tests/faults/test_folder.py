@@ -85,7 +85,7 @@ def test_a_run_falls_back_from_broken_checkpoints_and_refuses_where_none_is_good
         path.write_bytes(path.read_bytes()[:1000])
     none = train("name=one", "max_steps=8")
     assert none.wait() == [2]
-    assert "none of them is good" in none.text
+    assert "none of them is valid" in none.text
     assert "step_00000008.ckpt: has 1000 bytes, of" in none.text
 
 

@@ -132,7 +132,7 @@ def test_damaged_snapshots_are_passed_over_with_a_line(folder: Path, walk: np.nd
     assert error(rebuild(folder, 0.08)[0]["weight"], walk, 0.08, STEPS) < 1e-2
     assert "step_00000300.ckpt: has" in caplog.text
     assert "rebuilt without it" in caplog.text
-    with pytest.raises(ConfigError, match=r"expected a good snapshot of step 300 .* those of steps 100, 200, 300"):
+    with pytest.raises(ConfigError, match=r"expected a valid snapshot of step 300 .* those of steps 100, 200, 300"):
         rebuild(folder, 0.08, 300)
 
 

@@ -41,9 +41,9 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a text", "it is no checkpoint; they are written by torch.save"),
-        (b'{"step": 3}', "it is no checkpoint; they are written by torch.save"),
-        (b"", "it is no checkpoint; they are written by torch.save"),
+        (b"a text", "it is not a checkpoint, which torch.save writes"),
+        (b'{"step": 3}', "it is not a checkpoint, which torch.save writes"),
+        (b"", "it is not a checkpoint, which torch.save writes"),
     ],
 )
 def test_what_is_no_checkpoint_is_said_so_without_advice_to_run_its_code(
@@ -59,5 +59,5 @@ def test_what_is_no_checkpoint_is_said_so_without_advice_to_run_its_code(
 def test_a_manifest_given_for_its_checkpoint_names_it(tmp_path: Path) -> None:
     (tmp_path / "step_00000001.ckpt").touch()
     (tmp_path / "step_00000001.json").touch()
-    with pytest.raises(ConfigError, match=r"is the manifest of a checkpoint; write ckpt=.*step_00000001\.ckpt"):
+    with pytest.raises(ConfigError, match=r"is the manifest of a checkpoint; use ckpt=.*step_00000001\.ckpt"):
         checkpoint_reader.find(str(tmp_path / "step_00000001.json"))

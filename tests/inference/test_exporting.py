@@ -70,7 +70,7 @@ def test_no_foreign_code_is_run(folder: Path) -> None:
 
 
 def test_what_is_broken_is_named(model: Model, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         audio_diffusion.export(model, folder)
     with pytest.raises(ConfigError, match="was exported with ema weights, got 'raw'"):
         audio_diffusion.load(folder, weights="raw")

@@ -164,10 +164,10 @@ def test_a_wrong_signal_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("num_classes", "given", "message"),
     [
-        (0, ["label"], r"cond: this network takes none, got \['label'\]"),
-        (3, [], r"cond: this network takes \['label'\], got none"),
-        (3, ["label", "pitch"], r"cond: this network takes \['label'\], got \['label', 'pitch'\]"),
-        (3, ["lable"], r"cond: this network takes \['label'\], got \['lable'\]"),
+        (0, ["label"], r"cond: this network expects none, got \['label'\]"),
+        (3, [], r"cond: this network expects \['label'\], got none"),
+        (3, ["label", "pitch"], r"cond: this network expects \['label'\], got \['label', 'pitch'\]"),
+        (3, ["lable"], r"cond: this network expects \['label'\], got \['lable'\]"),
     ],
 )
 def test_wrong_conditions_are_refused(num_classes: int, given: list[str], message: str) -> None:

@@ -59,5 +59,5 @@ def test_sizes_elsewhere_must_be_the_same_and_are_named() -> None:
 
 
 def test_a_network_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="its network is of another kind: it has 0 of this network's"):
+    with pytest.raises(ValueError, match="its network has another architecture: it has 0 of this network's"):
         take_weights(network(), {"other.weight": torch.zeros(3)}, [], [])

@@ -1,1 +1,1 @@
-"""Files that survive: atomic writes, manifests, locks, checkpoints of one process and of many, signals."""
+"""Durable files: atomic writes, manifests, locks, plain and sharded checkpoints, and the handling of signals."""

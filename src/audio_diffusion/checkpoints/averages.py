@@ -1,9 +1,9 @@
 """Snapshots of power-function averages of the weights: ``ema/step_<step>.ckpt`` with a manifest beside each.
 
-They are written and verified like checkpoints (``checkpoints.folder``), and hold only the averages of the network's
+They are written and verified like checkpoints (``checkpoints.folder``), and contain only the averages of the network's
 weights, from which ``inference.averages`` rebuilds averages of other lengths. A file has the keys of ``Snapshot`` as
-plain data; tensors in float16 are divided by their largest absolute value, since small weights would otherwise fall
-below the smallest numbers of float16.
+plain data; tensors in float16 are divided by their largest absolute value, since small weights would otherwise
+underflow in float16.
 """
 
 import pickle
@@ -28,11 +28,11 @@ class Snapshot:
     Args:
         step: optimizer step of the run.
         origin: the step after which the averages began; snapshots of different origins cannot be combined.
-        num_updates: optimizer steps that were averaged: without those that the guard skipped.
+        num_updates: number of averaged optimizer steps, without those that the guard skipped.
         lengths: relative lengths (sigma_rel) of the averages.
-        averages: for each length the averaged tensors by name.
-        rest: what else the network's state dict has, such as buffers.
-        scales: for each length the factor of each tensor, if they are in float16; empty otherwise.
+        averages: for each length, the averaged tensors by name.
+        rest: the other entries of the network's state dict, such as buffers.
+        scales: for each length, the factor of each tensor if they are in float16; otherwise empty.
     """
 
     step: int
@@ -86,9 +86,9 @@ def read(path: Path) -> Snapshot:
 
 
 def rewind(folder: Path, step: int, every_n_steps: int) -> int:
-    """Removes what the run will write again when it continues after ``step``; returns the number of later snapshots.
+    """Removes files that the run will write again when it continues after ``step``; returns how many were later.
 
-    Those are the snapshots of later steps, the one that an earlier life wrote at ``step`` because it ended there, and
+    These are the snapshots of later steps, one that was written at ``step`` only because the run stopped there, and
     unfinished files. Manifests are removed first.
     """
     folders.recover(folder)

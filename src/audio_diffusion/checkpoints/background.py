@@ -20,7 +20,7 @@ class Outcome:
 
 
 class BackgroundWriter:
-    """Runs one job at a time in a thread of its own. The interpreter does not exit before it is done."""
+    """Runs one job at a time in a separate thread. The interpreter does not exit before it is done."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -28,7 +28,7 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a job runs."""
+        """Whether a job is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, job: Callable[[], object]) -> None:
@@ -47,7 +47,7 @@ class BackgroundWriter:
         self._outcome = Outcome(time.perf_counter() - start, error)
 
     def wait(self) -> None:
-        """Waits until no job runs."""
+        """Waits until no job is running."""
         if self._thread is not None:
             self._thread.join()
 

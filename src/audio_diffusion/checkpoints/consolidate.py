@@ -1,4 +1,4 @@
-"""A sharded checkpoint -> the one file that a run without shards would have written.
+"""Converts a sharded checkpoint to the single file that a run without shards would have written.
 
 python -m audio_diffusion.checkpoints.consolidate runs/big big.ckpt        # its newest good checkpoint
 python -m audio_diffusion.checkpoints.consolidate runs/big/checkpoints/step_00010000.ckpt big.ckpt
@@ -18,32 +18,32 @@ from audio_diffusion.checkpoints.manifest import Manifest
 
 
 def consolidate(source: Path, output: Path) -> Manifest:
-    """Reads a checkpoint's shards and writes ``output`` with a manifest beside it; all of it must fit into memory.
+    """Reads a checkpoint's shards and writes ``output`` with a manifest beside it; the content must fit into memory.
 
     Args:
-        source: a run's folder, whose newest verified checkpoint is taken, or the folder of a checkpoint.
-        output: the file to write, new.
+        source: a run's folder, whose newest verified checkpoint is used, or the folder of a checkpoint.
+        output: path of the new file.
 
     Raises:
-        ValueError: if ``source`` is no good sharded checkpoint, or ``output`` exists or has no suffix.
+        ValueError: if ``source`` is not a valid sharded checkpoint, or ``output`` exists or has no suffix.
         OSError: if it cannot be written.
     """
     if output.exists() or not output.suffix:
         raise ValueError(f"output: expected the name of a new file, such as big.ckpt, got {str(output)!r}")
     checkpoint = source if manifest_of(source).is_file() else newest_verified(source / "checkpoints").path
     if checkpoint is None:
-        raise ValueError(f"source: expected a run's folder or a checkpoint in one, with a good manifest, got {source}")
+        raise ValueError(f"source: expected a run's folder or a checkpoint in one, with a valid manifest, got {source}")
     if problem := problem_of(checkpoint):
         raise ValueError(f"source: {problem}")
     if checkpoint.is_file():
-        raise ValueError(f"source: {checkpoint} is one file already")
+        raise ValueError(f"source: {checkpoint} is already a single file")
     manifest = Manifest.read(manifest_of(checkpoint))
     content = sharded.read(checkpoint)
     return write(output, partial(torch.save, content), lambda files: replace(manifest, files=files))
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m audio_diffusion.checkpoints.consolidate", description=__doc__)
     parser.add_argument("source", type=Path, help="a run's folder, or a checkpoint's")
     parser.add_argument("output", type=Path, help="the file to write")

@@ -37,7 +37,7 @@ def all_in(folder: Path) -> list[Path]:
 
 
 def problem_of(checkpoint: Path) -> str | None:
-    """Verifies a checkpoint; returns None if its files match its manifest, else what is wrong."""
+    """Verifies a checkpoint; returns None if its files match its manifest, else a description of the problem."""
     try:
         manifest = Manifest.read(manifest_of(checkpoint))
     except FileNotFoundError:
@@ -48,11 +48,11 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 def _name_problem(checkpoint: Path, manifest: Manifest) -> str | None:
-    """Returns what is wrong if a checkpoint and its manifest were renamed, as a run resumes by the names."""
+    """Returns a problem if a checkpoint and its manifest were renamed, because the names determine the step."""
     of_another = [name for name in manifest.files if PurePosixPath(name).parts[0] != checkpoint.name]
     if of_another:
         original = PurePosixPath(of_another[0]).parts[0]
-        return f"{checkpoint.name}: its manifest is that of {original}; it was renamed: give it that name again"
+        return f"{checkpoint.name}: its manifest belongs to {original}; it was renamed: restore that name"
     if step_of(checkpoint) not in (-1, manifest.step):
         return f"{checkpoint.name}: its manifest says step {manifest.step}; it was renamed"
     return None
@@ -60,13 +60,13 @@ def _name_problem(checkpoint: Path, manifest: Manifest) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The newest verified checkpoint, and why each newer one was passed over."""
+    """The newest verified checkpoint, and the reasons why newer ones were skipped."""
 
     path: Path | None
     problems: list[str]
 
     def lines(self) -> list[str]:
-        """Returns a log line for each checkpoint that was passed over."""
+        """Returns a log line for each checkpoint that was skipped."""
         if self.path is None:
             return self.problems
         return [f"{problem}; falling back to {self.path.name}" for problem in self.problems]
@@ -122,7 +122,7 @@ def recover(folder: Path) -> list[str]:
         # the checkpoint is renamed already, so only the manifest remains to be renamed
         if not part_of(checkpoint).exists() and _is_manifest_of(part, checkpoint):
             publish(manifest)
-            done.append(f"{checkpoint.name}: completed, as its writer was killed at the last moment")
+            done.append(f"{checkpoint.name}: completed, because its writer was killed at the last moment")
     for part in sorted(folder.glob(".step_*.part")):
         remove(part)
         done.append(f"{part.name}: removed, left by a writer that was killed")

@@ -225,7 +225,7 @@ class RunLock:
             if owner.machine == mine.machine:
                 return None if _started(owner.pid) == owner.started else "that process has ended"
             if owner.job and owner.job == mine.job and owner.life < mine.life:
-                return "it was an earlier life of this job"
+                return "it was an earlier start of this job"
         return f"no heartbeat for {age:.0f} s" if age > DEAD_AFTER_S else None
 
     def _age(self) -> float | None:
@@ -256,7 +256,7 @@ class RunLock:
             try:
                 found: Any = Owner.read(self.path)
                 if found is not None and found != self.owner:
-                    _leave(f"{self.path.parent} was taken over by {found}, as this process gave no sign of life")
+                    _leave(f"{self.path.parent} was taken over by {found}, because this process sent no heartbeat")
                 os.utime(self.path)
             except OSError:
                 continue  # the file server stalls; other processes wait for DEAD_AFTER_S before they take over

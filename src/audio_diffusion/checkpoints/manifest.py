@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what its files hold, written last. A checkpoint without one is not finished."""
+"""The manifest of a checkpoint, which lists its files and is written last: without it, a checkpoint is unfinished."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ def _versions() -> dict[str, str]:
 
 
 def hash_of(config: Any) -> str:
-    """sha256 of plain data, whatever the order of its keys."""
+    """Returns the sha256 of plain data, independent of the order of keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def differences(
     before: Any, now: Any, place: str = "", same: Callable[[Any, Any], bool] = operator.eq
 ) -> Iterator[tuple[str, str]]:
-    """(dotted key, what it was and what it is) of everything that differs between two configurations, by ``same``."""
+    """Returns (dotted key, old and new value) of all values that differ between two configurations, by ``same``."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."), same)
@@ -85,7 +85,7 @@ class Manifest:
         return manifest
 
     def sizes_problem(self, folder: Path) -> str | None:
-        """Checks that the files exist and have the right sizes; returns what is wrong, or None."""
+        """Checks that the files exist and have the right sizes; returns the problem, or None."""
         for name, record in self.files.items():
             try:
                 size = (folder / name).stat().st_size
@@ -96,7 +96,7 @@ class Manifest:
         return None if self.files else "its manifest names no files"
 
     def problem(self, folder: Path) -> str | None:
-        """Reads the files completely and checks them; returns what is wrong, or None."""
+        """Reads the files completely and checks them; returns the problem, or None."""
         if problem := self.sizes_problem(folder):
             return problem
         for name, record in self.files.items():

@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 REDACTED = "REDACTED"
-#: environment variable with the text to put in place of REDACTED in checkpoints of older versions, which took paths for
-#: secrets
+#: environment variable with the text that replaces REDACTED in checkpoints of older versions, which redacted paths too
 INSTEAD = "AUDIO_DIFFUSION_REDACTED"
 
 _SECRET = re.compile(
@@ -24,8 +23,8 @@ _TOKENS = re.compile(  # of Hugging Face, AWS, GitHub, GitLab, Slack, Google, Op
 )
 _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"]+")
 
-#: of a run's configuration: names that the user chooses and values that a model is built from, or finds its data by.
-#: None of them is a secret because of how it is called
+#: parts of a run's configuration with names that users choose, or with values that describe the model and its data;
+#: their names do not make them secrets
 _CHOSEN = ("name", "run_dir", "ckpt", "init", "classes", "audio", "model", "representation", "diffusion", "sampler")
 _CHOSEN_OF_DATA = ("train", "val", "classes", "fields", "weights")
 
@@ -35,7 +34,7 @@ def redacted(node: Any) -> Any:
 
     These are redacted: values of keys that denote a secret (``api_key``, ``token``, ``password`` ..), user, password
     and query of addresses, words that have the form of well-known tokens, and the values of environment variables whose
-    names denote a secret. Paths are no secrets, nor are words that could be anything else.
+    names denote a secret. Paths and common words are not redacted.
     """
     if isinstance(node, dict):
         return {
@@ -61,7 +60,7 @@ def redacted_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_form(node: Any) -> Any:
-    """Plain data without credentials in addresses and without well-known tokens, whatever its keys are called."""
+    """Returns plain data without credentials in addresses and without well-known tokens, independent of key names."""
     if isinstance(node, dict):
         return {name: _by_form(value) for name, value in node.items()}
     if isinstance(node, list | tuple):

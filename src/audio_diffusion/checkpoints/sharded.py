@@ -72,7 +72,7 @@ def write(
         checkpoint: the path to write.
         tensors: shards and whole tensors, on the CPU.
         rest: plain data.
-        problem: why this rank cannot write, or None; if any rank has a problem, no rank writes.
+        problem: the reason why this rank cannot write, or None; if any rank has one, no rank writes.
         describe: creates the manifest from the records of the files.
         group: a gloo process group, which can be used while training uses other groups.
 

@@ -1,7 +1,7 @@
 """Handling of the signals that stop a run. Their handlers only set a flag, and child processes never receive them.
 
-Saving inside a handler, as is often done, makes ranks hang, as each is interrupted at another point. Slurm sends
-signals to all processes of a task, so that DataLoader workers, for example, would be killed before anything is saved.
+Saving inside a handler, as is often done, makes ranks hang, because each is interrupted at a different point. Slurm
+sends signals to all processes of a task, so DataLoader workers, for example, would be killed before anything is saved.
 """
 
 import contextlib
@@ -13,10 +13,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-#: Slurm's, of preemption and, where asked for, of the time limit; SIGHUP is a terminal that was closed. Windows has
-#: only SIGTERM
+#: signals sent by Slurm on preemption and, on request, before the time limit; SIGHUP is sent when a terminal is closed;
+#: Windows has only SIGTERM
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-STOP_FILE = "AUDIO_DIFFUSION_STOP_FILE"  # environment variable: the file with which slurm/train.sh requests a stop
+STOP_FILE = (
+    "AUDIO_DIFFUSION_STOP_FILE"  # environment variable: path of the file by which slurm/train.sh requests a stop
+)
 #: signal on which a worker prints its stack, see callbacks/cluster/heartbeat.py; None on Windows
 STUCK_SIGNAL: int | None = getattr(signal, "SIGUSR2", None)
 
@@ -76,12 +78,12 @@ def listening(announce: bool) -> Iterator[None]:
     def first_interrupt(signum: int, frame: Any) -> None:
         _remember(signum, frame)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if announce:  # not print: the handler may have interrupted one
+        if announce:  # print could fail, because the handler may have interrupted one
             os.write(2, b"\nCtrl-C: saving and leaving at the next step; once more ends it at once, without saving\n")
 
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, *STOP_SIGNALS)}
     listen()
-    if before[signal.SIGINT] is not signal.SIG_IGN:  # as of a program in the background
+    if before[signal.SIGINT] is not signal.SIG_IGN:  # it is ignored in a program in the background
         signal.signal(signal.SIGINT, first_interrupt)
     try:
         yield

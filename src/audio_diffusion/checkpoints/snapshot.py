@@ -27,7 +27,7 @@ class HostCopy:
         return copied
 
     def _copy(self, node: Any, place: str) -> Any:
-        if isinstance(node, DTensor):  # this rank's shard; made by its constructor, it stays where it is
+        if isinstance(node, DTensor):  # this rank's shard; its constructor does not move it
             return DTensor(self._copy(node.to_local(), place), node._spec, requires_grad=False)
         if isinstance(node, Tensor):
             return self._buffer(node, place).copy_(node.detach(), non_blocking=True)
@@ -46,14 +46,16 @@ class HostCopy:
 
 
 def non_finite(content: Any) -> str | None:
-    """The place of a tensor with a NaN or an infinity in nested dicts, lists and tuples; None where there is none.
+    """Returns the place of a tensor that is not finite in nested dicts, lists and tuples; None if there is none.
 
-    One fused pass over all tensors of a kind; a tensor whose norm is not finite, which large numbers can cause too, is
-    looked at value by value.
+    It is one fused pass over all tensors of a type; a tensor whose norm is not finite, which may also be due to large
+    values, is then checked value by value.
     """
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[str], list[Tensor]]] = {}
     for place, tensor in _tensors(content, ""):
-        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()  # of sharded ones our part
+        tensor = (
+            tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+        )  # this rank's part of sharded ones
         if tensor.is_floating_point() and tensor.numel():
             places, tensors = groups.setdefault((tensor.device, tensor.dtype), ([], []))
             places.append(place)
@@ -67,7 +69,7 @@ def non_finite(content: Any) -> str | None:
 
 
 def num_bytes(content: Any) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples; of sharded ones this rank's part."""
+    """Returns the bytes of all tensors in nested dicts, lists and tuples; of sharded ones, this rank's part."""
     own = (t.to_local() if isinstance(t, DTensor) else t for _, t in _tensors(content, ""))
     return sum(tensor.numel() * tensor.element_size() for tensor in own)
 

@@ -1,1 +1,1 @@
-"""What is the maths? Schedules, parameterization, process, guidance, solvers: torch only."""
+"""The maths of diffusion: schedules, parameterization, process, guidance, solvers. It needs only torch."""

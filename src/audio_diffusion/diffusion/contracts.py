@@ -1,4 +1,4 @@
-"""Whether an object has what a contract asks for: parts may come from any package."""
+"""Checks that an object, which may come from any package, has the members that a contract requires."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ class Member(NamedTuple):
 
 
 def check(part: object, contract: str, members: Mapping[str, Member]) -> None:
-    """Refuses an object that lacks a member of a contract, or has one that cannot be used as the contract says.
+    """Checks that an object has all members of a contract, and that they can be used as declared.
 
     Args:
         part: the object.
-        contract: its name, such as "Network", and where it is written down.
-        members: by name; "__call__" or "forward" is what the object does when it is called.
+        contract: name of the contract, such as "Network", and the location of its documentation.
+        members: members by name; "__call__" or "forward" is called when the object is called.
 
     Raises:
-        ValueError: naming the class, the member and the declaration that is expected.
+        ValueError: if not; the message names the class, the member and the expected declaration.
     """
     name = f"{type(part).__module__}.{type(part).__qualname__}"
     for member, expected in members.items():
@@ -49,13 +49,13 @@ def _signature(function: Any) -> str:
 
 
 def _takes(function: Any, count: int) -> bool:
-    """Whether it can be called with so many arguments by place."""
+    """Whether a function can be called with this number of positional arguments."""
     if not callable(function):
         return False
     try:
         inspect.signature(function).bind(*range(count))
     except TypeError:
         return False
-    except ValueError:  # of a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return True
     return True

@@ -1,16 +1,16 @@
-"""Double precision, on devices that have it and on those that do not."""
+"""Double precision on all devices; those without float64 use the CPU."""
 
 from torch import Tensor
 
-#: kinds of devices that have no float64: Apple silicon's GPU
+#: types of devices without float64: the GPU of Apple silicon
 WITHOUT = frozenset({"mps"})
 
 
 def at_home(tensor: Tensor) -> Tensor:
-    """The tensor where it can be computed with in float64: on its own device, or on the CPU if that has none."""
+    """Moves a tensor to a device with float64: its own, or the CPU if its own lacks float64."""
     return tensor.cpu() if tensor.device.type in WITHOUT else tensor
 
 
 def in_double(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on its own device, or on the CPU if that has none."""
+    """Converts a tensor to float64, on its own device, or on the CPU if that lacks float64."""
     return at_home(tensor).double()

@@ -1,4 +1,4 @@
-"""Generates signals from seeds and conditions: start noise, guidance and a sampler put together."""
+"""Generates signals from seeds and conditions with a sampler and guidance."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -49,5 +49,5 @@ def generate(
 
 
 def evenly(steps: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of a chain's steps, evenly spread, the first and the last among them."""
+    """Returns at most ``count`` of a chain's steps, evenly spaced, including the first and the last."""
     return [steps[i] for i in torch.linspace(0, len(steps) - 1, min(count, len(steps))).round().long().tolist()]

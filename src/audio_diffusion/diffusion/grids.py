@@ -29,14 +29,14 @@ def _checked(num_steps: int | None, most: int | None, schedule: Schedule) -> int
         if num_steps is None or num_steps < 1:
             raise ValueError(
                 f"num_steps: expected at least 1 for a schedule of continuous time, got {num_steps}; "
-                "sampler.num_steps=50 is what most samplers need"
+                "sampler.num_steps=50 suits most samplers"
             )
         return num_steps
     num_steps = most if num_steps is None else num_steps
     if not 1 <= num_steps <= most:
         raise ValueError(
             f"num_steps: expected 1 to {most} for this schedule of {schedule.num_steps}, got {num_steps}; "
-            f"sampler.num_steps={most}, or null, takes all"
+            f"sampler.num_steps={most} or null uses all"
         )
     return num_steps
 
@@ -44,9 +44,9 @@ def _checked(num_steps: int | None, most: int | None, schedule: Schedule) -> int
 def _first_step(schedule: Steps) -> int:
     """Returns the index of the step to start at.
 
-    It is the last step with alpha_t of at least 0.005: with a weaker signal x_t is noise all the same, but
-    x0 = (x_t - sigma_t·noise)/alpha_t amplifies errors of the network more than 200 times. It is T if that step is not
-    noise yet (alpha_t above 0.1, on a chain of few, coarse steps), or if the schedule ends in pure noise.
+    It is the last step with alpha_t of at least 0.005: x_t is nearly pure noise there, and with an even weaker signal
+    x0 = (x_t - sigma_t·noise)/alpha_t would amplify errors of the network more than 200 times. It is T if that step
+    still has much signal (alpha_t above 0.1, on a chain of few steps), or if the schedule ends in pure noise.
     """
     alpha = schedule.alphas
     first = int((alpha >= _MIN_ALPHA).sum()) - 1
@@ -54,7 +54,8 @@ def _first_step(schedule: Steps) -> int:
 
 
 def trailing(schedule: Schedule, num_steps: int | None) -> list[float]:
-    """Even in t down to 0, which is x0: the last time is 1/num_steps (Lin et al. 2023, arXiv:2305.08891, table 2).
+    """Times that are even in t down to 0, which is x0: the last time is 1/num_steps (Lin et al. 2023, arXiv:2305.08891,
+    table 2).
 
     Its last steps are long in log-SNR, where solvers of higher order are inaccurate and those of first order lose quiet
     sounds (DDIM in 50 steps makes sounds at -40 dB 8 dB too quiet; with ``balanced`` they are within 1 dB).
@@ -72,7 +73,7 @@ def trailing(schedule: Schedule, num_steps: int | None) -> list[float]:
 
 
 def uniform(schedule: Schedule, num_steps: int | None) -> list[float]:
-    """Even in t from the first to the cleanest time that is trained (table 2's "linspace").
+    """Times that are even in t from the first to the cleanest trained time (table 2's "linspace").
 
     Raises:
         ValueError: if ``num_steps`` is not between 1 and the number of steps there are.
@@ -113,7 +114,7 @@ def _levels(schedule: Schedule, num_steps: int | None, place: Callable[[int], Te
 
 
 def log_snr(schedule: Schedule, num_steps: int | None) -> list[float]:
-    """Even in log-SNR over all of the schedule (DPM-Solver, Lu et al. 2022, arXiv:2206.00927, section 3.4).
+    """Times that are even in log-SNR over the whole schedule (DPM-Solver, Lu et al. 2022, arXiv:2206.00927, sec. 3.4).
 
     Raises:
         ValueError: if ``num_steps`` is not between 1 and the number of steps there are.
@@ -129,12 +130,12 @@ def karras(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> list[float]:
-    """Even in (sigma/alpha)^(1/rho) (EDM, Karras et al. 2022, arXiv:2206.00364, eq. 5).
+    """Times that are even in (sigma/alpha)^(1/rho) (EDM, Karras et al. 2022, arXiv:2206.00364, eq. 5).
 
     Args:
-        rho: larger has shorter steps at low noise.
-        sigma_min: noise level sigma/alpha to end at; None is the schedule's smallest.
-        sigma_max: noise level to start at; None is the schedule's largest.
+        rho: larger values give shorter steps at low noise.
+        sigma_min: last noise level sigma/alpha; None for the schedule's smallest.
+        sigma_max: first noise level; None for the schedule's largest.
 
     Raises:
         ValueError: if ``num_steps`` or ``rho`` is too small, or the levels do not lie inside the schedule's in order.
@@ -156,18 +157,18 @@ def karras(
 def balanced(
     schedule: Schedule, num_steps: int | None, share: float = 0.34, centre_db: float = -11.2, width_db: float = 5.5
 ) -> list[float]:
-    """Even in log-SNR, with more steps around the noise level at which data of unit variance takes shape.
+    """Times that are even in log-SNR, with more steps around the noise level at which data of unit variance emerge.
 
-    Loud and quiet components of audio emerge at different noise levels, in the same way on the log-SNR scale, so long
-    even steps suffice for them. Where most of the data is decided, the denoiser is strongly nonlinear and steps are
-    short. For n steps the noise levels reach from 60·log10(n) - 40 dB down to 45 - 86·log10(n) dB of the data, within
-    the schedule's range: with few steps, a wider range costs more accuracy in longer steps than it gains. The numbers
-    are measured: benchmarks/sampling.
+    Loud and quiet components of audio emerge at different noise levels, but in the same way on the log-SNR scale, so
+    long even steps suffice for them. In the middle region, where most of the signal is determined, the denoiser is
+    strongly nonlinear and steps are short. For n steps the noise levels reach from 60·log10(n) - 40 dB down to
+    45 - 86·log10(n) dB of the data, within the schedule's range: with few steps, the longer steps of a wider range cost
+    more accuracy than the range gains. These numbers come from measurements in benchmarks/sampling.
 
     Args:
-        share: part of the steps in the middle region; 0 is even in log-SNR.
-        centre_db: its centre, 20·log10(sigma/alpha).
-        width_db: its width, that of a logistic distribution.
+        share: fraction of the steps in the middle region; 0 is even in log-SNR.
+        centre_db: centre of the middle region, 20·log10(sigma/alpha).
+        width_db: width of the middle region, as that of a logistic distribution.
 
     Raises:
         ValueError: if ``share`` lies outside [0, 1), ``width_db`` is not positive, or ``num_steps`` is not between 1
@@ -193,10 +194,11 @@ def balanced(
 
 
 def of_betas(schedule: Schedule, num_steps: int | None, betas: Sequence[float]) -> list[float]:
-    """At the noise levels of another chain, given by its β from the cleanest on: ᾱ_s = Π (1 - β).
+    """Times with the noise levels of another chain, which is given by its β from the cleanest on: ᾱ_s = Π (1 - β).
 
     DiffWave's fast sampling (Kong et al. 2021, arXiv:2009.09761, appendix B) is ``ddpm`` with β̃ on this grid. On a
-    chain each time is moved to the nearest step that is free; the paper interpolates t. The input is scaled alike.
+    chain, each time is moved to the nearest free step; the paper interpolates t. The scale of the input is taken into
+    account.
 
     Raises:
         ValueError: for a β outside (0, 1), or another number of steps.
@@ -204,7 +206,7 @@ def of_betas(schedule: Schedule, num_steps: int | None, betas: Sequence[float]) 
     if not betas or not all(0 < beta < 1 for beta in betas):
         raise ValueError(f"betas: expected numbers inside (0, 1), got {list(betas)}")
     if num_steps not in (None, len(betas)):
-        raise ValueError(f"num_steps: expected {len(betas)}, one for each of betas, or null, got {num_steps}")
+        raise ValueError(f"num_steps: expected {len(betas)}, the number of betas, or null, got {num_steps}")
     chain = Steps(torch.tensor(betas, dtype=torch.float64), schedule.input_scale)
     levels = -0.5 * chain.log_snr(chain.times[1:]).flip(0)  # log(sigma/alpha)
     return _levels(schedule, len(betas), lambda n: levels[-n:])

@@ -74,7 +74,7 @@ class Guidance:
             raise ValueError("negative: a weak model to move away from was given as well; expected one of the two")
 
     def denoiser(self, process: Diffusion, net: Net, cond: Cond) -> Denoiser:
-        """The guided denoiser of ``net`` under ``cond``.
+        """Returns the guided denoiser of ``net`` under ``cond``.
 
         Raises:
             ValueError: if the model has no condition, or ``negative`` has conditions that ``cond`` lacks.
@@ -90,7 +90,9 @@ class Guidance:
             strong, weak = process.denoiser(net, cond), process.denoiser(self.weak, cond)
             return lambda x_t, t: (strong(x_t, t), weak(x_t, t))
         if not cond:
-            raise ValueError(f"guidance_scale: got {self.scale}, but the model has no condition to be guided by; use 1")
+            raise ValueError(
+                f"guidance_scale: got {self.scale}, but guidance needs a condition, and the model has none; use 1"
+            )
         negative, first = self.negative or {}, next(iter(cond.values()))
         if not set(negative) <= set(cond):
             raise ValueError(f"negative: expected some of the conditions {sorted(cond)}, got {sorted(negative)}")

@@ -19,8 +19,8 @@ from audio_diffusion.diffusion.schedule import Schedule
 from audio_diffusion.diffusion.solvers.solver import Sampler
 from audio_diffusion.diffusion.solvers.unipc import unipc
 
-LOUD_DB, QUIET_DB = -6.0, -40.0  # of x0's unit variance
-TOLERATED_DB = 3.1  # half or twice the power
+LOUD_DB, QUIET_DB = -6.0, -40.0  # levels relative to x0's unit variance
+TOLERATED_DB = 3.1  # slightly more than half or twice the power
 
 
 class LevelError(NamedTuple):
@@ -31,7 +31,7 @@ class LevelError(NamedTuple):
 
     @property
     def worst_db(self) -> float:
-        """The larger of the two magnitudes."""
+        """The larger of the two errors in magnitude."""
         return max(abs(self.loud_db), abs(self.quiet_db))
 
 
@@ -75,21 +75,21 @@ def _said(db: float) -> str:
 
 
 def describe_levels(process: Diffusion, sampler: Sampler) -> list[str]:
-    """Lines for the user: at what level loud and quiet sounds come out of a sampler, its options bound; if it is far
-    from theirs, a warning with what to choose instead. A sampler that cannot be measured is warned of, and no error.
+    """Describes for the user the levels at which a sampler generates loud and quiet sounds. Large errors result in a
+    warning that recommends another sampler; a sampler that cannot be measured results in a warning too.
 
     Raises:
-        ValueError: if the schedule has not so many steps as one of this project's solvers is to take.
+        ValueError: if one of this project's solvers is to use more steps than the schedule has.
     """
     schedule = process.schedule
     try:
         found = level_error(schedule, sampler)
-    except Exception as error:  # a sampler of the user's may expect more of its signal than is needed to sample
+    except Exception as error:  # a user's sampler may have other requirements on the signal
         if isinstance(error, ValueError) and _is_ours(sampler):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return [
-            "sampler: at what level loud and quiet sounds come out of it is not known",
+            "sampler: the levels of loud and quiet sounds are not known",
             f"warning: levels were not measured: the sampler fails on a float64 signal [B, 1, 2] on the CPU ({reason})",
         ]
     parts = [("loud", LOUD_DB, found.loud_db), ("quiet", QUIET_DB, found.quiet_db)]
@@ -100,7 +100,7 @@ def describe_levels(process: Diffusion, sampler: Sampler) -> list[str]:
         f"{name} sounds ({at:.0f} dB) come out {_said(off)}" for name, at, off in parts if abs(off) > TOLERATED_DB
     )
     return [
-        f"sampler: makes {said}",
+        f"sampler: generates {said}",
         f"warning: with this solver, grid and number of steps {wrong}. {_advice(schedule, sampler, found)}",
     ]
 
@@ -125,11 +125,11 @@ def _advice(schedule: Schedule, sampler: Sampler, found: LevelError) -> str:
     for said, choice in choices:
         try:
             better = level_error(schedule, choice)
-        except ValueError:  # the chain has too few steps, or the solver does not take this grid
+        except ValueError:  # the chain has too few steps, or the solver does not accept this grid
             continue
         if better.worst_db <= TOLERATED_DB:
             return f"Choose {said}, which is within {max(better.worst_db, 0.1):.1f} dB"
     return (
-        "No solver is right on this schedule, whose least noise hides quiet sounds or whose steps are too few: "
-        "diffusion=default reaches -90 dB"
+        "No solver has the right levels with this schedule, because its lowest noise hides quiet sounds or it has too "
+        "few steps: use diffusion=default, which reaches -90 dB"
     )

@@ -1,4 +1,4 @@
-"""The meaning of the network's output: the one place where it is turned into x0, noise and v.
+"""Parameterizations: the quantity that a network predicts, and its conversion to x0, noise and v.
 
 alpha and sigma are those of x_t = alpha·x0 + sigma·noise: tensors that broadcast to it, or numbers.
 """
@@ -33,7 +33,7 @@ class Parameterization(Protocol):
         """The output that the network is trained towards, ``[B, D, L]``."""
 
     def coefficients(self, alpha: Tensor | float, sigma: Tensor | float) -> Coefficients:
-        """How x0 and noise follow from x_t and the output; alpha·x0 + sigma·noise = x_t."""
+        """Returns the coefficients of x0 and noise in x_t and the output; alpha·x0 + sigma·noise = x_t."""
 
     def noise_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Ratio of the squared error of the noise estimate to that of the output, which converts their weights."""
@@ -48,7 +48,7 @@ def predict(
 
 
 def _sum(a: Tensor | float, x_t: Tensor, b: Tensor | float, output: Tensor) -> Tensor:
-    """a·x_t + b·output, always a new tensor: the output may be x_t itself, or memory that the next call overwrites."""
+    """Returns a·x_t + b·output as a new tensor: the output may be x_t, or memory that the next call overwrites."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a * x_t + b * output
     return output.clone() if (a, b) == (0, 1) else (a * x_t).add_(output, alpha=b)
@@ -67,7 +67,7 @@ def _expect_kind(name: str, schedule: Schedule, kinds: tuple[str, ...], instead:
         )
 
 
-#: kinds on which x_t can be the network's input as it is: its variance is at most one
+#: kinds of schedules for which x_t can be the network's input without scaling: its variance is at most one
 _TAKES_X_T = ("variance preserving", "input scaled", "flow")
 
 
@@ -81,7 +81,7 @@ class Epsilon:
         if schedule.final_alpha == 0:
             raise ValueError(
                 "parameterization: Epsilon cannot start from pure noise, and this schedule ends at alpha_T = 0: there "
-                "x_t is the noise, and knowing it says nothing about x0; use parameterization=v or x0"
+                "x_t is the noise, which does not determine x0; use parameterization=v or x0"
             )
 
     def network_input(self, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -129,7 +129,7 @@ class X0:
 class V:
     """The network predicts v = alpha·noise - sigma·x0 (Salimans & Ho 2022, arXiv:2202.00512, section 4).
 
-    It stays meaningful where there is no noise and where there is no signal.
+    It is well defined without noise and without signal.
     """
 
     def check(self, schedule: Schedule) -> None:
@@ -211,7 +211,7 @@ class EdmPreconditioning:
         return x_t / self._norm(sigma)
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """(x0 - c_skip·x_t) / c_out, with x_t written out: nothing cancels at small sigma."""
+        """(x0 - c_skip·x_t) / c_out, with x_t expanded, so that nothing cancels at small sigma."""
         return (sigma / self.sigma_data * x0 - self.sigma_data * noise) / self._norm(sigma)
 
     def coefficients(self, alpha: Tensor | float, sigma: Tensor | float) -> Coefficients:

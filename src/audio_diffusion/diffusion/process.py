@@ -1,4 +1,4 @@
-"""The forward process and the objective: schedule, parameterization, density and weight put together."""
+"""The forward process and the training objective, composed of schedule, parameterization, density and weight."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -23,7 +23,7 @@ class Net(Protocol):
 
 
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
-    """``[B]`` -> ``[B, 1, ..]`` in ``like``'s dtype, to be multiplied with ``like`` ``[B, ..]``."""
+    """Reshapes ``[B]`` to ``[B, 1, ..]`` in ``like``'s dtype, for multiplication with ``like`` ``[B, ..]``."""
     return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -56,7 +56,7 @@ class Diffusion:
         return self.density(at_home(u), self.schedule).to(u.device)
 
     def alpha_sigma(self, t: Tensor | float, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """alpha_t and sigma_t, to be multiplied with ``like``: ``[B, 1, ..]`` of a ``[B]``, numbers of a number."""
+        """Returns alpha_t and sigma_t for multiplication with ``like``: ``[B, 1, ..]``, or numbers if t is a number."""
         if not isinstance(t, Tensor):
             return self.schedule.at(t)
         alpha, sigma = self.schedule.alpha_sigma(t)
@@ -68,7 +68,7 @@ class Diffusion:
         return alpha * x0 + sigma * noise
 
     def loss(self, net: Net, x0: Tensor, noise: Tensor, t: Tensor, cond: Cond, mask: Tensor | None = None) -> Tensor:
-        """Mean squared error of each sample, times its weight, float32 ``[B]`` (DDPM eq. 14).
+        """Returns the weighted mean squared error of each sample, float32 ``[B]`` (DDPM eq. 14).
 
         Args:
             net: the network.
@@ -89,7 +89,7 @@ class Diffusion:
         return weight * (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
     def _weight(self, t: Tensor) -> Tensor | float:
-        """Factor of the output's squared error, float32 ``[B]``."""
+        """Returns the weight of the output's squared error, float32 ``[B]``."""
         if self.weight is None:
             return 1.0
         alpha, sigma = self.schedule.alpha_sigma(in_double(t))
@@ -98,7 +98,7 @@ class Diffusion:
         return weight.float().to(t.device)
 
     def denoiser(self, net: Net, cond: Cond) -> Denoiser:
-        """The denoiser of a network under conditions; guidance wraps it and solvers call it."""
+        """Returns the denoiser of a network under conditions, for guidance and solvers."""
 
         def denoise(x_t: Tensor, t: Tensor | float) -> Prediction:
             alpha, sigma = self.alpha_sigma(t, x_t)
@@ -110,5 +110,5 @@ class Diffusion:
 
 
 def full_times(t: float, x_t: Tensor) -> Tensor:
-    """The scalar time as the ``[B]`` tensor a network takes."""
+    """Expands a scalar time to the ``[B]`` tensor that a network expects."""
     return torch.full(x_t.shape[:1], t, dtype=torch.float32, device=x_t.device)

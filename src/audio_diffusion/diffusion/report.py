@@ -11,9 +11,9 @@ def _db(ratio: float) -> float:
 
 
 def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None = None) -> list[str]:
-    """Describes a process in lines for the user: the signal left at the noisy end and the noise left at the clean end.
+    """Describes a process for the user: the remaining signal at the noisy end and the noise floor at the clean end.
 
-    Warnings begin with "warning".
+    Lines that begin with "warning" are warnings.
 
     Args:
         process: the process that is trained.
@@ -28,7 +28,7 @@ def describe(process: Diffusion, grid: Grid | None = None, num_steps: int | None
     steps = "continuous time" if schedule.num_steps is None else f"T = {schedule.num_steps}"
     lines = [
         f"schedule: {schedule.kind}, {steps}; of x_T {left:.4f} is signal; "
-        f"the least noise is {floor:.0f} dB of data of unit variance"
+        f"the lowest noise is {floor:.0f} dB relative to data of unit variance"
     ]
     if left > 0.1:
         lines.append(

@@ -8,18 +8,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-#: smallest alpha_t of a noise level, so that lambda_t is finite where no signal is left
+#: smallest alpha_t of a noise level, so that lambda_t is finite if no signal is left
 _LEAST_ALPHA = 1e-22
 
 
 class NoiseLevel(NamedTuple):
-    """A time and the noise level of the process at this time, as plain numbers."""
+    """A time and the noise level of the process at this time, as Python numbers."""
 
     time: float
     alpha: float
     sigma: float
     lam: float  # lambda_t = log(alpha_t/sigma_t), half the log-SNR
-    std: float  # of x_t for data of unit variance, √(alpha_t² + sigma_t²)
+    std: float  # standard deviation of x_t for data of unit variance, √(alpha_t² + sigma_t²)
 
 
 def added_variance(t: NoiseLevel, s: NoiseLevel) -> float:
@@ -31,9 +31,9 @@ class Schedule(ABC):
     """alpha_t and sigma_t over t in [0, 1]."""
 
     kind: Literal["variance preserving", "input scaled", "variance exploding", "flow"]
-    #: T of a chain of steps, which is trained at t = 1/T, 2/T .. 1 only; None: every t
+    #: T of a chain of steps, which is trained only at t = 1/T, 2/T .. 1; None for continuous time
     num_steps: int | None = None
-    #: the cleanest time that is trained
+    #: the cleanest trained time
     first_time: float
     #: factor on alpha_t (1 = none), see ``input_scaled``
     input_scale: float = 1.0
@@ -69,7 +69,7 @@ class Schedule(ABC):
 
     @torch.compiler.assume_constant_result
     def levels(self, grid: "Grid", num_steps: int | None) -> list[NoiseLevel]:
-        """The noise levels at a grid's times, falling.
+        """Returns the noise levels at a grid's times, in falling order.
 
         Raises:
             ValueError: if the grid cannot place this number of steps on this schedule.
@@ -78,7 +78,7 @@ class Schedule(ABC):
 
     @torch.compiler.assume_constant_result
     def level_of_log_snr(self, log_snr: float) -> NoiseLevel:
-        """The trained noise level with this log-SNR; on a chain the next with at least as much noise."""
+        """Returns the trained noise level with this log-SNR; on a chain, the next one with at least as much noise."""
         t = self.time_of_log_snr(torch.tensor(log_snr, dtype=torch.float64)).item()
         return self.level(t if self.num_steps is None else math.ceil(t * self.num_steps - 1e-6) / self.num_steps)
 

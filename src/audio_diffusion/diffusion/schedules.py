@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the clean signal and how much noise is in x_t = alpha_t·x0 + sigma_t·noise.
+"""Noise schedules: the factors of signal and noise in x_t = alpha_t·x0 + sigma_t·noise.
 
 Time t runs from 0 (clean) to 1 (noise). Variance preserving, alpha_t² + sigma_t² = 1: the chain of T steps of DDPM (Ho
 et al. 2020, arXiv:2006.11239, eq. 4), whose integer index is t·T. Input scaled: the same with a fainter signal.
@@ -111,8 +111,8 @@ class VarianceExploding(Schedule):
     """alpha_t = 1 and log sigma_t linear in t from ``sigma_min`` to ``sigma_max``: EDM's process on the noise levels of
     the VE-SDE (Song et al. 2021, arXiv:2011.13456, appendix C).
 
-    The network is thus given the noise level on a log scale, as in EDM (table 1, c_noise). The process's density
-    decides which levels are trained; EDM's is ``weighting.LogNormal``.
+    The network's t is therefore the noise level on a log scale, as in EDM (table 1, c_noise). The process's density
+    determines the trained levels; EDM's is ``weighting.LogNormal``.
 
     Args:
         sigma_min: sigma_0. To remove noise at -60 dB of the data it must be 0.001 or less.
@@ -232,11 +232,11 @@ def explicit(alphas: Sequence[float]) -> Steps:
 
 
 def lowered(schedule: Steps, floor_db: float = -90.0, prepended_steps: int = 30) -> Steps:
-    """``schedule`` preceded by ``prepended_steps`` steps from a lower noise, even in log-SNR.
+    """Extends ``schedule`` to lower noise by ``prepended_steps`` steps that are even in log-SNR.
 
-    The usual schedules end at a noise of -40 dB of the data, which is heard as hiss: no sampler can remove noise that
-    the network has not been trained at. The first few steps of ``schedule``, coarser in log-SNR than the new ones, are
-    left out; all others are kept.
+    Common schedules end at a noise of -40 dB relative to the data, which is heard as hiss, because no sampler can
+    remove noise at levels that the network was not trained on. The first few steps of ``schedule``, which are coarser
+    in log-SNR than the new ones, are left out; all others are kept.
 
     Args:
         schedule: the schedule that follows.
@@ -262,8 +262,8 @@ def lowered(schedule: Steps, floor_db: float = -90.0, prepended_steps: int = 30)
 
 
 def zero_terminal_snr(schedule: Steps) -> Steps:
-    """``schedule`` with √ᾱ shifted and scaled so that no signal is left at t = 1 and the first step is as it was
-    (Lin et al. 2023, arXiv:2305.08891, algorithm 1). Noise cannot be predicted there: it works with V and X0."""
+    """Shifts and scales √ᾱ of ``schedule`` so that no signal is left at t = 1 and the first step is unchanged (Lin et
+    al. 2023, arXiv:2305.08891, algorithm 1). It works with V and X0, since noise does not determine x0 at t = 1."""
     alpha = torch.exp(-0.5 * schedule.neg_log_alpha_bar)
     rescaled = (alpha - alpha[-1]) * alpha[1] / (alpha[1] - alpha[-1])
     bars = torch.cat([torch.ones(1, dtype=torch.float64), rescaled[1:].square()])
@@ -273,10 +273,10 @@ def zero_terminal_snr(schedule: Steps) -> Steps:
 def input_scaled(schedule: Steps, scale: float) -> Steps:
     """x_t = scale·√ᾱ_t·x0 + √(1 - ᾱ_t)·noise, ᾱ that of ``schedule`` (Chen 2023, arXiv:2301.10972, section 2.2).
 
-    A schedule of few small β leaves signal in x_T, and still ends in noise if the data is faint beside the noise.
-    DiffWave's relies on this: its waveforms are not normalised. With a scaled input, samplers have the right level of
-    x_T and place their steps where they are needed. With an x0 of small variance they have not: they start too loud,
-    and for quiet data only the stochastic ones recover. It works with Epsilon and X0.
+    A schedule of few small β leaves signal in x_T, but still ends nearly in noise if the data are quiet relative to the
+    noise. DiffWave relies on this, since its waveforms are not normalised. With a scaled input, samplers know the level
+    of x_T and place their steps accordingly. With an x0 of small variance they start too loud, and for quiet data only
+    stochastic samplers recover. It works with Epsilon and X0.
 
     Args:
         schedule: √ᾱ_t and √(1 - ᾱ_t).

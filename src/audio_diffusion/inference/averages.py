@@ -4,9 +4,9 @@ A power-function average of the weights theta at step t has the profile (section
 
     p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1),   0 <= tau <= t.
 
-Its relative length sigma_rel is the profile's standard deviation divided by t. A run that stores the averages of two
-lengths now and then (``callbacks=power_ema``) allows the average of any other length to be rebuilt: as the combination
-of stored ones whose profile is nearest, by least squares, to the wanted profile (section 3.2 and appendix C).
+Its relative length sigma_rel is the profile's standard deviation divided by t. From a run that regularly stores the
+averages of two lengths (``callbacks=power_ema``), the average of any other length can be rebuilt: it is the combination
+of stored averages whose profile is nearest, by least squares, to the requested profile (section 3.2 and appendix C).
 """
 
 import logging
@@ -30,7 +30,7 @@ from audio_diffusion.inference.targets import ConfigError
 log = logging.getLogger(__name__)
 
 LONGEST = 12**-0.5  # sigma_rel of gamma = 0, the plain mean of all steps
-_NEGLIGIBLE = 1e-9  # weight of a stored average that is not worth reading its file
+_NEGLIGIBLE = 1e-9  # stored averages with smaller weights are not read
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -57,25 +57,25 @@ def _inner(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.nd
     and with a and b exchanged otherwise; written with ratios of t, which do not overflow.
     """
     earlier, later = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
-    power = np.where(t_a >= t_b, gamma_a, gamma_b)  # of the later one
+    power = np.where(t_a >= t_b, gamma_a, gamma_b)  # the exponent of the later one
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (earlier / later) ** power / later
 
 
 def solve_weights(stored: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> np.ndarray:
     """Returns the weights of stored averages in the wanted one, in float64.
 
-    They minimise the squared distance between the combined and the wanted profile (appendix C: A x = b, with A the
-    inner products of stored profiles and b those with the wanted one). In addition they sum to 1, which the paper does
-    not ask for: weights that no longer change are then reproduced exactly.
+    They minimise the squared distance between the combined and the requested profile (appendix C: A x = b, with A the
+    inner products of stored profiles and b those with the requested one). In addition they sum to 1, which the paper
+    does not require, so that weights that no longer change are reproduced exactly.
 
     Args:
         stored: t (number of averaged steps) and gamma of each stored average.
-        wanted: t and gamma of the wanted one.
+        wanted: t and gamma of the requested average.
     """
     t, gamma = np.asarray(stored, dtype=np.float64).T
     wanted_t, wanted_gamma = np.float64(wanted[0]), np.float64(wanted[1])
     products = _inner(t[:, None], gamma[:, None], t[None], gamma[None])
-    size = np.sqrt(np.diag(products))  # profiles are scaled to norm 1, for the condition of the matrix
+    size = np.sqrt(np.diag(products))  # profiles are scaled to norm 1, which improves the condition of the matrix
     system = np.zeros((len(t) + 1, len(t) + 1))
     system[:-1, :-1] = products / size[:, None] / size[None]
     system[:-1, -1] = system[-1, :-1] = 1 / size / (1 / size).max()  # the constraint, by a Lagrange multiplier
@@ -95,7 +95,7 @@ def _usable(folder: Path, step: int | None) -> list[Snapshot]:
     if not found or step not in (None, found[-1].step):
         steps = [folders.step_of(path) for path in folders.all_in(folder)]
         has = f"those of steps {', '.join(map(str, steps))}" if steps else "none: train with callbacks=power_ema"
-        raise ConfigError(f"averages: expected a good snapshot of step {step or 'any'} in {folder}, which has {has}")
+        raise ConfigError(f"averages: expected a valid snapshot of step {step or 'any'} in {folder}, which has {has}")
     return [one for one in found if one.origin == found[-1].origin]
 
 
@@ -111,7 +111,7 @@ def rebuild(folder: str | Path, length: float, step: int | None = None) -> tuple
         The network's state dict, float32, and the step.
 
     Raises:
-        ConfigError: if there is no good snapshot of that step.
+        ConfigError: if there is no valid snapshot of that step.
         ValueError: if ``length`` is not above 0 and at most ``LONGEST``.
     """
     gamma = gamma_of(length)
@@ -130,7 +130,7 @@ def rebuild(folder: str | Path, length: float, step: int | None = None) -> tuple
 
 
 def rebuild_weights(run: str | Path, length: float, step: int | None = None) -> Weights:
-    """Rebuilds an average as weights of a model: ``checkpoint_reader.assemble`` makes the model of them.
+    """Rebuilds an average as weights of a model, from which ``checkpoint_reader.assemble`` creates the model.
 
     Args:
         run: the run's folder.
@@ -138,7 +138,7 @@ def rebuild_weights(run: str | Path, length: float, step: int | None = None) -> 
         step: the step of a snapshot; None for the newest.
 
     Raises:
-        ConfigError: if the run has no good snapshot of that step, or no good checkpoint, whose configuration is used.
+        ConfigError: if the run has no valid snapshot of that step, or no valid checkpoint, whose configuration is used.
         ValueError: if ``length`` is out of range.
     """
     state, at = rebuild(Path(run, "ema"), length, step)
@@ -147,7 +147,7 @@ def rebuild_weights(run: str | Path, length: float, step: int | None = None) -> 
 
 
 def write_checkpoint(weights: Weights, folder: str | Path) -> Path:
-    """Writes weights as the EMA weights of a checkpoint to sample from; there is no optimizer in it to resume with.
+    """Writes weights as the EMA weights of a checkpoint for sampling, without an optimizer state to resume from.
 
     A checkpoint of another step in the folder is removed.
 

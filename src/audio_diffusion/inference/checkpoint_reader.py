@@ -35,19 +35,19 @@ def find(ckpt: str) -> Path:
     """Finds the checkpoint for ``ckpt``: a file itself, or the newest verified one in a run's or checkpoint folder.
 
     Raises:
-        ConfigError: if it is a folder without a good checkpoint, or a file that does not match its manifest.
+        ConfigError: if it is a folder without a valid checkpoint, or a file that does not match its manifest.
     """
     path = Path(ckpt)
     if path.is_dir() and not manifest_of(path).is_file():
         newest = newest_in(path) or newest_in(path, "")
         if newest is None:
-            raise ConfigError(f"ckpt: the folder {ckpt!r} holds no checkpoints/step_*.ckpt")
+            raise ConfigError(f"ckpt: the folder {ckpt!r} contains no checkpoints/step_*.ckpt")
         return newest
     if path.suffix == ".json" and path.with_suffix(".ckpt").exists():
-        raise ConfigError(f"ckpt: {ckpt!r} is the manifest of a checkpoint; write ckpt={path.with_suffix('.ckpt')}")
+        raise ConfigError(f"ckpt: {ckpt!r} is the manifest of a checkpoint; use ckpt={path.with_suffix('.ckpt')}")
     if manifest_of(path).is_file():
         if problem := problem_of(path):
-            raise ConfigError(f"ckpt: {problem}. Leave out the file's name to take the run's newest good one")
+            raise ConfigError(f"ckpt: {problem}. Leave out the file's name to use the run's newest valid checkpoint")
     elif path.is_file():
         log.warning(f"{ckpt}: there is no manifest beside it, so it could not be verified")
     return path
@@ -61,13 +61,13 @@ def newest_in(run_dir: str | Path, inside: str = "checkpoints") -> Path | None:
         inside: the folder of checkpoints inside the run's folder.
 
     Raises:
-        ConfigError: if there are checkpoints but none is good.
+        ConfigError: if there are checkpoints but none is valid.
     """
     choice = newest_verified(Path(run_dir, inside))
     if choice.path is None and choice.problems:
         listed = "\n       ".join(choice.problems)
         raise ConfigError(
-            f"ckpt: {run_dir} holds checkpoints, and none of them is good:\n       {listed}\n       "
+            f"ckpt: {run_dir} contains checkpoints, but none of them is valid:\n       {listed}\n       "
             "ckpt=FILE loads one without a manifest; to start again, choose another name= or remove them"
         )
     for line in choice.lines():
@@ -97,7 +97,7 @@ def _check_targets(node: Any, trust: Sequence[str]) -> None:
     """Checks that a configuration from a file names only code of trusted packages.
 
     Raises:
-        ConfigError: naming the target, and how to trust its package.
+        ConfigError: if not; the message names the target and explains how to trust its package.
     """
     if isinstance(node, dict):
         target = str(node.get("_target_", TRUSTED[0]))
@@ -118,7 +118,7 @@ def _check_targets(node: Any, trust: Sequence[str]) -> None:
 def _why_unreadable(path: Path, error: Exception) -> str:
     """Describes why ``torch.load`` failed, without its advice to load the file with ``weights_only=False``."""
     if path.is_file() and not zipfile.is_zipfile(path):
-        return "it is no checkpoint; they are written by torch.save"
+        return "it is not a checkpoint, which torch.save writes"
     if isinstance(error, pickle.UnpicklingError) and not path.is_dir():
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         return f"it holds {named[1] if named else 'more than tensors, numbers and words'}, which could run code"
@@ -260,7 +260,7 @@ def assemble(has: Weights, device: torch.device | str, trust: Sequence[str] = ()
 
 
 def _training_data(node: dict[str, Any] | None) -> TrainingData | None:
-    """The locations of the data in a run's configuration."""
+    """Returns the locations of the data in a run's configuration."""
     if not node:
         return None
     reading = node.get("reading") or node

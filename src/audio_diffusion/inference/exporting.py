@@ -1,4 +1,4 @@
-"""Exports a model as a folder of its own, to archive, share or upload to a hub.
+"""Exports a model as a folder that can be archived, shared or uploaded to a hub.
 
 model.safetensors   the network's weights, in the floating-point type of training
 config.json         the configuration of the model, plain data; no code in it is run
@@ -25,7 +25,7 @@ FILES = ("model.safetensors", "config.json", "README.md")
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The configuration that a model is loaded by; the locations of the data are left out."""
+    """Returns the configuration from which a model is loaded, without the locations of the data."""
     return {
         "name": model.origin.name,
         "audio": asdict(model.crop),
@@ -43,7 +43,7 @@ def export(model: Model, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"output: {str(folder)!r} is there already and not empty; give a new folder")
+        raise ConfigError(f"output: {str(folder)!r} exists and is not empty; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in model.net.state_dict().items()}
     save_file(state, folder / FILES[0], metadata={"format": "pt"})
@@ -55,7 +55,7 @@ def export(model: Model, folder: str | Path) -> Path:
 
 
 def _card(model: Model) -> str:
-    """The model card."""
+    """Returns the model card."""
     crop = model.crop
     parameters = sum(p.numel() for p in model.net.parameters())
     labels = f'["{model.classes[0]}"]' if model.classes else None

@@ -33,23 +33,23 @@ class Length:
 
     @property
     def multiple(self) -> int:
-        """The number of samples that window starts and the generated length are multiples of."""
+        """The number of samples of which the starts of windows and the generated length are multiples."""
         return math.lcm(self.hop, self.frame)
 
     @property
     def made(self) -> int:
-        """The number of samples that are generated; the first ``wanted`` of them are used."""
+        """The number of generated samples, of which the first ``wanted`` are used."""
         return max(self.window, -(-self.wanted // self.multiple) * self.multiple)
 
     def pad(self, audio: Tensor) -> Tensor:
-        """``[.., wanted] -> [.., made]``, zeros after the end."""
+        """Pads ``[.., wanted]`` to ``[.., made]`` with zeros at the end."""
         return F.pad(audio, (0, self.made - self.wanted))
 
     def net(self, net: Net, conditions: Mapping[str, Condition], sample_rate: int) -> Net:
-        """``net`` for signals of this length.
+        """Adapts ``net`` to signals of this length.
 
         Args:
-            net: for ``window`` samples.
+            net: network for ``window`` samples.
             conditions: the network's conditions by name; each window gets its own start time and its own frames.
             sample_rate: Hz.
         """
@@ -63,7 +63,7 @@ class Length:
         return Windowed(net, self.window // self.hop, overlap // self.hop, cond_at=cond_at)
 
     def _at(self, name: str, condition: Condition, value: Tensor, start: int, sample_rate: int) -> Tensor:
-        """A condition's value for the window that starts at a sample."""
+        """Returns a condition's value for the window that starts at a sample."""
         if condition.kind == "frames" and value.shape[-1] > 1:  # one frame is "not given"
             per_frame = self.made // value.shape[-1]
             return value[..., start // per_frame : (start + self.window) // per_frame]

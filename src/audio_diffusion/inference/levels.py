@@ -10,7 +10,7 @@ MOSTLY_CLIPPED, MOSTLY_DC, LEAST_DC = 0.1, 0.5, 0.05  # fractions of: the sample
 
 
 def dbfs(magnitude: float) -> float:
-    """Magnitude in dBFS, at least -120."""
+    """Converts a magnitude to dBFS, at least -120."""
     return 20 * math.log10(max(magnitude, 1e-6))
 
 

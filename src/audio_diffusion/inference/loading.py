@@ -31,8 +31,8 @@ def load(
             ``hub:USER/NAME``, a model of the Hugging Face hub.
         weights: "ema" (averaged, the usual choice) or "raw"; an exported model has only one of them.
         device: device of the network.
-        trust: packages, in addition to this one, whose code the file may name; it is then run. For a network of your
-            own: ``trust=["my_package"]``.
+        trust: packages, in addition to this one, whose classes the file may name and thereby run, such as
+            ``trust=["my_package"]`` for your own network.
 
     Raises:
         ConfigError: if there is no model, or it cannot be used.

@@ -1,4 +1,4 @@
-"""Where a trained model comes from."""
+"""The origin of a trained model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -16,7 +16,7 @@ from typing import Any
 
 _UNIONS, _NOTHING = (typing.Union, types.UnionType), types.NoneType
 
-#: present paths of targets in files of older versions, by old path: of a module, or of one name in a module
+#: current paths of targets by their paths in older versions; a path is that of a module, or of a name in a module
 MOVED = {
     "audio_diffusion.models.conditions": "audio_diffusion.networks.conditions.condition",
     "audio_diffusion.models.diffwave": "audio_diffusion.networks.diffwave",
@@ -34,12 +34,12 @@ MOVED = {
     "audio_diffusion.diffusion.parameterization.Edm": "audio_diffusion.diffusion.parameterization.EdmPreconditioning",
 }
 
-#: renamed arguments in such files, by present target: {old: new}
+#: renamed arguments by current target: {old: new}
 RENAMED = {"audio_diffusion.diffusion.schedules.lowered": {"num_steps": "prepended_steps"}}
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what to change."""
+    """Raised for a configuration that cannot be used; the message explains what to change."""
 
 
 def nearest(name: str, among: Iterator[str] | list[str]) -> str:
@@ -67,13 +67,15 @@ def with_moved(config: dict[str, Any]) -> dict[str, Any]:
     """Copies a run's configuration that was read from a file, with present names for every ``_target_`` that has moved
     (``MOVED``) and every argument that has been renamed (``RENAMED``) since the file was written."""
     moved = _moved(config)
-    if "callbacks" in moved and "guidance_scale" not in moved:  # was an option of callbacks.sampling alone
+    if (
+        "callbacks" in moved and "guidance_scale" not in moved
+    ):  # older versions had this option only at callbacks.sampling
         moved["guidance_scale"] = (moved["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
     return moved
 
 
 def _moved(node: Any) -> Any:
-    """Copies a node of a configuration with present names."""
+    """Copies a node of a configuration with current names."""
     if isinstance(node, list):
         return [_moved(value) for value in node]
     if not isinstance(node, dict):
@@ -137,7 +139,7 @@ def load_object(target: str) -> Any:
     """Imports the object that a dotted ``_target_`` names.
 
     Raises:
-        ConfigError: if the module cannot be imported, or, with the nearest name, if it has no such member.
+        ConfigError: if the module cannot be imported or has no such member; the message has the nearest name.
     """
     module_name, _, name = target.rpartition(".")
     try:

@@ -1,1 +1,1 @@
-"""How is it trained? The LightningModule, EMA weights, optimizer and learning rate."""
+"""Training: the LightningModule, EMA weights, optimizer, learning rate, precision and FSDP."""

@@ -28,8 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.world_size, self.keep = 1, Keep()
-        self.keep_in: dict[str, Keep] = {}  # other rules, by the name of the folder of checkpoints
-        self.num_bytes = 0  # of the tensors of the last save
+        self.keep_in: dict[str, Keep] = {}  # other rules, by the name of a folder of checkpoints
+        self.num_bytes = 0  # size of the tensors of the last save
         self._copies, self._writer = HostCopy(), BackgroundWriter()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -57,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _not_finite(self, content: dict[str, Any]) -> str | None:
         place = non_finite(content)
-        return f"{place} is not finite, and what comes after would be of no use" if place else None
+        return f"{place} is not finite, so the checkpoint would be useless" if place else None
 
     def _manifest(self, content: Mapping[str, Any], files: dict[str, FileRecord]) -> Manifest:
         config = content.get("config")
@@ -77,11 +77,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """Whether a checkpoint is being written."""
         return self._writer.busy
 
     def wait(self) -> None:
-        """Waits until nothing is being written."""
+        """Waits until no checkpoint is being written."""
         self._writer.wait()
 
     def take_outcome(self) -> Outcome | None:

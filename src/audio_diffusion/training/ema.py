@@ -52,5 +52,5 @@ class EmaWeights(nn.Module):
 
 
 def _local(net: nn.Module) -> list[Tensor]:
-    """Returns the data of the parameters, of sharded ones this rank's part: the average is elementwise."""
+    """Returns the data of the parameters (for sharded ones, this rank's part, since the average is elementwise)."""
     return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in net.parameters()]

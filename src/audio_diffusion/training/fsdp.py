@@ -30,7 +30,7 @@ def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) 
         for block in blocks:
             if not isinstance(block, nn.ModuleList):
                 fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)  # also when no backward pass follows
+    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)  # even if no backward pass follows
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -121,10 +121,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _refuse_other_sizes(state: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuses weights of other sizes than the network's: one that is sharded cannot take on those of another.
+    """Checks that weights have the network's sizes, because a sharded network cannot load others.
 
     Raises:
-        ValueError: naming one of them.
+        ValueError: if not; the message names one of them.
     """
     pairs = {name: (value, own.get(name)) for name, value in state.items()}
     other = {

@@ -29,7 +29,7 @@ class StepGuard:
             raise ValueError(f"max_growth: expected above 1, or null, got {max_growth}")
         self.max_skipped_in_a_row, self.max_growth, self.window = max_skipped_in_a_row, max_growth, window
         self.num_skipped = self.skipped_in_a_row = 0
-        self.reason: str | None = None  # why the latest step was skipped; None: it was not
+        self.reason: str | None = None  # the reason why the latest step was skipped; None if it was not
         self._norms: deque[float] = deque(
             maxlen=window
         )  # finite norms, including those of skipped steps, so that the median adapts to a new gradient level
@@ -66,7 +66,7 @@ class StepGuard:
             return None
         return (
             f"the gradient explodes: its norm {norm:.4g} is more than training.guard.max_growth = {self.max_growth:g} "
-            f"times the {usual:.4g} that is usual"
+            f"times the recent median of {usual:.4g}"
         )
 
     def state_dict(self) -> dict[str, Any]:

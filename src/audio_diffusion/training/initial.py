@@ -21,7 +21,7 @@ class Taken:
 
     Args:
         taken: weights copied from the other model.
-        new: weights that keep their initialisation, as the other model lacks them or has another size.
+        new: weights that keep their initialisation, because the other model lacks them or has another size.
         left: weights of the other model that this one does not have.
         kept_labels: classes of both models, whose embeddings were copied.
         new_labels: classes of this model only.
@@ -43,7 +43,7 @@ class Taken:
             said.append(f"init: {len(self.new)} weights are initialised: {_listed(self.new)}")
         if self.left:
             said.append(
-                f"init: {len(self.left)} weights are left out, as this network has none such: {_listed(self.left)}"
+                f"init: {len(self.left)} weights are ignored, as this network does not have them: {_listed(self.left)}"
             )
         return said
 
@@ -117,7 +117,7 @@ def take_weights(
     fits = sum(own[name].numel() for name in result.taken)
     if 2 * fits < size:
         raise ValueError(
-            f"its network is of another kind: it has {fits} of this network's {size} numbers, and lacks "
+            f"its network has another architecture: it has {fits} of this network's {size} numbers, and lacks "
             f"{_listed(result.new)}"
         )
     return result

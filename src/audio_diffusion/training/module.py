@@ -30,7 +30,7 @@ class WeightAverage(Protocol):
     """An average of a network's weights."""
 
     def update(self, net: nn.Module) -> None:
-        """Takes the weights after an optimizer step into account."""
+        """Updates the average with the weights after an optimizer step."""
 
 
 def _rates(cond_dropout: float | dict[str, float], conditions: Conditions) -> dict[str, float]:
@@ -69,8 +69,8 @@ class DiffusionModule(L.LightningModule):
             every optimizer step covers all noise levels evenly; with 1 they are drawn independently.
         compile: whether to ``torch.compile`` the network.
         seed: seed of t, noise and dropout.
-        guard: decides which steps are taken; None for ``StepGuard()``.
-        recipe: plain data from which all this can be rebuilt; stored in every checkpoint.
+        guard: decides which steps are skipped; None for ``StepGuard()``.
+        recipe: plain data from which the module can be rebuilt; stored in every checkpoint.
 
     Raises:
         ValueError: if the network or representation lacks a member of its contract, ``cond_dropout`` lies outside
@@ -254,8 +254,8 @@ class DiffusionModule(L.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Takes the step and updates the EMA and further averages, once per *optimizer* step that is not skipped,
-        whatever the number of accumulated batches."""
+        """Takes the step and updates the EMA and other averages, once per *optimizer* step that is not skipped, for any
+        number of accumulated batches."""
         super().optimizer_step(*args, **kwargs)
         if self.guard.reason is None:
             self.ema.update(self.net)

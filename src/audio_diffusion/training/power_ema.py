@@ -23,14 +23,14 @@ def decay_of(gamma: float, t: int) -> float:
 class PowerEma:
     """Averages of a network's weights of several relative lengths, in float32; each rank averages its part.
 
-    Unlike ``EmaWeights`` they grow with the training: a length of 0.10 remembers about the last tenth of the steps so
-    far, however many there are. The first update replaces what was there before.
+    Unlike the length of ``EmaWeights``, theirs grows with the training: a relative length of 0.10 averages about the
+    last tenth of all steps so far. The first update replaces the initial values.
 
     Args:
         net: the network whose weights are followed.
         lengths: relative lengths (sigma_rel), each above 0 and at most 0.2886.
         origin: the run's step after which averaging begins.
-        device: where the averages are kept; None for each weight's device.
+        device: device of the averages; None for each weight's device.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PowerEma:
             torch._foreach_lerp_(average, there, 1 - decay_of(gamma, self.num_updates))
 
     def snapshot(self, net: nn.Module, step: int, keep: bool = True) -> Snapshot:
-        """Returns the averages of whole tensors. Of a network that is sharded, all ranks must call it.
+        """Returns the averages as whole tensors. If the network is sharded, all ranks must call it.
 
         Args:
             net: the network, for its buffers and other state.
@@ -69,7 +69,7 @@ class PowerEma:
                 if keep or not isinstance(parameter, DTensor):
                     whole[name] = value
             averages.append(whole)
-        # a parameter that is used in two places has two names in the state dict, and one of them here
+        # a parameter that is used in two places has two names in the state dict, but only one here
         names = {id(p): name for name, p in parameters.items()}
         rest = {}
         for name, value in net.state_dict(keep_vars=True).items():
@@ -84,7 +84,7 @@ class PowerEma:
         """Restores the averages from ``vars(snapshot)``; of a sharded network this rank's part.
 
         Raises:
-            ValueError: if they are of another network.
+            ValueError: if they belong to another network.
         """
         parameters = dict(net.named_parameters())
         for mine, saved in zip(self._averages, state["averages"], strict=True):
@@ -96,12 +96,12 @@ class PowerEma:
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """Returns a parameter's data, of a sharded one this rank's part: the average is elementwise."""
+    """Returns a parameter's data (if it is sharded, this rank's part, since the average is elementwise)."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def _whole(value: Tensor, parameter: Tensor) -> Tensor:
-    """Gathers an average from the ranks that its parameter is sharded over."""
+    """Gathers an average from the ranks among which its parameter is sharded."""
     if not isinstance(parameter, DTensor):
         return value
     return DTensor.from_local(

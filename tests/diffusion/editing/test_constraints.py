@@ -183,7 +183,7 @@ def test_bad_values_are_refused(process: Diffusion) -> None:
         Kept(clip, torch.ones(2, 1, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match="keep: expected a bool mask"):
         Kept(clip, torch.ones(2, 1, 8))
-    with pytest.raises(ValueError, match=r"cutoff: expected a part of the sample rate inside \(0, 0.5\), got 8000"):
+    with pytest.raises(ValueError, match=r"cutoff: expected a fraction of the sample rate inside \(0, 0.5\), got 8000"):
         LowBand(clip, 8000)
     with pytest.raises(ValueError, match="clipped: expected bool"):
         Unclipped(clip, clip)

@@ -232,7 +232,7 @@ def test_what_a_user_leaves_out_is_not_given() -> None:
     assert all(tensor.isfinite().all() for tensor in tensors(conditions(cond)))
     with pytest.raises(ValueError, match="this model has no condition 'tempo'; it has: caption, label"):
         conditions.given({"tempo": [1]}, 1, "cpu")
-    with pytest.raises(ValueError, match="cond: expected 2 values of seconds, one a sample, got 1"):
+    with pytest.raises(ValueError, match="cond: expected 2 values of seconds, one per sample, got 1"):
         conditions.given({"seconds": [1]}, 2, "cpu")
 
 

@@ -101,7 +101,7 @@ def test_what_cannot_be_encoded_is_an_error(text_encoders: dict[str, Path], monk
     folder = str(text_encoders["bert"])
     with pytest.raises(ValueError, match=r"text: expected words, got numbers \[2\]"):
         Text(folder, 32).prepare(torch.zeros(2), "cpu")
-    with pytest.raises(ValueError, match=r"width: expected 32, the numbers per token that .* makes, got 16"):
+    with pytest.raises(ValueError, match=r"width: expected 32, the width of the tokens of .*, got 16"):
         Text(folder, 16).prepare(["a"], "cpu")
     with pytest.raises(ValueError, match="encoder: '/no/such' is neither a folder nor downloaded already"):
         Text("/no/such", 16).prepare(["a"], "cpu")

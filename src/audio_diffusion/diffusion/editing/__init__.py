@@ -1,1 +1,1 @@
-"""What else can be made of a denoiser: parts kept, long signals, variations, blends, repairs; by the same samplers."""
+"""Editing with any sampler: constraints, long signals, variations, interpolation, restoration."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_NEAR = 128  # samples to either side
+_NEAR = 128  # number of neighbouring samples on either side
 
 
 class Constraint(ABC):
@@ -73,7 +73,7 @@ class LowBand(Constraint):
 
     def __init__(self, clip: Tensor, cutoff: float):
         if not 0 < cutoff < 0.5:
-            raise ValueError(f"cutoff: expected a part of the sample rate inside (0, 0.5), got {cutoff}")
+            raise ValueError(f"cutoff: expected a fraction of the sample rate inside (0, 0.5), got {cutoff}")
         self.num_samples, self.num_bins = clip.shape[-1], int(cutoff * clip.shape[-1]) + 1
         self.clip = self._low(clip)
 

@@ -15,9 +15,9 @@ from audio_diffusion.diffusion.process import Cond, Diffusion, Net
 from audio_diffusion.diffusion.schedule import Grid, NoiseLevel, Schedule
 from audio_diffusion.diffusion.solvers.ddim import coefficients, ddim
 
-_LOUDEST = 1e4  # variance of the loudest part of a signal, of a mean variance of about one
-_MOST, _SAME = 20, 1e-6  # calls for a step; relative change of x_t at which it is found
-_DEPTH = 3  # of Anderson's acceleration
+_LOUDEST = 1e4  # assumed variance of the loudest part of a signal whose mean variance is about one
+_MOST, _SAME = 20, 1e-6  # maximum number of calls per step; relative change of x_t at which the iteration has converged
+_DEPTH = 3  # number of iterates in Anderson's acceleration
 
 
 def _no_noise() -> Tensor:
@@ -58,7 +58,7 @@ def _undone(denoise: Denoiser, x_s: Tensor, noise: Tensor, s: NoiseLevel, t: Noi
     ratio = t.alpha / s.alpha
     x = ratio * x_s + (t.sigma - ratio * s.sigma) * noise
     found = torch.zeros(len(x), 1, 1, dtype=torch.bool, device=x.device)
-    before: list[tuple[Tensor, Tensor]] = []  # corrections, and where they led, newest first
+    before: list[tuple[Tensor, Tensor]] = []  # corrections and the resulting iterates, newest first
     for _ in range(_MOST):
         estimate = denoise(x, t.time)
         noise = estimate.noise
@@ -99,7 +99,7 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 class Interpolation(NamedTuple):
-    """Clips ``[B, len(weights), C, T]``, and the error of inverting each pair and coming back, dB ``[B, 2]``."""
+    """Clips ``[B, len(weights), C, T]``, and the round-trip error of inverting each pair, dB ``[B, 2]``."""
 
     clips: Tensor
     error_db: Tensor

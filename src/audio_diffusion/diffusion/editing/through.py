@@ -43,7 +43,7 @@ class Through(Constraint):
         return self.transform.encode(audio)
 
     def adjoint(self, v: Tensor) -> Tensor:
-        """decodeᵀ of the audio of v, by one backward pass through ``decode``."""
+        """Returns decodeᵀ of the audio of v, by one backward pass through ``decode``."""
         with torch.enable_grad():
             leaf = torch.zeros_like(v).requires_grad_()
             audio = self.transform.decode(leaf)

@@ -43,8 +43,7 @@ def time_of_strength(schedule: Schedule, strength: float) -> float:
 class From:
     """Time grid starting at ``start`` with as many points as the full grid, as far as the schedule has them.
 
-    A solver's first steps are its least accurate, and they matter here, so they are not left as long as in the full
-    grid.
+    A solver's first steps are its least accurate ones and important here, so they are shorter than in the full grid.
 
     Args:
         start: the first time, unless the grid starts with less noise.

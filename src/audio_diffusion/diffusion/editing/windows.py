@@ -10,7 +10,7 @@ from audio_diffusion.diffusion.process import Cond, Net
 
 
 def starts(length: int, window: int, hop: int) -> list[int]:
-    """Where windows start: every ``hop`` samples, the last one at the end of the signal."""
+    """Returns the starts of windows: every ``hop`` samples, with the last window at the end of the signal."""
     return [*range(0, length - window, hop), length - window]
 
 

@@ -54,7 +54,7 @@ class Condition(ABC):
         """Converts B values into a tensor ``[B, ..]`` on ``device``, in which -1 or NaN means "not given".
 
         Raises:
-            ValueError: if the values have another type or shape than the condition takes.
+            ValueError: if the values have another type or shape than the condition expects.
         """
 
     def check(self) -> None:  # noqa: B027
@@ -136,7 +136,7 @@ class Number(Condition):
     def prepare(self, values: Values, device: Device) -> Tensor:
         """Scales numbers ``[B]`` from [low, high] to [0, 1], float32 ``[B]``; NaN stays NaN."""
         values = numbers(values, "number", device).float()
-        return ((values - self.low) / (self.high - self.low)).clamp(0, 1)  # NaN stays
+        return ((values - self.low) / (self.high - self.low)).clamp(0, 1)  # NaN is unchanged
 
     def nothing(self, num: int) -> Tensor:
         return torch.full((num,), torch.nan)
@@ -207,7 +207,7 @@ class Conditions(nn.Module):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What the conditions are read from beyond what every batch has: members or fields of the clips' json."""
+        """The fields that the conditions need besides those of every batch: members, or keys of a clip's json."""
         read = (condition.field or name for name, condition in self.by_name.items())
         return tuple(field for field in read if field not in IN_EVERY_BATCH)
 
@@ -253,7 +253,7 @@ class Conditions(nn.Module):
                 has = ", ".join(sorted(self.by_name)) or "none"
                 raise ValueError(f"cond: this model has no condition {name!r}; it has: {has}")
             if len(value) != num:
-                raise ValueError(f"cond: expected {num} values of {name}, one a sample, got {len(value)}")
+                raise ValueError(f"cond: expected {num} values of {name}, one per sample, got {len(value)}")
         cond = {}
         for name, condition in self.by_name.items():
             if name in values:
@@ -272,7 +272,7 @@ class Conditions(nn.Module):
         """
         expected, got = sorted(self.by_name) or "none", sorted(cond) or "none"
         if expected != got:
-            raise ValueError(f"cond: this network takes {expected}, got {got}")
+            raise ValueError(f"cond: this network expects {expected}, got {got}")
         made = {name: embedder(cond[name]) for name, embedder in self.embedders.items()}
         vectors, tokens, frames = ([made[name] for name in self.of_kind(kind)] for kind in get_args(Kind))
         vectors += [_mean(*pair) for pair in tokens]

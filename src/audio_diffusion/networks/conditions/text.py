@@ -152,9 +152,7 @@ class Text(Condition):
         """Returns the encoded tokens ``[n, width]`` of each of up to ``_TEXTS`` texts, without padding."""
         tokenizer, model = _load(self.encoder, device)
         if (made := model.config.hidden_size) != self.width:
-            raise ValueError(
-                f"width: expected {made}, the numbers per token that {self.encoder!r} makes, got {self.width}"
-            )
+            raise ValueError(f"width: expected {made}, the width of the tokens of {self.encoder!r}, got {self.width}")
         words = tokenizer(
             [*texts, *[""] * (_TEXTS - len(texts))],
             padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt",
