@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install data train learnt lint check quick test test-docs clean
+.PHONY: install data train learnt lint check quick test tests test-docs clean
 
 install: $(VENV)/.installed
 
@@ -48,7 +48,11 @@ check: install
 quick: install
 	$(PYTEST) $(PARALLEL) -m "not slow and not documentation"
 
-test: lint
+# the checks of lint run beside the first tests, which mostly wait for Slurm
+test: install
+	$(MAKE) -j2 lint tests
+
+tests: install
 	$(PYTEST) $(PARALLEL) -m "not documentation"
 
 # runs the tutorial's code and every command of the documentation

@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share t
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from fixtures.launching import SHARED, start_server
 
 FIXTURES = ("audio", "machine", "programs", "text_encoders", "tiny_models", "training")
 PROGRAMS = {"launch", "slurm_cluster"}  # a test with one of these fixtures starts programs of the project: it is slow
@@ -19,16 +20,27 @@ LONGEST_FIRST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The fixtures, which import PyTorch and Lightning: in all processes but one that only hands out tests."""
+    """The fixtures, which import PyTorch and Lightning: in all processes but one that only hands out tests.
+
+    That one starts the server of tests/launcher.py for the others.
+    """
     if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
         for name in FIXTURES:
             config.pluginmanager.import_plugin(f"fixtures.{name}")
+    elif _takes_slow(config) and not config.getoption("collectonly"):
+        server = start_server()
+        os.environ[SHARED] = server.address
+        config.add_cleanup(server.stop)
+
+
+def _takes_slow(config: pytest.Config) -> bool:
+    return "not slow" not in config.getoption("markexpr")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a core; with the slow tests one more, since those of Slurm, signals and kills mostly wait."""
-    return (os.cpu_count() or 1) + ("not slow" not in config.getoption("markexpr"))
+    """One process a core; with the slow tests two more, since those of Slurm, signals and kills mostly wait."""
+    return (os.cpu_count() or 1) + 2 * _takes_slow(config)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

@@ -1,12 +1,13 @@
 """Runs the project's programs without their ten seconds of imports: a server imports once, and forks for each run.
 
-    python tests/launcher.py        # reads requests from stdin, one json object a line; answers on stdout likewise
+    python tests/launcher.py FD     # serves any number of clients of a listening socket, until its stdin closes
 
-A request is {"argv": ["train.py", ...], "cwd": .., "env": {..}, "log": file, "errors": file}, where stderr goes to
-"errors" and stdout to "log", which may be the same; the answers are {"started": pid} and,
+A client writes requests, one json object a line, and reads answers likewise. The first answer, {"ready": pid}, comes
+once the imports are done. A request is {"argv": ["train.py", ...], "cwd": .., "env": {..}, "log": file, "errors":
+file}, where stderr goes to "errors" and stdout to "log", which may be the same; the answers are {"started": pid} and,
 whenever a child ends, {"ended": pid, "status": exit status, or -signal}. Each child leads a session of its own, has
 no threads yet but those a fork leaves, and runs the script as ``__main__``: what it does from there on is the real
-program. Tests use it through the fixture ``launch`` in conftest.py.
+program. Tests use it through the fixture ``launch``; all processes of pytest-xdist share one server.
 """
 
 import atexit
@@ -18,9 +19,11 @@ import os
 import runpy
 import select
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from wandb.sdk.data_types._private import MEDIA_TMP
@@ -57,10 +60,6 @@ def child(request: dict) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def say(answer: dict) -> None:
-    os.write(1, (json.dumps(answer) + "\n").encode())
 
 
 def prepare() -> None:
@@ -100,41 +99,80 @@ def prepare() -> None:
     gc.freeze()  # children neither search these objects for garbage nor copy the memory that they are in
 
 
-def main() -> None:
-    """Prepare, then serve until stdin closes."""
-    prepare()
+class Client:
+    """A connected process of the tests: its unfinished line, and the answers to it."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection, self.pending = connection, b""
+        self.say({"ready": os.getpid()})
+
+    def say(self, answer: dict) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            self.connection.sendall((json.dumps(answer) + "\n").encode())
+
+    def requests(self) -> list[dict] | None:
+        """The requests that have come; None at the end."""
+        data = self.connection.recv(65536)
+        *lines, self.pending = (self.pending + data).split(b"\n")
+        return [json.loads(line) for line in lines] if data else None
+
+
+def serve(listener: socket.socket) -> None:
+    """Forks a child for each request of each client, and tells the client when it has ended."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    say({"ready": os.getpid()})
-    pending = b""
+    clients: dict[int, Client] = {}
+    owners: dict[int, Client] = {}  # of the children that run
     while True:
-        ready, _, _ = select.select([0, woken], [], [])
+        ready, _, _ = select.select([0, woken, listener, *clients], [], [])
+        if 0 in ready and not os.read(0, 65536):
+            return
         if woken in ready:
             os.read(woken, 4096)
-            while True:
-                try:
-                    pid, status = os.waitpid(-1, os.WNOHANG)
-                except ChildProcessError:
-                    break
-                if pid == 0:
-                    break
-                say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
-        if 0 in ready:
-            data = os.read(0, 65536)
-            if not data:
-                return
-            *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
+            for pid, status in ended_children():
+                if client := owners.pop(pid, None):
+                    client.say({"ended": pid, "status": status})
+        if listener in ready:
+            connection, _ = listener.accept()
+            clients[connection.fileno()] = Client(connection)
+        for fd in [fd for fd in ready if fd in clients]:
+            client = clients[fd]
+            requests = client.requests()
+            if requests is None:
+                clients.pop(fd).connection.close()
+                for pid in [pid for pid, owner in owners.items() if owner is client]:
+                    del owners[pid]
+                    os.killpg(pid, signal.SIGKILL)  # nobody waits for it
+            for request in requests or ():
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    os.close(woken)
-                    os.close(wake)
-                    child(json.loads(line))
-                say({"started": pid})
+                    for other in (woken, wake, listener.fileno(), *clients):
+                        os.close(other)
+                    child(request)
+                owners[pid] = client
+                client.say({"started": pid})
+
+
+def ended_children() -> Iterator[tuple[int, int]]:
+    """The children that have ended since the last call: pid, and exit status or -signal."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    """Prepares, and serves."""
+    prepare()
+    serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":

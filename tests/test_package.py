@@ -162,9 +162,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_installed_command_trains_and_samples_from_another_folder(
+def test_the_installed_command_trains_on_two_devices_and_samples_from_another_folder(
     installed: Path, drum_shards: Path, tiny_sampled: list[str], tmp_path: Path
 ) -> None:
+    """Lightning starts the second rank with the command that was typed."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "SLURM", "PYTHONPATH"))}
     environment |= {"OMP_NUM_THREADS": "1"}
 
@@ -177,7 +178,10 @@ def test_the_installed_command_trains_and_samples_from_another_folder(
         return done.stdout + done.stderr
 
     shutil.copytree(drum_shards, tmp_path / "shards")
-    trained = run("train", "data.train=shards", *tiny_sampled, "name=one", "max_steps=2")
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    trained = run("train", "data.train=shards", *tiny_sampled, *two, "name=one", "max_steps=2")
+    assert "batch: 4 = 1 node × 2 devices × 2 clips × 1 accumulated" in trained
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in trained
     assert trained.count("next: audio-diffusion sample ckpt=runs/one") == trained.count("starting a new run") == 1
     assert '"git_commit": "version 0.1.0"' in (tmp_path / "runs/one/details.json").read_text()
     run("sample", "ckpt=runs/one", "num_samples=1", "device=cpu")

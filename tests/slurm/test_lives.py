@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 from audio_diffusion.checkpoints.folder import newest_verified, step_of
@@ -27,6 +28,18 @@ def losses(run_dir: Path) -> dict[int, float]:
     return found
 
 
+def last_step(run_dir: Path) -> int:
+    """The newest step with a loss, 0 before the first. Reads the end of the file alone, since it is called often."""
+    file = run_dir / "metrics.jsonl"
+    if not file.exists():
+        return 0
+    with file.open("rb") as opened:
+        begin = max(os.fstat(opened.fileno()).st_size - 16384, 0)
+        opened.seek(begin)
+        lines = opened.read().split(b"\n")[begin > 0 : -1]  # without a line that is cut, or half written
+    return max((row["step"] for row in map(json.loads, lines) if "train/loss" in row), default=0)
+
+
 def ranks_of(name: str) -> list[int]:
     """The processes of a run's ranks: those of Python that no other one of the run has started."""
     parents = {}
@@ -44,12 +57,13 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
 ) -> None:
     run_dir = project / "runs/many_lives"
     options = [f"data.train={drum_shards}", *tiny, *ENDLESS]
+    began = time.monotonic()
     job = submit(project, *TWO_NODES, "--time=30", "slurm/train.sh", *options, "logger=wandb", "name=many_lives")
 
     def live(life: int, steps: int = 10) -> None:
         job.until(lambda: f"start {life}," in job.text)
-        before = max(losses(run_dir), default=0)
-        job.until(lambda: max(losses(run_dir), default=0) > before + steps)
+        before = last_step(run_dir)
+        job.until(lambda: last_step(run_dir) > before + steps)
 
     def queued_again() -> int:
         """Waits for it, and lets the next life begin; the step of the newest checkpoint."""
@@ -59,8 +73,9 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
         return step_of(newest) if newest else -1
 
     live(1)
-    # 180 s before the limit Slurm warns, as train.sh asks it to
-    subprocess.run(["scontrol", "update", f"jobid={job.id}", "timelimit=3"], check=True)
+    # 180 s before the limit Slurm warns, as train.sh asks it to: two to three minutes from now, which is at once
+    limit = int((time.monotonic() - began) / 60) + 3
+    subprocess.run(["scontrol", "update", f"jobid={job.id}", f"timelimit={limit}"], check=True)
     at_limit = queued_again()
     assert f"stopped and saved at step {at_limit}: queueing job {job.id} again" in job.text
     subprocess.run(["scontrol", "update", f"jobid={job.id}", "timelimit=30"], check=True)
@@ -89,6 +104,9 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     crashed = queued_again()
     assert crashed > killed
 
+    other = tmp_path_factory.mktemp("other")
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    never_stopped = launch(other, "train.py", *options, *two, "name=never_stopped", ranks=2)  # beside the last life
     live(5)
     subprocess.run(["scancel", job.id], check=True)
     job.until_state("CANCELLED")
@@ -97,10 +115,7 @@ def test_a_run_goes_on_through_all_that_can_end_a_job(
     assert len(list((run_dir / "wandb").glob(f"*run-*-{wandb_id}"))) == 5
     trained = losses(run_dir)
     assert sorted(trained) == list(range(1, max(trained) + 1))  # no step is missing
-    other = tmp_path_factory.mktemp("other")
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    never_stopped = launch(other, "train.py", *options, *two, "name=never_stopped", ranks=2)
-    never_stopped.until(lambda: max(losses(other / "runs/never_stopped"), default=0) >= max(trained), timeout=600)
+    never_stopped.until(lambda: last_step(other / "runs/never_stopped") >= max(trained), timeout=600)
     never_stopped.kill(signal.SIGKILL)
     expected = losses(other / "runs/never_stopped")
     assert trained == {step: expected[step] for step in trained}

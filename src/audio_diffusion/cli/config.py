@@ -122,7 +122,7 @@ def _check_option(override: str, config_name: str) -> None:
         raise ConfigError(f"{override}: expected OPTION=VALUE, such as max_steps=100")
     if name in command_line.ELSEWHERE:
         raise ConfigError(f"{override}: {command_line.ELSEWHERE[name]}")
-    if name in _groups() and value in ("", "null", "None"):
+    if value in ("", "null", "None") and name in _groups():
         raise ConfigError(f"{override}: expected the name of a config.{nearest('', _groups()[name])}")
     if command_line.is_sweep(override):
         raise ConfigError(command_line.explain_sweep(override, config_name))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audio_diffusion.checkpoints import sharded
 from audio_diffusion.checkpoints.folder import manifest_of, newest_verified, path_of, problem_of, step_of
 from audio_diffusion.checkpoints.redaction import INSTEAD, find_redacted, with_instead
 from audio_diffusion.data.training_data import CropFormat, TrainingData
@@ -125,6 +124,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _read_shards(folder: Path) -> dict[str, Any]:
+    from audio_diffusion.checkpoints import sharded  # not at the top: importing it takes long, and few have shards
+
+    return sharded.read(folder)
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint's content as plain data, without running any code in it.
 
@@ -135,7 +140,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise ConfigError(f"ckpt: expected a checkpoint file, but {str(path)!r} does not exist")
     try:
-        content = sharded.read(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True)
+        content = _read_shards(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
         raise ConfigError(
             f"ckpt: {str(path)!r} cannot be read as plain data: {_why_unreadable(path, error)}"
