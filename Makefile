@@ -1,5 +1,5 @@
-# make train: everything from nothing to sounds.   make check: lint, types, contracts and quick tests (two minutes).
-# make test: all checks.   make test-docs: the commands of the documentation.   Each sets itself up first.
+# make train: installs, synthesises data, trains, generates.   make check: linters and quick tests (two minutes).
+# make test: all checks.   make test-docs: the commands in the documentation.   All targets install first.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
@@ -11,7 +11,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "error: Python 3.10 or newer is needed; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+		{ echo "error: Python 3.10 or newer is needed; choose one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -28,7 +28,7 @@ train: install data
 	$(BIN)/python train.py experiment=drums name=quickstart
 	$(BIN)/python sample.py ckpt=runs/quickstart num_samples=20 output=runs/quickstart/generated
 
-# has it learnt? names 100 generated hits by a classifier of real ones; looks for copies and for sameness
+# checks the trained model: classifies 100 generated hits, searches for copies, and measures variety
 learnt: install data
 	$(BIN)/python benchmarks/learnt.py ckpt=runs/quickstart
 
@@ -41,7 +41,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# while you work: no test that starts a program or takes seconds; mypy and the tests run side by side
+# during development: without tests that start a program or take seconds; linters and tests run in parallel
 check: install
 	$(MAKE) -j2 lint quick
 
@@ -55,7 +55,7 @@ test: install
 tests: install
 	$(PYTEST) $(PARALLEL) -m "not documentation"
 
-# runs the tutorial's code and every command of the documentation
+# runs the tutorial's code and every command in the documentation
 test-docs: install
 	$(PYTEST) -m documentation
 
