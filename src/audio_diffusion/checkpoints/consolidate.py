@@ -1,6 +1,6 @@
 """Converts a sharded checkpoint to the single file that a run without shards would have written.
 
-python -m audio_diffusion.checkpoints.consolidate runs/big big.ckpt        # its newest good checkpoint
+python -m audio_diffusion.checkpoints.consolidate runs/big big.ckpt        # its newest valid checkpoint
 python -m audio_diffusion.checkpoints.consolidate runs/big/checkpoints/step_00010000.ckpt big.ckpt
 """
 

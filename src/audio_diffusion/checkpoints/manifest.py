@@ -28,7 +28,7 @@ def hash_of(config: Any) -> str:
 def differences(
     before: Any, now: Any, place: str = "", same: Callable[[Any, Any], bool] = operator.eq
 ) -> Iterator[tuple[str, str]]:
-    """Returns (dotted key, old and new value) of all values that differ between two configurations, by ``same``."""
+    """Returns (dotted key, old and new value) of all values of two configurations that are not ``same``."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."), same)

@@ -1,1 +1,1 @@
-"""How good is it?"""
+"""Metrics of models and of generated audio."""

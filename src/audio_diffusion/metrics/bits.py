@@ -17,7 +17,7 @@ from audio_diffusion.metrics.likelihood import LEVELS, Bound, Denoise, Schedule,
 from audio_diffusion.representations.representation import Representation
 
 PARTS = ("L_T", "L_t", "L_0")
-DB_PER_NAT = 10 / math.log(10)  # of log-SNR
+DB_PER_NAT = 10 / math.log(10)  # dB per unit of log-SNR
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Estimate:
 
 
 def estimate(nats: Tensor, dims: Tensor) -> Estimate:
-    """The bits of all clips over the dimensions of all clips.
+    """Computes the bits of all clips divided by the dimensions of all clips.
 
     Args:
-        nats: of each clip and repeat, float64 ``[N, R]``.
-        dims: dimensions of each clip, ``[N]``.
+        nats: nats of each clip and repeat, float64 ``[N, R]``.
+        dims: number of dimensions of each clip, ``[N]``.
 
     Raises:
         ValueError: if there is no clip.
@@ -89,7 +89,7 @@ class ClipBounds:
         return ClipBounds(*(getattr(self, f.name)[which] for f in fields(self)))
 
     def estimate(self) -> Estimate:
-        """The bound as a whole."""
+        """Returns the whole bound."""
         return estimate(self.nats.sum(-1), self.dims)
 
     def parts(self) -> dict[str, Estimate]:
@@ -97,12 +97,12 @@ class ClipBounds:
         return {name: estimate(self.nats[..., i], self.dims) for i, name in enumerate(PARTS)}
 
     def describe(self) -> str:
-        """The bound and its parts in one line."""
+        """Formats the bound and its parts in one line."""
         parts = " + ".join(f"{name} {part.bits_per_dim:.3f}" for name, part in self.parts().items())
         return f"{self.estimate().bits_per_dim:.3f} bits/dim = {parts}"
 
     def curve(self, num_ranges: int = 32) -> Curve:
-        """Loss and bits in equal ranges of the log-SNR; a range in which no level was drawn is left out."""
+        """Returns loss and bits in equal ranges of the log-SNR; ranges without a drawn level are left out."""
         db, dims = self.log_snr.clamp(min=-20) * DB_PER_NAT, self.dims[:, None, None].expand_as(self.log_snr)
         if not db.numel():  # T = 1
             return Curve([], [], [])

@@ -1,4 +1,4 @@
-"""Are generated clips copies of training clips? Nearest training clips, beside those of held-out clips."""
+"""Detects copies of training clips, by comparing nearest training clips of generated and of held-out clips."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from audio_diffusion.metrics.pictures import Row, sample_grid
 
 CANDIDATES = 20
 MOST_DRAWN = 8
-_QUIET = 1e-3  # a stretch this much quieter than the loudest one of a clip is not compared: -60 dB
+_QUIET = 1e-3  # parts of a clip that are quieter than -60 dB relative to its loudest part are not compared
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 def environment(devices: Any, num_nodes: int, program: str = "train.py") -> ClusterEnvironment | None:
     """Returns the environment that starts the ranks: Slurm's, Lightning's for a job of one task, None outside of Slurm.
 
-    Slurm's environment is used whatever the job's name: Lightning would ignore it in a job named "bash" or
-    "interactive", and each rank would train on its own. Lightning's requeueing is off, as it saves inside a signal
-    handler.
+    Slurm's environment is used regardless of the job's name: Lightning would ignore it in a job named "bash" or
+    "interactive", and each rank would train separately. Lightning's requeueing is disabled, because it saves inside a
+    signal handler.
 
     Args:
         devices: the Trainer's devices on each node.

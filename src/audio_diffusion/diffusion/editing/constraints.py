@@ -60,8 +60,8 @@ class Kept(Constraint):
 class LowBand(Constraint):
     """Keeps the spectrum below a cutoff: bandwidth extension.
 
-    The low band is cut from the discrete Fourier transform of the whole signal, which has linear phase and is a
-    projection.
+    The low band is selected in the discrete Fourier transform of the whole signal: this is an orthogonal projection
+    without phase shift.
 
     Args:
         clip: ``[B, C, T]``; its spectrum above the cutoff is ignored.
@@ -94,10 +94,10 @@ class LowBand(Constraint):
 class Unclipped(Constraint):
     """Requires clipped samples to lie at the clip level or beyond it, and keeps all others: declipping.
 
-    The estimate of a clipped sample is taken as the mean of a Gaussian, which is truncated at the clip level; the mean
-    of the truncated Gaussian replaces it. The Gaussian's width is the error of the estimate on nearby samples that were
-    not clipped. (Setting samples below the level to the level would make it a ceiling: with Gaussian signals half of
-    the clipped samples would then stay at it.)
+    The estimate of a clipped sample is interpreted as the mean of a Gaussian. This Gaussian is truncated at the clip
+    level, and the mean of the truncated Gaussian replaces the estimate. Its standard deviation is the RMS error of the
+    estimate on nearby samples that were not clipped. (If estimates below the level were set to the level instead, half
+    of the clipped samples of Gaussian signals would stay there.)
 
     Args:
         clip: ``[B, C, T]``.
@@ -113,7 +113,7 @@ class Unclipped(Constraint):
         self.clip, self.side = clip, clip.sign() * clipped
 
     def onto(self, x0: Tensor) -> Tensor:
-        """Returns exactly the clip, but where it was clipped the mean of the Gaussian truncated at the level."""
+        """Returns the clip unchanged, except for clipped samples, which get the mean of the truncated Gaussian."""
         known = self.side == 0
         width = self._width((self.clip - x0).square() * known, known)
         short = (self.clip - x0) * self.side / width  # distance to the level, in widths
@@ -123,13 +123,13 @@ class Unclipped(Constraint):
 
     @staticmethod
     def _width(off: Tensor, known: Tensor) -> Tensor:
-        """Returns the root of the mean of ``off`` over nearby known samples, ``[B, 1, T]``; the mean over all known
-        samples counts as one additional sample."""
+        """Returns the RMS error ``[B, 1, T]`` over nearby known samples from squared errors ``off``; the mean over all
+        known samples counts as one additional sample."""
         off, count = off.sum(1, keepdim=True), known.sum(1, keepdim=True).to(off.dtype)
         everywhere = off.sum(2, keepdim=True) / count.sum(2, keepdim=True).clamp(min=1)
         off, count = (F.avg_pool1d(v, 2 * _NEAR + 1, 1, _NEAR) * (2 * _NEAR + 1) for v in (off, count))
         return ((off + everywhere) / (count + 1)).sqrt().clamp(min=1e-9)
 
     def project(self, v: Tensor, x0: Tensor) -> Tensor:
-        """Returns v, but 0 where x0 is free: on clipped samples whose estimate is beyond the level already."""
+        """Returns v, but 0 where x0 is not constrained: clipped samples whose estimate is already beyond the level."""
         return v * ((x0 - self.clip) * self.side <= 0)

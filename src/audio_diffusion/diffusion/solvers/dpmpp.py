@@ -40,7 +40,7 @@ def dpmpp(
         raise ValueError(f"eta: expected 0 or more, got {eta}")
     denoise, levels = reporting(denoise, on_step), schedule.levels(grid, num_steps)
     x = x_t * levels[0].std
-    estimates: list[Tensor] = []  # of x0, newest first
+    estimates: list[Tensor] = []  # estimates of x0, newest first
     for i in range(len(levels) - 1):
         estimates = [denoise(x, levels[i].time).x0, *estimates[: order - 1]]
         keep, weights, std = coefficients(levels, i, order, eta)
@@ -59,7 +59,9 @@ def coefficients(levels: list[NoiseLevel], i: int, order: int, eta: float) -> tu
     """
     t, s = levels[i], levels[i + 1]
     h = s.lam - t.lam
-    ages = [(t.lam - levels[n].lam) / h for n in range(i, max(i - order, -1), -1)]  # of the estimates, in steps
+    ages = [
+        (t.lam - levels[n].lam) / h for n in range(i, max(i - order, -1), -1)
+    ]  # distances of the estimates from t, in steps
     weights = bounded(
         lambda count: _adams(ages[:count], h * (1 + eta), midpoint=order == 2), len(ages), stochastic=eta > 0
     )

@@ -32,8 +32,8 @@ def heun(
 ) -> Tensor:
     """EDM algorithm 2 for any alpha_t, with 2·num_steps - 1 network calls.
 
-    The last step, to t = 0, takes x0 as it is. Steps over which sigma/alpha falls by more than a factor of 12 are
-    Euler's.
+    The last step, to t = 0, returns the estimate of x0. Steps over which sigma/alpha falls by more than a factor of 12
+    are Euler steps.
 
     Args:
         churn: S_churn; 0 is deterministic, 40 and 80 are the paper's.

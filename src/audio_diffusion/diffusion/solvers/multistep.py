@@ -16,7 +16,7 @@ def bounded(weights: Callable[[int], list[float]], most: int, stochastic: bool =
     A polynomial through estimates that lie close together, taken to the end of a step much longer than theirs, makes
     their differences many times larger. Multistep methods of variable step therefore bound the ratio of consecutive
     steps (Hairer, Nørsett & Wanner 1993, Solving Ordinary Differential Equations I, section III.5); here the sum of
-    |weights| is bounded, and a step beyond the bound is of lower order. No even grid comes near it.
+    |weights| is bounded, and a step beyond the bound is of lower order. Even grids stay far below it.
     """
     bound = _MOST_AMPLIFIED_WITH_NOISE if stochastic else _MOST_AMPLIFIED
     for count in range(most, 1, -1):

@@ -1,4 +1,4 @@
-"""UniPC (Zhao et al. 2023, arXiv:2302.04867): predictor and corrector with one network call a step."""
+"""UniPC (Zhao et al. 2023, arXiv:2302.04867): predictor and corrector with one network call per step."""
 
 import math
 from collections.abc import Callable
@@ -24,10 +24,10 @@ def unipc(
     grid: Grid = balanced,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Algorithms 5 to 8 with B_2(h) = e^h - 1 and data prediction.
+    """Samples by UniPC: algorithms 5 to 8 with B_2(h) = e^h - 1 and data prediction.
 
-    Each estimate of x0 first corrects the step that led to it, then takes the next step. The network is evaluated only
-    at predicted x, so both are one sum, and the corrected x is never computed by itself:
+    Each estimate of x0 first corrects the step before it and then gives the next step. The network is evaluated only at
+    predicted x, so both are combined in one sum, and the corrected x is not computed separately:
 
         predicted_i     = base + Σ p·x0                        the step from level i - 1 to level i
         corrected_i     = base + Σ c·x0                        the same step, with the estimate made at level i as well
@@ -36,7 +36,7 @@ def unipc(
                         = keep·predicted_i + Σ (keep·(c - p) + q)·x0
 
     Args:
-        order: of the predictor, 1 to 4; the corrector has one more.
+        order: order of the predictor, 1 to 4; that of the corrector is one higher.
 
     Raises:
         ValueError: for another order, or if the schedule has fewer steps.
@@ -45,7 +45,7 @@ def unipc(
         raise ValueError(f"order: expected 1 to 4, got {order}")
     denoise, levels = reporting(denoise, on_step), schedule.levels(grid, num_steps)
     x = x_t * levels[0].std
-    estimates: list[Tensor] = []  # of x0, newest first
+    estimates: list[Tensor] = []  # estimates of x0, newest first
     for t, (keep, weights) in zip(levels, coefficients(levels, order), strict=False):
         estimates = [denoise(x, t.time).x0, *estimates[:order]]
         x.mul_(keep)

@@ -1,1 +1,1 @@
-"""How far are generated clips from real ones? Distances of their embeddings, each with an interval and a floor."""
+"""Distances between embeddings of generated and real clips, each with a confidence interval and a floor."""

@@ -1,4 +1,4 @@
-"""Do clips sound like their captions? Cosine similarity of a CLAP's audio and text vectors."""
+"""Agreement of clips and their captions: cosine similarity of a CLAP's audio and text vectors."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from audio_diffusion.metrics.embeddings.embedding import Embedded
 
 
 class TextEmbedding(Protocol):
-    """Gives texts vectors in the space of an embedding of audio, such as ``Pretrained`` with a CLAP."""
+    """Embeds texts in the space of an embedding of audio, such as ``Pretrained`` with a CLAP."""
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Vectors of N texts, ``[N, E]``."""

@@ -64,12 +64,12 @@ def check_replicates(replicates: int) -> None:
 
 
 def without_number(generated: Embedded, reference: Embedded, reason: str) -> Estimate:
-    """An estimate that cannot be given, with the reason."""
+    """Creates an estimate without a value, with the reason."""
     return Estimate(math.nan, windows=len(generated), reference_windows=len(reference), note=reason)
 
 
 def refused(generated: Embedded, reference: Embedded, least: int, reason: str) -> Estimate | None:
-    """The refusal of a figure that needs at least ``least`` windows of either set, or None if there are as many."""
+    """Returns an estimate without a value if either set has fewer than ``least`` windows, else None."""
     short = [
         f"{len(embedded)} {name} windows"
         for name, embedded in (("generated", generated), ("real", reference))
@@ -84,10 +84,10 @@ def refused(generated: Embedded, reference: Embedded, least: int, reason: str) -
 
 
 def draw_weights(clips: int, seed: int, replicates: int = REPLICATES) -> Tensor:
-    """How often each clip is drawn in each bootstrap replicate: float64 ``[replicates, clips]``, rows sum to ``clips``.
+    """Returns the number of draws of each clip in each bootstrap replicate, float64 ``[replicates, clips]``.
 
-    Whole clips are drawn, with replacement, as the windows of a clip depend on each other (block bootstrap; Efron and
-    Tibshirani 1993, chapter 8).
+    Whole clips are drawn with replacement, because the windows of a clip depend on each other (block bootstrap; Efron
+    and Tibshirani 1993, chapter 8).
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(clips, (replicates, clips), generator=generator)
@@ -96,7 +96,7 @@ def draw_weights(clips: int, seed: int, replicates: int = REPLICATES) -> Tensor:
 
 
 def resampled_means(values: Tensor, clips: Tensor, seed: int, replicates: int = REPLICATES) -> Tensor:
-    """Mean over windows in each bootstrap replicate, float64 ``[replicates]``; memory does not grow with the clips.
+    """Returns the mean over windows in each bootstrap replicate, float64 ``[replicates]``, in bounded memory.
 
     Args:
         values: of the windows, ``[N]``.
@@ -117,14 +117,14 @@ def resampled_means(values: Tensor, clips: Tensor, seed: int, replicates: int = 
 
 
 def halves(reference: Embedded, seed: int) -> tuple[Tensor, Tensor]:
-    """Clip indices of two disjoint random halves; clips without a window are in neither."""
+    """Returns the clip indices of two disjoint random halves, without clips that have no window."""
     present = reference.clips.unique()
     order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
     return order[: len(order) // 2], order[len(order) // 2 :]
 
 
 def spread(values: Tensor) -> tuple[float, tuple[float, float]]:
-    """Standard deviation and central 95 % of bootstrap replicates (percentile interval)."""
+    """Returns standard deviation and central 95 % of bootstrap replicates (percentile interval)."""
     values = values[values.isfinite()]
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
@@ -132,7 +132,7 @@ def spread(values: Tensor) -> tuple[float, tuple[float, float]]:
 
 
 def few_clips(generated: Embedded, reference: Embedded) -> str:
-    """Why there is no interval: too few clips to draw from; empty if there are enough."""
+    """Returns the reason why there is no interval (too few clips); empty if there are enough."""
     counts = {"generated": len(generated.clips.unique()), "real": len(reference.clips.unique())}
     short = [f"{count} {name} clips" for name, count in counts.items() if count < MIN_CLIPS]
     return f"no interval: only {' and '.join(short)}, which are resampled; {MIN_CLIPS} are needed" if short else ""
@@ -146,7 +146,7 @@ def finish(
     floor: float,
     notes: list[str] | None = None,
 ) -> Estimate:
-    """Puts an estimate together; the replicates are computed only if there are enough clips."""
+    """Creates an estimate; replicates are computed only if there are enough clips."""
     notes = list(notes or [])
     error, interval = math.nan, None
     if reason := few_clips(generated, reference):

@@ -26,7 +26,7 @@ _BLOCK = 2048
 
 @dataclass(frozen=True)
 class Shares:
-    """What each window contributes; a figure is the mean over its windows.
+    """The contribution of each window; a figure is the mean over windows.
 
     precision, density: of the generated windows, float64 ``[N]``.   recall, coverage: of the real ones, ``[M]``.
     """

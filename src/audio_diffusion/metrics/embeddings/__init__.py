@@ -1,1 +1,1 @@
-"""What does it sound like? Audio as vectors, one for each window."""
+"""Embeddings: audio as vectors, one for each window."""

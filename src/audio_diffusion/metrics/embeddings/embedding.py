@@ -14,9 +14,9 @@ SILENCE_DBFS = -60.0  # an embedding without a rule of its own drops windows wit
 class Windows(NamedTuple):
     """The vectors of one clip.
 
-    vectors: of the windows that are kept, float32 ``[windows, E]``.
-    num_silent: number of windows that were dropped because they are nearly silent. Their vectors say nothing of the
-        sound, lie far from all others, and a few of them rule a Fréchet distance.
+    vectors: vectors of the remaining windows, float32 ``[windows, E]``.
+    num_silent: number of windows that were dropped because they are nearly silent. Their vectors do not describe the
+        sound and lie far from all others, so a few of them would dominate a Fréchet distance.
     """
 
     vectors: Tensor
@@ -27,8 +27,8 @@ class Embedding(Protocol):
     """Turns audio into vectors, one for each window.
 
     Attributes:
-        name: with all that changes the vectors: version of the weights, window. Figures are comparable only between
-            embeddings of one name.
+        name: includes everything that affects the vectors, such as the version of the weights and the window. Figures
+            are comparable only between embeddings with the same name.
         sample_rate: of the audio it takes, Hz.
         width: number E of components of a vector.
     """

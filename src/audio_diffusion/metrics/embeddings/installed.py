@@ -1,4 +1,4 @@
-"""Finds the packages that hold the weights of embeddings."""
+"""Finds installed packages that contain the weights of embeddings."""
 
 import importlib.util
 from importlib.metadata import version

@@ -18,8 +18,8 @@ class LogMel:
     length (padded with zeros to one frame of 64 ms if it is shorter than that). A window whose loudest frame is below
     -60 dBFS is dropped.
 
-    It hears level, timbre and the amount of movement, and neither pitch nor words: use it where nothing else is
-    installed, or to see changes of the spectrum quickly.
+    It represents level, timbre and the amount of movement, but neither pitch nor words: use it if no other embedding is
+    installed, or for a quick check of the spectrum.
 
     Args:
         sample_rate: Hz.

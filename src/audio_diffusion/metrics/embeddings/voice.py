@@ -1,4 +1,4 @@
-"""Who speaks? The speaker encoder of the PyPI package resemblyzer (GE2E, Wan et al. 2017, arXiv:1710.10467)."""
+"""Speaker embeddings by the encoder of the PyPI package resemblyzer (GE2E, Wan et al. 2017, arXiv:1710.10467)."""
 
 import math
 
@@ -21,8 +21,8 @@ class Voice:
     resemblyzer's; pauses are not cut out. A last window that is filled to less than three quarters is left out; shorter
     clips are padded with zeros. A window is dropped if its RMS is below -60 dBFS.
 
-    The weights are read from the installed package, without importing it. Speech only: other sounds get vectors, too,
-    and these mean nothing.
+    The weights are read from the installed package, without importing it. It is for speech only: vectors of other
+    sounds have no meaning.
 
     Raises:
         ValueError: if the package is not installed; the message says how to install it.
