@@ -13,6 +13,7 @@ from audio_diffusion.diffusion import schedules
 from audio_diffusion.diffusion.parameterization import Epsilon
 from audio_diffusion.diffusion.process import Diffusion
 from audio_diffusion.diffusion.solvers.ddim import ddim
+from audio_diffusion.metrics.metric import Clips, Subject
 from audio_diffusion.networks.conditions.condition import Label
 from audio_diffusion.networks.network import check_network
 from audio_diffusion.representations.representation import check_representation
@@ -73,6 +74,14 @@ def test_the_parts_of_the_page_on_extending_work() -> None:
     audio = torch.full((1, 1, 64), 0.1)  # -20 dBFS
     of_crop, of_user = loudness.prepare(audio, "cpu"), loudness.prepare(torch.tensor([-20.0]), "cpu")
     torch.testing.assert_close(of_crop, of_user)
+
+    metric = page["LevelDifference"]()
+    metric.start(Subject(8000, 1))
+    for source, level in (("real", 0.0), ("generated", 0.1)):  # silence is measured, too
+        metric.update(
+            Clips(torch.full((1, 1, 64), level), torch.ones(1, 1, 64, dtype=torch.bool), ["a"], [None]), source
+        )
+    assert metric.compute()["level_difference_db"].value == pytest.approx(100)
 
     process = Diffusion(schedules.linear(), Epsilon())
     denoise = process.denoiser(network, {"label": torch.tensor([0, 1])})

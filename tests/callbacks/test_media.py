@@ -66,7 +66,7 @@ def test_wandb_is_given_everything_in_one_row(sounds: Sounds, monkeypatch: pytes
     for kind in ("Audio", "Image", "Table"):
         monkeypatch.setattr(f"wandb.{kind}", lambda *args, kind=kind, **options: (kind, options.get("caption")))
     experiment = Experiment()
-    media = WandbMedia(SimpleNamespace(experiment=experiment))  # type: ignore[arg-type]
+    media = WandbMedia(SimpleNamespace(experiment=experiment, step_key="step"))  # type: ignore[arg-type]
     media.sounds(sounds, 7)
     assert experiment.calls == [
         (
@@ -74,9 +74,10 @@ def test_wandb_is_given_everything_in_one_row(sounds: Sounds, monkeypatch: pytes
             (
                 {
                     "samples/grid": ("Image", None),
-                    "samples/audio": [("Audio", "loud a"), ("Audio", "b")],
+                    "samples/a": ("Audio", "loud a"),
+                    "samples/b": ("Audio", "b"),
                     "samples/table": ("Table", None),
-                    "trainer/global_step": 7,
+                    "step": 7,
                 },
             ),
         )

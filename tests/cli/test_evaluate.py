@@ -1,7 +1,10 @@
 """evaluate.py: folders of audio of every kind, and mistakes that are found before anything is measured."""
 
 import json
-from collections.abc import Callable
+import re
+import signal as signal_module
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +12,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_diffusion.callbacks.page.page import write_evaluation_page
 from audio_diffusion.cli import evaluate, options
-from audio_diffusion.cli.config import ConfigError
+from audio_diffusion.cli.config import ConfigError, read_command_line, to_plain
 from audio_diffusion.cli.options import EvaluateOptions
+from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.metrics.bits import BoundMeter
+from audio_diffusion.metrics.bits_per_dim import BitsPerDim
 from audio_diffusion.metrics.copies import Copies
 from audio_diffusion.metrics.distance import Distances
 from audio_diffusion.metrics.distances.kernel import kad
 from audio_diffusion.metrics.distances.neighbours import precision_recall_density_coverage
 from audio_diffusion.metrics.embeddings.log_mel import LogMel
-from audio_diffusion.metrics.metric import Metric
+from audio_diffusion.metrics.metric import Clips, Figure, Metric, Subject
 from audio_diffusion.metrics.signal_comparison import SignalComparison
 
 NONE = EvaluateOptions(
@@ -53,6 +60,66 @@ def test_the_first_readable_file_decides_rate_and_channels(
     said = capsys.readouterr().out
     assert "8000 Hz stereo" in said
     assert f"left out: {tmp_path}/made/-.wav: cannot be decoded" in said
+
+
+def test_an_evaluation_leaves_a_page_with_its_sounds_and_figures(
+    tmp_path: Path, signal: dict[str, Metric], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, real = sounds(tmp_path / "made", *[0.1] * 14), sounds(tmp_path / "real", 0.2)
+    (tmp_path / "made" / "kick").mkdir()
+    (tmp_path / "made" / "0.wav").rename(tmp_path / "made" / "kick" / "first.wav")
+    monkeypatch.setattr(evaluate, "build_metrics", lambda _: signal)
+    given = replace(NONE, folder=made, reference=real, output=str(tmp_path / "out"))
+    for _ in range(2):  # a second evaluation replaces the sounds of the first
+        evaluate.main(given)
+    assert f"to listen: {tmp_path}/out/index.html" in capsys.readouterr().out
+    page, found = (
+        (tmp_path / "out" / "index.html").read_text(),
+        json.loads((tmp_path / "out/evaluation.json").read_text()),
+    )
+    assert [row["source"] for row in found["sounds"]] == ["real"] + ["generated"] * 12
+    assert {path.name for path in (tmp_path / "out" / "sounds").iterdir()} == {
+        Path(row["file"]).name for row in found["sounds"]
+    }
+    (run,) = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["runs"]  # type: ignore[index]
+    assert len(run["embedded"]) == 13  # a spectrogram of each
+    assert {slot["label"] for slot in run["slots"]} == {"real", "generated", "kick"}
+    for slot in run["slots"]:
+        assert (tmp_path / "out" / run["samples"] / "sounds" / f"{slot['id']}.wav").is_file()
+    assert '<th scope="row">signal/rms_dbfs</th>' in page
+    assert 'src="spectrum.png"' in page
+
+
+def test_the_page_of_an_evaluation_shows_a_sweep_and_lengths(tmp_path: Path) -> None:
+    figure = {"value": 3.25, "error": 0.5, "interval": [2.0, 4.5], "note": ""}
+    row = {"sampler": "unipc", "num_steps": 8, "guidance_scale": 1.0, "network_calls": 8.0, "real_time_factor": 2.5}
+    unknown = {"value": None, "error": None, "interval": None, "note": "too few"}
+    record = {
+        "step": 7, "clips": {"real": 1}, "metrics": {}, "sounds": [], "sweep": [{**row, "figures": {"kad": figure}}],
+        "ema_lengths": [{"length": 0.05, "figures": {"kad": unknown}}],
+    }  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps(record))
+    path, notes = write_evaluation_page(tmp_path)
+    page = path.read_text()
+    assert not notes
+    assert "<td>unipc</td><td>8</td><td>1</td><td>8</td><td>2.5</td><td>3.25 ± 0.5 (2 to 4.5)</td>" in page
+    assert "<td>0.05</td><td>-</td>" in page
+
+
+def test_options_that_only_a_model_has_are_named_beside_a_folder(
+    tmp_path: Path, signal: dict[str, Metric], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, real = sounds(tmp_path / "made", 0.1), sounds(tmp_path / "real", 0.1)
+    given = replace(NONE, folder=made, reference=real, device="auto")
+    evaluate.evaluate_folder(given, signal)
+    assert "not used" not in capsys.readouterr().out
+    evaluate.evaluate_folder(replace(given, device="cpu", weights="raw", sampler={"num_steps": 2}), signal)
+    assert f"not used with folder={made}, which has no model: device, weights, sampler" in capsys.readouterr().out
+
+
+def test_the_defaults_of_a_models_options_are_those_of_the_configuration() -> None:
+    cfg, _ = read_command_line("evaluate", ["ckpt=x"])
+    assert {name: to_plain(cfg).get(name) for name in evaluate._OF_MODELS} == evaluate._OF_MODELS
 
 
 @pytest.mark.parametrize(("broken", "option"), [("made", "folder"), ("real", "reference")])
@@ -125,6 +192,90 @@ def test_columns_of_signal_statistics_do_not_touch(tmp_path: Path, signal: dict[
     lines = signal["signal"].describe()
     assert all(")-" not in line and ")0" not in line for line in lines)
     assert any("below -60 dBFS  " in line for line in lines)
+
+
+class Counted(SignalComparison):
+    """Counts the clips that it is given."""
+
+    def start(self, subject: Subject) -> None:
+        super().start(subject)
+        self.started = getattr(self, "started", 0) + 1
+        self.given = getattr(self, "given", Counter())
+
+    def update(self, clips: Clips, source: str) -> None:
+        super().update(clips, source)
+        self.given[source] += len(clips)
+
+
+def test_the_real_clips_are_measured_once_for_all_lengths_and_snapshots_are_read_once(
+    tiny_checkpoint: Path, drum_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, reads = checkpoint_reader.read_weights(tiny_checkpoint, "ema"), []
+
+    def rebuild(run: str, lengths: list[float]) -> list[checkpoint_reader.Weights]:
+        reads.append(lengths)
+        louder = [{name: value * (1 + length) for name, value in weights.state.items()} for length in lengths]
+        return [
+            replace(weights, state=state, kind=f"ema of length {n:g}") for state, n in zip(louder, lengths, strict=True)
+        ]
+
+    monkeypatch.setattr(evaluate.averages, "rebuild_weights", rebuild)
+    metrics: dict[str, Metric] = {"counted": Counted(), "bits": BitsPerDim(BoundMeter(2, 1), None)}
+    given = replace(
+        NONE, ckpt=str(tmp_path), reference=str(drum_shards), num_clips=3, num_generated=2,
+        ema_lengths=[0.05, 0.1, 0.2], output=str(tmp_path / "out"), sampler={"num_steps": 1},
+    )  # fmt: skip
+    evaluation, about, _ = evaluate.evaluate_lengths(given, metrics)
+    assert reads == [[0.05, 0.1, 0.2]]
+    counted = metrics["counted"]
+    assert isinstance(counted, Counted)
+    assert counted.given == {"real": 3, "generated": 6}
+    assert counted.started == 1
+    assert evaluation.counts == {"real": 3, "train": 0, "generated": 2}
+    figures = [row["figures"] for row in about["ema_lengths"]]
+    assert len({row["bits_per_dim"]["value"] for row in figures}) == 3  # of the model: measured for each length
+    one = {"counted": SignalComparison()}
+    monkeypatch.setattr(evaluate.averages, "write_checkpoint", lambda *_: tmp_path)
+    alone = evaluate.evaluate_lengths(replace(given, ema_lengths=[0.2]), one)[1]["ema_lengths"][0]["figures"]
+    assert {name: figures[-1][name] for name in alone} == alone
+
+
+class Interrupting(SignalComparison):
+    """Is interrupted while it computes its figures."""
+
+    def compute(self) -> dict[str, Figure]:
+        signal_module.raise_signal(signal_module.SIGINT)
+        return super().compute()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background, and does as before afterwards."""
+    before = signal_module.signal(signal_module.SIGINT, signal_module.default_int_handler)
+    yield
+    signal_module.signal(signal_module.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("finished", [True, False])
+def test_ctrl_c_while_figures_are_computed_keeps_the_finished_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    made, real = sounds(tmp_path / "made", 0.1), sounds(tmp_path / "real", 0.1)
+    metrics: dict[str, Metric] = {**({"signal": SignalComparison()} if finished else {}), "slow": Interrupting()}
+    monkeypatch.setattr(evaluate, "build_metrics", lambda _: metrics)
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(replace(NONE, folder=made, reference=real))
+    assert ended.value.code == 130
+    said, path = capsys.readouterr().err, tmp_path / "made_evaluation" / "evaluation.json"
+    if finished:
+        assert "those of slow were not finished; kept in" in said
+        found = json.loads(path.read_text())
+        assert found["interrupted"]
+        assert list(found["metrics"]) == ["signal"]
+    else:
+        assert "no figure was finished, so nothing is written" in said
+        assert not path.parent.exists()
 
 
 def test_averages_of_several_lengths_are_measured_and_the_best_is_saved(

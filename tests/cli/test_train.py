@@ -4,6 +4,7 @@ import json
 import re
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,18 @@ def test_wandb_holds_audio_pictures_table_config_and_commit(trained: Path) -> No
     assert "num_workers" in config
     assert "manifest_sha256" in config
     assert any("train/loss" in json.dumps(row) for row in history)
+
+    keys = Counter(key for row in history for key in row if not key.startswith("_") and key != "step")
+    assert {key.split("/")[0] for key in keys} == {"train", "val", "samples", "speed", "data", "checkpoint"}
+    assert {key: count for key, count in keys.items() if count < 2} == {}  # of two validations, rounds and checkpoints
+    slots = {"samples/000_clap", "samples/001_hat", "samples/002_kick"}
+    assert all(keys[name] == 2 for name in (*slots, "samples/table", "samples/spectrograms"))
+    assert all("step" in row for row in history)
+    axes = {
+        r.metric.name or r.metric.glob_name: r.metric for r in everything if r.WhichOneof("record_type") == "metric"
+    }
+    assert axes["*"].step_metric == "step"
+    assert axes["val/loss_ema"].summary.min
 
 
 def test_two_ranks_train_as_one_and_sample_the_same_audio(train: Run, trained: Path, drum_shards: Path) -> None:

@@ -142,6 +142,19 @@ def test_a_debug_run_leaves_the_real_one_alone_and_can_be_repeated(train, tmp_pa
         run_folder._remove_checkpoints(tmp_path / "runs/one", 4)
 
 
+def test_overwriting_removes_the_weights_of_an_earlier_attempt_and_nothing_else(tmp_path: Path) -> None:
+    for folder in ("checkpoints", "best", "ema", "best_average", "samples"):
+        (tmp_path / folder).mkdir()
+        for name in ("step_00000002.ckpt", "step_00000002.json", "notes.txt"):
+            (tmp_path / folder / name).write_text("x")
+    run_folder._remove_checkpoints(tmp_path, 4)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert left == {
+        "checkpoints/notes.txt", "best/notes.txt", "ema/notes.txt", "best_average/notes.txt", "samples/notes.txt",
+        "samples/step_00000002.ckpt", "samples/step_00000002.json",
+    }  # fmt: skip
+
+
 def test_what_older_versions_took_for_a_secret_can_be_given(tmp_path: Path, monkeypatch) -> None:
     parts = {name: {} for name in ("model", "representation", "diffusion", "sampler")}
     config_of_old = {**parts, "model": {"encoder": "REDACTED/enc"}, "data": {"train": "REDACTED/shards"}}

@@ -52,6 +52,17 @@ def test_copies_are_flagged_whatever_their_gain_and_shift(train: list[Tensor], h
     assert str(flags[exact, "waveform"]).startswith("generated 15 ~ training 7: correlation 1.000 > 0.9")
 
 
+def test_the_ratio_of_distances_is_one_for_new_clips_less_for_copies_and_more_for_noise(
+    train: list[Tensor], held_out: list[Tensor]
+) -> None:
+    def ratio(generated: list[Tensor]) -> float:
+        return memorisation(generated, train, held_out, RATE, LogMel(), candidates=1).distance_ratio
+
+    assert 0.6 < ratio(hits(4, 2)) < 1.6
+    assert ratio(train[:10]) < 1e-3
+    assert ratio([0.3 * noise(1, 8192, seed=i) for i in range(5)]) > 3
+
+
 def test_new_clips_are_flagged_no_more_often_than_chance_has_it(train: list[Tensor], held_out: list[Tensor]) -> None:
     result = of_new_clips(train, held_out, [])
     assert result.expected == pytest.approx(15 / 21)

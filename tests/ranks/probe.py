@@ -54,7 +54,7 @@ class Probe(L.Callback):
 
 
 probe = Probe()
-draws, generate, fit = DiffusionModule._draws, sampling.generate, L.Trainer.fit
+draws, generate, fit = DiffusionModule._draws, sampling.generate_audio, L.Trainer.fit
 
 
 def watched_draws(self: DiffusionModule, batch: AudioBatch, like: Tensor, purpose: str) -> Any:
@@ -65,7 +65,7 @@ def watched_draws(self: DiffusionModule, batch: AudioBatch, like: Tensor, purpos
 
 
 def watched_generate(*args: Any, **kwargs: Any) -> Tensor:
-    probe.slots.append(args[4])
+    probe.slots.append(args[5])
     return generate(*args, **kwargs)
 
 
@@ -76,6 +76,6 @@ def watched_fit(self: L.Trainer, *args: Any, **kwargs: Any) -> None:
 
 if __name__ == "__main__":
     DiffusionModule._draws = watched_draws  # type: ignore[method-assign]
-    sampling.generate = watched_generate
+    sampling.generate_audio = watched_generate
     L.Trainer.fit = watched_fit  # type: ignore[method-assign]
     runpy.run_path(str(Path(__file__).parents[2] / "train.py"), run_name="__main__")

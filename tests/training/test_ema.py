@@ -49,6 +49,12 @@ def test_decay_warms_up(decay: float) -> None:
     assert ema.num_updates == 100
 
 
+def test_the_half_life_is_the_number_of_updates_that_halve_a_share() -> None:
+    ema = EmaWeights(nn.Linear(1, 1), decay=0.999)
+    assert 0.999**ema.half_life == pytest.approx(0.5)
+    assert EmaWeights(nn.Linear(1, 1), decay=0.0).half_life == 0
+
+
 def test_decay_zero_follows_and_long_decay_remembers() -> None:
     net = nn.Linear(1, 1, bias=False)
     set_to(net, 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
+from audio_diffusion.callbacks.validations import ValidationCount
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.bits import BoundMeter, ClipBounds
@@ -49,16 +50,19 @@ class LogLikelihood(L.Callback):
         for name, value in {"every_n_validations": every_n_validations, "num_clips": num_clips}.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.folder, self.every_n_validations, self.num_clips = Path(folder), every_n_validations, num_clips
+        self.folder, self.num_clips = Path(folder), num_clips
         self.meter, self.seed = BoundMeter(num_levels, repeats), seed
-        self._validations, self._tolerance = 0, FailureTolerance("likelihood")
+        self._validations, self._tolerance = ValidationCount(every_n_validations), FailureTolerance("likelihood")
         self._found: list[tuple[tuple[int, ...], ClipBounds]] = []  # (positions, bounds) of each batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
+        return self._validations.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
+        self._validations.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validations.catch_up(trainer)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._found = []
@@ -75,7 +79,7 @@ class LogLikelihood(L.Callback):
         assert isinstance(pl_module, DiffusionModule)
         # all ranks measure the same number of batches, which sharded networks require
         begun = batch_idx * len(batch) * trainer.world_size >= self.num_clips
-        if trainer.sanity_checking or begun or self._validations % self.every_n_validations:
+        if trainer.sanity_checking or begun or not self._validations.is_chosen:
             return
         bounds = self._tolerance.on_all_ranks(trainer, lambda: self._measure(pl_module, batch))
         if bounds is not None:
@@ -94,7 +98,7 @@ class LogLikelihood(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self._validations += 1
+        self._validations.take(trainer)
         if not self._found or is_stopping(trainer):
             return
         positions = torch.tensor([p for found, _ in self._found for p in found])

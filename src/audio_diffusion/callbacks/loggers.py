@@ -17,10 +17,11 @@ from weakref import WeakKeyDictionary
 
 import lightning as L
 import wandb
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from audio_diffusion.callbacks.media import Sounds, media_of
+from audio_diffusion.callbacks.wandb_run import WandbRun
 from audio_diffusion.checkpoints.redaction import redacted_argument
 
 _ROOM_BYTES = 2**20  # minimum free space for a logger, bytes
@@ -68,13 +69,13 @@ def wandb_logger(
         id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     os.environ.setdefault("WANDB_SILENT", "true")
 
-    def make(mode: str) -> WandbLogger:
+    def make(mode: str) -> WandbRun:
         if mode == "offline":
             rank_zero_info(
                 "W&B: offline, as the server cannot be reached, there are no credentials, or offline was requested. "
                 f"To see the run there, later:\n    wandb login && wandb sync {run_dir}/wandb/offline-run-*"
             )
-        logger = WandbLogger(
+        logger = WandbRun(
             name=name,
             project=project,
             save_dir=run_dir,
@@ -86,7 +87,7 @@ def wandb_logger(
         logger._wandb_init.pop("anonymous", None)  # W&B warns about it, but Lightning sets it
         return logger
 
-    def make_offline() -> WandbLogger:
+    def make_offline() -> WandbRun:
         wandb.teardown()  # W&B's service still has the run that could not be started
         return make("offline")
 

@@ -71,10 +71,12 @@ class WandbMedia(Media):
 
     def sounds(self, sounds: Sounds, step: int) -> None:
         media: dict[str, Any] = {f"samples/{name}": wandb.Image(str(path)) for name, path in sounds.pictures.items()}
-        media["samples/audio"] = [
-            wandb.Audio(clip.cpu().float().clamp(-1, 1).T.numpy(), sample_rate=sounds.sample_rate, caption=caption)
-            for clip, caption in zip(sounds.clips, sounds.captions, strict=True)
-        ]
+        media |= {  # a panel for each slot, whose name is the same in all rounds
+            f"samples/{name}": wandb.Audio(
+                clip.cpu().float().clamp(-1, 1).T.numpy(), sample_rate=sounds.sample_rate, caption=caption
+            )
+            for clip, name, caption in zip(sounds.clips, sounds.names, sounds.captions, strict=True)
+        }
         columns: list[Any] = list(sounds.table[0])
         media["samples/table"] = wandb.Table(columns, [[row[c] for c in columns] for row in sounds.table])
         self._log(media, step)
@@ -96,7 +98,7 @@ class WandbMedia(Media):
             ) from error
 
     def _log(self, media: dict[str, Any], step: int) -> None:
-        self.logger.experiment.log({**media, "trainer/global_step": step})
+        self.logger.experiment.log({**media, getattr(self.logger, "step_key", "trainer/global_step"): step})
 
 
 class TensorBoardMedia(Media):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -13,11 +12,13 @@ from torch import Tensor
 from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_stop, is_stopping
 from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.callbacks.validations import ValidationCount
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
-from audio_diffusion.diffusion.generation import Sampler, generate
+from audio_diffusion.diffusion.generation import Sampler
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference.generating import generate_audio
 from audio_diffusion.metrics.metric import Clips, Figure, Metric, Subject, check_metric
 from audio_diffusion.training.module import DiffusionModule
 
@@ -72,24 +73,25 @@ class GenerationMetrics(L.Callback):
                     f"metrics.{name}: expected a metric that compares generated with real clips; "
                     f"{type(metric).__name__} needs {', '.join(metric.needs)}: measure it by evaluate.py"
                 )
-        self.sampler, self.subject, self.every_n_validations = sampler, subject, every_n_validations
+        self.sampler, self.subject = sampler, subject
         self.num_generated, self.num_real, self.batch_size = num_generated, num_real, batch_size
         self.guidance = Guidance(guidance_scale)
-        self._validations, self._tolerance = 0, FailureTolerance("metrics")
+        self._validations, self._tolerance = ValidationCount(every_n_validations), FailureTolerance("metrics")
         self._real: AudioBatch | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
+        return self._validations.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
+        self._validations.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validations.catch_up(trainer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or is_stopping(trainer):
             return
-        is_due = self._validations % self.every_n_validations == 0
-        self._validations += 1
-        if not is_due:
+        if not self._validations.take(trainer):
             return
         assert isinstance(pl_module, DiffusionModule)
         try:
@@ -130,24 +132,25 @@ class GenerationMetrics(L.Callback):
         share = -(-self.num_generated // trainer.world_size)
         mine = [(trainer.global_rank * share + i) % self.num_generated for i in range(share)]
         cond = module.cond_of(real.to(module.device))
-        guidance = self.guidance if cond else replace(self.guidance, scale=1.0)
         made = []
         for start in range(0, share, self.batch_size):
             numbers = mine[start : start + self.batch_size]
-            x0 = generate(
-                module.ema.net,
-                module.process,
-                self.sampler,
-                module.representation.shape(real.audio.shape[1], real.audio.shape[2]),
-                [seed_of(self.subject.seed, "measured", number) for number in numbers],
-                {name: value[[number % len(real) for number in numbers]] for name, value in cond.items()},
-                guidance=guidance,
-                device=module.device,
-                on_step=lambda t, x0: beat_or_stop(
-                    trainer, f"metrics at step {trainer.global_step}", may_stop=module.device_mesh is None
-                ),
+            made.append(
+                generate_audio(
+                    module.ema.net,
+                    module.process,
+                    self.sampler,
+                    module.representation,
+                    real.audio.shape[1:],
+                    [seed_of(self.subject.seed, "measured", number) for number in numbers],
+                    {name: value[[number % len(real) for number in numbers]] for name, value in cond.items()},
+                    self.guidance,
+                    module.device,
+                    on_step=lambda t, x0: beat_or_stop(
+                        trainer, f"metrics at step {trainer.global_step}", may_stop=module.device_mesh is None
+                    ),
+                )
             )
-            made.append(module.representation.decode(x0)[..., : real.audio.shape[2]])
         return torch.cat(made)
 
     def _clips(self, audio: Tensor, mask: Tensor, like: AudioBatch) -> Clips:

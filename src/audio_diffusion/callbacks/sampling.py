@@ -15,18 +15,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_stop
+from audio_diffusion.callbacks.cluster.preemption import Interrupted, beat_or_stop, is_stopping
 from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_metrics, log_samples
 from audio_diffusion.callbacks.media import Sounds
+from audio_diffusion.callbacks.page.metrics_log import MetricsLog
 from audio_diffusion.callbacks.page.page import write_page
 from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
 from audio_diffusion.data.wording import counted
-from audio_diffusion.diffusion.generation import Sampler, evenly, generate
+from audio_diffusion.diffusion.generation import Sampler, evenly
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference.generating import generate_audio
 from audio_diffusion.inference.levels import limited, limited_name, summary, trouble
 from audio_diffusion.metrics import pictures
 from audio_diffusion.training.module import DiffusionModule
@@ -127,6 +129,7 @@ class SampleAudio(L.Callback):
         self.context: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self.page, self._page_failures = Path(page) if page else None, 0
+        self._log = MetricsLog(self.page.with_name("metrics.jsonl")) if self.page else None
         self._sampled_at, self._tolerance = -1, FailureTolerance("sampling")
 
     def on_train_batch_end(
@@ -136,7 +139,7 @@ class SampleAudio(L.Callback):
             self._sample_once(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.should_stop:  # a run that was asked to stop should exit soon
+        if not is_stopping(trainer):  # a run that was asked to stop should exit soon
             self._sample_once(trainer, pl_module)
             self._write_page(trainer)  # again, with the results of the last validation
 
@@ -145,7 +148,7 @@ class SampleAudio(L.Callback):
         if self.page is None or not trainer.is_global_zero or trainer.global_step == 0:
             return
         try:
-            write_page([self.page.parent], self.page)
+            write_page([self.page.parent], self.page, [self._log])
         except Exception as error:
             self._page_failures += 1
             if self._page_failures == 1:
@@ -195,7 +198,6 @@ class SampleAudio(L.Callback):
 
     def _generate(self, trainer: L.Trainer, module: DiffusionModule, slots: list[int]) -> "_Made":
         cond, words = self._conditions(trainer, module)
-        guidance = self.guidance if cond else replace(self.guidance, scale=1.0)  # guidance needs conditions
         points: list[tuple[float, Tensor]] = []
         bar = progress(trainer, len(slots))
 
@@ -205,18 +207,19 @@ class SampleAudio(L.Callback):
             beat_or_stop(trainer, f"sampling at step {trainer.global_step}", may_stop=module.device_mesh is None)
 
         with bar:
-            x0 = generate(
+            audio = generate_audio(
                 module.ema.net,
                 module.process,
                 self.sampler,
-                module.representation.shape(*self.shape),
+                module.representation,
+                self.shape,
                 [self.seeds[slot] for slot in slots],
                 {name: value[slots] for name, value in cond.items()},
-                guidance=guidance,
-                device=module.device,
+                self.guidance,
+                module.device,
                 on_step=on_step,
             )
-        return _Made(module.representation.decode(x0), words, points, guidance.scale)
+        return _Made(audio, words, points, self.guidance.scale if cond else 1.0)
 
     def _conditions(self, trainer: L.Trainer, module: DiffusionModule) -> tuple[Mapping[str, Tensor], list[str]]:
         """Returns the conditions of all slots, and the name of each."""

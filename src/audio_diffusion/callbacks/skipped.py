@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import log_metrics, log_table
 from audio_diffusion.checkpoints.redaction import redacted
 from audio_diffusion.data.batch import AudioBatch
@@ -129,7 +130,7 @@ class ReportSkipped(L.Callback):
         self._send_names(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.should_stop:  # an interrupted run is resumed later
+        if not is_stopping(trainer):  # an interrupted run is resumed later
             self._expect_some(self._totals(trainer))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -52,10 +52,14 @@ class Snapshot:
         ]
         return Snapshot(self.step, self.origin, self.num_updates, self.lengths, averages, self.rest, scales)
 
+    def tensor(self, index: int, name: str) -> Tensor:
+        """Returns one tensor of the average of ``lengths[index]`` in float64."""
+        scale = self.scales[index].get(name, 1.0) if self.scales else 1.0
+        return self.averages[index][name].double() * scale
+
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Returns the average of ``lengths[index]`` in float64."""
-        scale = self.scales[index] if self.scales else {}
-        return {name: value.double() * scale.get(name, 1.0) for name, value in self.averages[index].items()}
+        return {name: self.tensor(index, name) for name in self.averages[index]}
 
 
 def write(folder: Path, content: Mapping[str, Any], world_size: int = 1) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from audio_diffusion.checkpoints.files import FileRecord, HashingFile, part_of, publish, remove, stage, sync_folder
 from audio_diffusion.checkpoints.manifest import Manifest
 
+WEIGHTS = ("checkpoints", "best", "ema", "best_average")  # folders of a run that hold files of weights
+
 
 def step_of(path: Path) -> int:
     """Returns the step in the name of a checkpoint or manifest; -1 if the name has none."""

@@ -1,5 +1,6 @@
 """Rewinds the local log of a resumed run."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -19,6 +20,15 @@ def rewind(log: Path, step: int) -> int:
         stage(log, lambda file: file.write(b"".join(kept)))
         publish(log)
     return len(lines) - len(kept)
+
+
+def last_step(log: Path) -> int:
+    """Returns the largest step in a log of json lines; -1 if it has no rows."""
+    found = -1
+    for line in log.read_bytes().splitlines() if log.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found = max(found, int(json.loads(line)["step"]))
+    return found
 
 
 def _is_until(line: bytes, step: int) -> bool:

@@ -10,14 +10,16 @@ python evaluate.py folder=generated reference=recordings 'metrics=[kad]'
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from audio_diffusion.callbacks.page.page import write_evaluation_page
 from audio_diffusion.checkpoints.redaction import redacted
 from audio_diffusion.cli import reference, sweep
 from audio_diffusion.cli.config import ConfigError, build
-from audio_diffusion.cli.evaluation import Evaluation, begin, build_metrics, generated_like, subject_of
+from audio_diffusion.cli.evaluation import Evaluation, build_metrics, generated_like, subject_of
 from audio_diffusion.cli.interruption import end
 from audio_diffusion.cli.options import EvaluateOptions
 from audio_diffusion.cli.output import default_folder, writable
@@ -28,7 +30,7 @@ from audio_diffusion.inference.checkpoint_reader import Weights, device_of
 from audio_diffusion.inference.loading import load
 from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import nearest
-from audio_diffusion.metrics.metric import Metric, Subject
+from audio_diffusion.metrics.metric import Figure, Metric, Subject
 
 
 class Result(NamedTuple):
@@ -49,18 +51,19 @@ def evaluate_model(options: EvaluateOptions, metrics: dict[str, Metric]) -> Resu
     """Measures the model of a checkpoint."""
     assert options.ckpt is not None
     device = device_of(options.device)
-    return measured(load(options.ckpt, weights=options.weights, device=device, trust=options.trust), options, metrics)
+    return measured(
+        load(options.ckpt, weights=options.weights, device=device, trust=options.trust), options, Evaluation(metrics)
+    )
 
 
-def measured(model: Model, options: EvaluateOptions, metrics: dict[str, Metric]) -> Result:
-    """Measures a model."""
+def measured(model: Model, options: EvaluateOptions, evaluation: Evaluation) -> Result:
+    """Measures a model; ``evaluation`` may have measured another one with the same clips before."""
     assert options.ckpt is not None
     node = sampler_of(model.origin.nodes["sampler"], options.sampler) if options.sampler else None
     model = model.using(sampler=build(node, "sampler") if node else None, guidance=options.guidance_scale)
     settings = sweep.settings(model, options.sampler, options.sweep)
-    begin(metrics, subject_of(model, options.seed))
+    evaluation.begin(subject_of(model, options.seed))
     real = reference.OfModel(model, options.reference, options.num_clips, options.batch_size)
-    evaluation = Evaluation(metrics)
     training = real.of_training(options.train, options.num_train) if evaluation.of("train") else None
     output = writable(options.output, default_folder(model, options.ckpt, "evaluation"))
     print(f"{model.source}: step {model.step}, {model.weights.upper()} weights, on {model.device}")
@@ -91,13 +94,13 @@ def evaluate_lengths(options: EvaluateOptions, metrics: dict[str, Metric]) -> Re
     assert options.ckpt is not None
     rows: list[dict[str, Any]] = []
     best: tuple[float, Weights] | None = None
-    for length in options.ema_lengths or ():
-        weights = averages.rebuild_weights(options.ckpt, length)
+    lengths, evaluation = options.ema_lengths or [], Evaluation(metrics)
+    for length, weights in zip(lengths, averages.rebuild_weights(options.ckpt, lengths), strict=True):
         model = checkpoint_reader.assemble(weights, device_of(options.device), options.trust)
-        result = measured(model, options, metrics)
-        if result.evaluation.interrupted:
+        result = measured(model, options, evaluation)
+        figures = {key: figure for of in evaluation.compute().values() for key, figure in of.items()}
+        if evaluation.interrupted:
             break
-        figures = {key: figure for metric in metrics.values() for key, figure in metric.compute().items()}
         name = options.ema_monitor or next(iter(figures))
         if name not in figures:
             raise ConfigError(f"ema_monitor: there is no figure {name!r}.{nearest(name, list(figures))}")
@@ -117,11 +120,13 @@ def evaluate_folder(options: EvaluateOptions, metrics: dict[str, Metric]) -> Res
     """Measures a folder of audio against a reference."""
     assert options.folder is not None
     folder = reference.Folder(options.folder, "folder")
-    begin(metrics, Subject(folder.sample_rate, folder.channels, seed=options.seed))
     evaluation, path = Evaluation(metrics), folder.path.resolve()
+    evaluation.begin(Subject(folder.sample_rate, folder.channels, seed=options.seed))
     if options.train is None and (names := list(evaluation.of("train"))):
         raise ConfigError(f"train: {', '.join(names)} needs training clips: train=SHARDS or a folder of audio")
     output = writable(options.output, path.parent / f"{path.name}_evaluation")
+    if unused := [name for name, default in _OF_MODELS.items() if getattr(options, name) != default]:
+        print(f"not used with folder={options.folder}, which has no model: {', '.join(unused)}")
     channels = {1: "mono", 2: "stereo"}.get(folder.channels, f"{folder.channels} channels")
     print(
         f"{folder.path}: {counted(len(folder.files), 'file')}; all clips, also the real ones, are read at "
@@ -143,14 +148,20 @@ def evaluate_folder(options: EvaluateOptions, metrics: dict[str, Metric]) -> Res
     return Result(evaluation, {"folder": str(folder.path), "data": redacted([options.reference])}, output)
 
 
-def record(evaluation: Evaluation, about: dict[str, Any], path: Path) -> None:
-    """Writes ``evaluation.json``."""
+#: options that only a model has, and their defaults in configs/evaluate.yaml
+_OF_MODELS: dict[str, Any] = {
+    "device": "auto", "weights": "ema", "trust": [], "batch_size": 16, "guidance_scale": None, "sampler": None,
+}  # fmt: skip
+
+
+def record(
+    evaluation: Evaluation, figures: Mapping[str, Mapping[str, Figure]], about: dict[str, Any], path: Path
+) -> None:
+    """Writes ``evaluation.json``, with the figures of these metrics."""
     measured: dict[str, Any] = {}
-    for name, metric in evaluation.metrics.items():
-        if evaluation.rows and "generated" in metric.needs:
-            continue  # its figures are in the rows of the sweep
-        measured[name] = {"figures": {key: asdict(figure) for key, figure in metric.compute().items()}}
-        measured[name] |= metric.details()
+    for name, found in figures.items():
+        measured[name] = {"figures": {key: asdict(figure) for key, figure in found.items()}}
+        measured[name] |= evaluation.metrics[name].details()
     result = {**about, "clips": evaluation.counts, "interrupted": evaluation.interrupted, "metrics": measured}
     if evaluation.rows:
         result["sweep"] = [row.record() for row in evaluation.rows]
@@ -166,29 +177,44 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def page_of(output: Path) -> str:
+    """Writes the page of an evaluation; returns what to print about it, empty if it cannot be written."""
+    try:
+        path, notes = write_evaluation_page(output)
+    except (ValueError, OSError) as error:
+        print(f"no page is written: {error}")
+        return ""
+    for note in notes:
+        print(f"{path}: {note}")
+    return f"   to listen: {path}"
+
+
 def main(options: EvaluateOptions) -> None:
     """Measures a model or a folder of audio; prints and writes the figures."""
     metrics = build_metrics(options.metrics or {})  # before any data are read
     evaluate = evaluate_folder if options.folder else evaluate_lengths if options.ema_lengths else evaluate_model
     evaluation, about, output = evaluate(options, metrics)
-    if not any(evaluation.counts.values()):
+    swept = set(evaluation.of("generated")) if evaluation.rows else set()  # these hold the last setting's clips alone
+    figures = evaluation.compute([name for name in metrics if name not in swept])
+    if not any(evaluation.counts.values()) or not (figures or evaluation.rows):
         with contextlib.suppress(OSError):  # not empty
             output.rmdir()
+        if any(evaluation.counts.values()):
+            end("the clips were read, but no figure was finished, so nothing is written")
         end("no batch was finished, so there are no figures; a smaller batch_size or num_clips is finished sooner")
 
-    record(evaluation, {**about, "seed": options.seed}, output / "evaluation.json")
-    swept = evaluation.of("generated") if evaluation.rows else {}  # these hold the clips of the last setting alone
-    for name, metric in metrics.items():
-        if name not in swept:
-            print(*metric.describe(), sep="\n")
+    sounds = evaluation.heard.write(output, evaluation.sample_rate)
+    record(evaluation, figures, {**about, "seed": options.seed, "sounds": sounds}, output / "evaluation.json")
+    for name in figures:
+        print(*metrics[name].describe(), sep="\n")
     if evaluation.rows:
         print(*sweep.table(evaluation.rows), sep="\n")
         print(f"quality against network calls: {sweep.draw(evaluation.rows, output / 'sweep.png')}")
-    for what, picture in [
-        item for name, metric in metrics.items() if name not in swept for item in metric.draw(output).items()
-    ]:
+    for what, picture in [item for name in figures for item in metrics[name].draw(output).items()]:
         print(f"{what}: {picture}")
-    print(f"all figures: {output}/evaluation.json")
+    print(f"all figures: {output}/evaluation.json{page_of(output)}")
     if evaluation.interrupted:
         finished = counted(sum(evaluation.counts.values()), "clip")
-        end(f"the figures are of the {finished} that were finished; kept in {output}/")
+        missing = ", ".join(name for name in metrics if name not in figures and name not in swept)
+        left_out = f"; those of {missing} were not finished" if missing else ""
+        end(f"the figures are of the {finished} that were finished{left_out}; kept in {output}/")

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from audio_diffusion.cli import sweep
 from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.heard import Heard
 from audio_diffusion.cli.interruption import CtrlC
-from audio_diffusion.diffusion.generation import generate
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.inference.generating import generate_audio
 from audio_diffusion.inference.model import Model
-from audio_diffusion.metrics.metric import SOURCES, Clips, EvaluatedModel, Metric, Subject, check_metric
+from audio_diffusion.metrics.metric import SOURCES, Clips, EvaluatedModel, Figure, Metric, Subject, check_metric
 
 
 def build_metrics(nodes: dict[str, Any]) -> dict[str, Metric]:
@@ -35,19 +36,6 @@ def build_metrics(nodes: dict[str, Any]) -> dict[str, Metric]:
     if not metrics:
         raise ConfigError("metrics: expected at least one, such as metrics=[likelihood], got none")
     return metrics
-
-
-def begin(metrics: dict[str, Metric], subject: Subject) -> None:
-    """Starts the metrics.
-
-    Raises:
-        ConfigError: if one cannot measure the subject.
-    """
-    for name, metric in metrics.items():
-        try:
-            metric.start(subject)
-        except ValueError as error:
-            raise ConfigError(f"metrics.{name}: {error}") from error
 
 
 def subject_of(model: Model, seed: int) -> Subject:
@@ -72,17 +60,17 @@ def generated_like(model: Model, real: Callable[[], Iterator[Clips]], count: int
         for clips in real():
             names = [f"{name}_{again}" for name in clips.names][: count - made]
             cond = {name: value[: len(names)] for name, value in clips.cond.items()}
-            x0 = generate(
+            audio = generate_audio(
                 model.net,
                 model.process,
                 model.sampler,
-                model.representation.shape(model.channels, model.num_samples),
+                model.representation,
+                (model.channels, model.num_samples),
                 [seed_of(seed, "generated", name) for name in names],
                 cond,
-                guidance=guidance if cond else replace(guidance, scale=1.0),
-                device=model.device,
+                guidance,
+                model.device,
             )
-            audio = model.representation.decode(x0)[..., : model.num_samples]
             mask = torch.ones(len(audio), 1, audio.shape[-1], dtype=torch.bool, device=audio.device)
             yield Clips(audio, mask, names, clips.labels[: len(names)], clips.texts[: len(names)], cond)
             made += len(names)
@@ -99,12 +87,36 @@ class Evaluation:
         counts: number of clips measured, by source.
         interrupted: whether Ctrl-C was received.
         rows: of a sweep, one for each setting.
+        kept: names of metrics that have the real and the training clips already, from an earlier model.
+        heard: clips to listen to.
+        sample_rate: of all clips, Hz.
     """
 
     metrics: dict[str, Metric]
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     interrupted: bool = False
     rows: list[sweep.Row] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
+    heard: Heard = field(default_factory=Heard)
+    sample_rate: int = 0
+
+    def begin(self, subject: Subject) -> None:
+        """Starts the metrics; for another model with the same clips, those that compare generated clips keep the real
+        ones.
+
+        Raises:
+            ConfigError: if one cannot measure the subject.
+        """
+        is_first, self.sample_rate = not any(self.counts.values()), subject.sample_rate
+        for name, metric in self.metrics.items():
+            if not is_first and "generated" in metric.needs:
+                metric.forget_generated()
+                self.kept.add(name)
+                continue
+            try:
+                metric.start(subject)
+            except ValueError as error:
+                raise ConfigError(f"metrics.{name}: {error}") from error
 
     def of(self, source: str) -> dict[str, Metric]:
         """The metrics that need clips of a source."""
@@ -112,17 +124,31 @@ class Evaluation:
 
     def update(self, source: str, batches: Iterable[Clips], total: int | None = None) -> None:
         """Updates the metrics that need it with all batches of a source, unless it was interrupted before."""
-        metrics = self.of(source)
+        kept = self.kept if source != "generated" else set()
+        metrics = {name: metric for name, metric in self.of(source).items() if name not in kept}
         if self.interrupted or not metrics:
             return
+        self.counts[source] = 0
+        self.heard.begin(source)
         with CtrlC() as ctrl_c, tqdm(desc=f"{source}: {' '.join(metrics)}", unit="clip", total=total) as bar:
             for clips in batches:
                 for metric in metrics.values():
                     metric.update(clips, source)
+                if source != "train":
+                    self.heard.add(clips, source)
                 with ctrl_c.held():
                     self.counts[source] += len(clips)
                     bar.update(len(clips))
         self.interrupted = ctrl_c.received
+
+    def compute(self, names: Iterable[str] | None = None) -> dict[str, dict[str, Figure]]:
+        """The figures of the metrics of these names, None for all; Ctrl-C leaves out those that are not finished."""
+        found: dict[str, dict[str, Figure]] = {}
+        with CtrlC() as ctrl_c:
+            for name in self.metrics if names is None else names:
+                found[name] = self.metrics[name].compute()
+        self.interrupted |= ctrl_c.received
+        return found
 
     def sweep(
         self, model: Model, settings: list[sweep.Setting], generate: Callable[[Model], Iterator[Clips]], wanted: int
@@ -136,8 +162,14 @@ class Evaluation:
             raise ConfigError("sweep: expected a metric that compares generated clips, such as metrics=[kad]")
 
         def update(clips: Iterator[Clips]) -> bool:
-            self.counts["generated"] = 0
             self.update("generated", clips, wanted)
             return self.interrupted
 
-        self.rows = sweep.measure(model, settings, self.of("generated"), update, generate)
+        names = list(self.of("generated"))
+
+        def compute(setting: sweep.Setting) -> dict[str, Figure] | None:
+            self.heard.rename("generated", setting.title)
+            figures = self.compute(names)
+            return None if self.interrupted else {key: figure for of in figures.values() for key, figure in of.items()}
+
+        self.rows = sweep.measure(model, settings, self.of("generated"), update, compute, generate)

@@ -120,7 +120,8 @@ def help_text(command: str, program: str, about: str, only: tuple[str, ...] = ()
     required = "RUN [RUN ..]" if program == "report" else required
     lines = [f"{about[0].upper()}{about[1:]}.", "", f"usage: {command} {required} OPTION=VALUE ..".replace("  ", " ")]
     lines += ["", "options:", *map(_line, own + listed)]
-    lines += [line for name in PROGRAMS[program] for line in _choices(name)]
+    chosen = _defaults(program)
+    lines += [line for name in PROGRAMS[program] for line in _choices(name, chosen.get(name, ""))]
     where = "docs/options.md lists all options; " if not INSTALLED else ""
     return "\n".join([*lines, "", f"{where}{command} --cfg job prints the configuration with every option"])
 
@@ -145,8 +146,14 @@ def _line(option: Option) -> str:
     return f"  {name:{_COLUMN - 4}}  {textwrap.shorten(text, max(room, 20), placeholder=' ..')}"
 
 
-def _choices(group: str) -> Iterator[str]:
-    """Formats the choices of a group; those of the group task have descriptions."""
+def _defaults(program: str) -> dict[str, str]:
+    """Returns the default choice of each group of a program, as written in its defaults list."""
+    text = (CONFIG_DIR / f"{program}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): +([^#\n]*?) *(?:#.*)?$", text, re.MULTILINE))
+
+
+def _choices(group: str, default: str) -> Iterator[str]:
+    """Formats the choices of a group and its default; those of the group task have descriptions."""
     choices = [read_yaml(path) for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
     if not choices:
         return
@@ -160,4 +167,5 @@ def _choices(group: str) -> Iterator[str]:
         return
     yield from ("", "choices:") if group == PROGRAMS["train"][0] else ()
     names = ", ".join(choice.name for choice in choices)
+    names += f" (default: {default})" if default not in ("", "default") else ""
     yield from textwrap.wrap(f"{group}= {names}", _WIDTH, initial_indent="  ", subsequent_indent=" " * 8)

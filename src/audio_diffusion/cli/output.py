@@ -4,6 +4,7 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
+from audio_diffusion.checkpoints.folder import WEIGHTS
 from audio_diffusion.cli.config import ConfigError
 from audio_diffusion.inference.exporting import HUB
 from audio_diffusion.inference.model import Model
@@ -24,7 +25,7 @@ def default_folder(model: Model, ckpt: str, task: str) -> Path:
     if ckpt.startswith(HUB):
         return Path(f"{ckpt.removeprefix(HUB).replace('/', '_')}_{what}")
     source = model.source
-    if source.parent.name in ("checkpoints", "best", "ema", "best_average"):
+    if source.parent.name in WEIGHTS:
         return source.parents[1] / what
     name = source.resolve().name if source.is_dir() else source.stem
     return (source.resolve().parent if source.name in ("", ".", "..") else source.parent) / f"{name}_{what}"

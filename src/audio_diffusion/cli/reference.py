@@ -15,7 +15,7 @@ from audio_diffusion.data.audio.recording import probe, read_file
 from audio_diffusion.data.batch import collate
 from audio_diffusion.data.held_out import member_of, store_of
 from audio_diffusion.data.remote import RemoteError
-from audio_diffusion.data.shards.find import by_name, find_held_out
+from audio_diffusion.data.shards.find import by_name, find_held_out, read_classes
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.inference.model import Model
@@ -231,10 +231,15 @@ def of_folder(reference: str | None, num_clips: int | None, folder: Folder, opti
         shards = Shards.open([reference])
     except (ValueError, RemoteError) as error:
         raise ConfigError(f"{option}: {error}") from error
-    clips = read_in_order(shards, folder.sample_rate, folder.channels, _SECONDS * folder.sample_rate, [])
+    try:
+        classes = read_classes([reference])
+    except ValueError:
+        classes = []  # without a manifest there are no names of classes
+    clips = read_in_order(shards, folder.sample_rate, folder.channels, _SECONDS * folder.sample_rate, classes)
     for clip, audio in islice(((clip, audio) for clip, audio in clips if clip.num_valid), num_clips):
         own = audio[None, :, : clip.num_valid]
-        yield Clips(own, torch.ones(1, 1, own.shape[-1], dtype=torch.bool), [clip.key], [None])
+        label = classes[clip.label] if classes and clip.label >= 0 else None
+        yield Clips(own, torch.ones(1, 1, own.shape[-1], dtype=torch.bool), [clip.key], [label])
 
 
 _SECONDS = 60

@@ -12,14 +12,17 @@ import lightning as L
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
+from audio_diffusion.callbacks.early_stopping import finished_early
+from audio_diffusion.callbacks.wandb_run import note_on_resume
 from audio_diffusion.checkpoints.files import remove
-from audio_diffusion.checkpoints.folder import all_in, manifest_of, recover, step_of
+from audio_diffusion.checkpoints.folder import WEIGHTS, all_in, manifest_of, recover, step_of
 from audio_diffusion.checkpoints.lock import RunLock
 from audio_diffusion.checkpoints.manifest import Manifest, differences
 from audio_diffusion.checkpoints.redaction import may_be, redacted_config
-from audio_diffusion.checkpoints.rows import rewind
+from audio_diffusion.checkpoints.rows import last_step, rewind
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.data.wording import counted
 from audio_diffusion.inference.checkpoint_reader import find, newest_in, read
 from audio_diffusion.inference.loading import read_weights
 from audio_diffusion.inference.targets import with_moved
@@ -184,10 +187,15 @@ def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
 
 
 def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
-    """Returns the message for a run whose checkpoint is at the last step; None if there are steps left to train."""
+    """Returns the message for a run whose checkpoint is at the last step, or that early stopping has finished; None if
+    there are steps left to train."""
     max_steps = plain["trainer"]["max_steps"]
-    if ckpt is None or step_of(ckpt) < max_steps:
+    if ckpt is None:
         return None
+    if step_of(ckpt) < max_steps:
+        options = plain["callbacks"].get("early_stopping") or {}
+        reason = finished_early(Path(plain["run_dir"]), step_of(ckpt), options)
+        return reason and f"{reason}; to listen: {command('sample')} ckpt={plain['run_dir']}"
     more = max(2 * max_steps, step_of(ckpt) + max_steps)
     return (
         f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To continue: "
@@ -224,17 +232,22 @@ def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
             _say_commit(found, git_commit)
     except ConfigError as error:
         return None, str(error)
-    cut = rewind(run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0)
+    log, step = run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0
+    last = last_step(log)
+    cut = rewind(log, step)
+    if cut and (plain["logger"] or {}).get("_target_", "").endswith(".wandb_logger") and last > step:
+        with contextlib.suppress(OSError):  # the run was logged elsewhere before
+            rank_zero_info(note_on_resume(run_dir, step, last))
     if cut:
         rank_zero_info(f"metrics.jsonl: {cut} rows of steps that are trained again were removed")
     return found, ""
 
 
 def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
-    """Removes the checkpoints of an earlier attempt, for ``ckpt=overwrite``.
+    """Removes the checkpoints and averages of an earlier attempt, for ``ckpt=overwrite``.
 
     Raises:
-        ConfigError: if one of them is beyond ``max_steps``: then it is not an attempt at the same run.
+        ConfigError: if a checkpoint is beyond ``max_steps``: then it is not an attempt at the same run.
     """
     there = all_in(run_dir / "checkpoints")
     if there and step_of(there[-1]) > max_steps:
@@ -242,9 +255,13 @@ def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
             f"ckpt=overwrite: {run_dir} contains {there[-1].name}, which is beyond the {max_steps} steps of this run; "
             "choose another name="
         )
-    for checkpoint in there:
-        manifest_of(checkpoint).unlink(missing_ok=True)
-        remove(checkpoint)
+    for folder in WEIGHTS:
+        found = all_in(run_dir / folder)
+        for checkpoint in found:
+            manifest_of(checkpoint).unlink(missing_ok=True)
+            remove(checkpoint)
+        if found:
+            rank_zero_info(f"ckpt=overwrite: {counted(len(found), 'file')} of an earlier attempt removed: {folder}/")
 
 
 def checkpoint_to_resume(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:

@@ -27,6 +27,12 @@ class Setting:
     node: dict[str, Any]
     guidance_scale: float
 
+    @property
+    def title(self) -> str:
+        """The setting in words."""
+        steps = self.node.get("num_steps")
+        return f"{self.name}{'' if steps is None else f', {steps} steps'}, guidance {self.guidance_scale:g}"
+
     def of(self, model: Model) -> Model:
         """Returns the model with this sampler and guidance."""
         return model.using(sampler=build(self.node, "sampler"), guidance=self.guidance_scale)
@@ -141,6 +147,7 @@ def measure(
     chosen: Sequence[Setting],
     metrics: dict[str, Metric],
     update: Callable[[Iterator[Clips]], bool],
+    compute: Callable[[Setting], dict[str, Figure] | None],
     generate: Callable[[Model], Iterator[Clips]],
 ) -> list[Row]:
     """Measures every setting.
@@ -150,6 +157,7 @@ def measure(
         chosen: the settings.
         metrics: those that compare generated clips, which have seen the real ones.
         update: updates the metrics with all clips; returns whether it was interrupted.
+        compute: returns all figures of a setting; None if it was interrupted.
         generate: yields the clips of a model.
 
     Returns:
@@ -162,7 +170,9 @@ def measure(
         clock = Clock(model.net, model.sample_rate)
         if update(clock(generate(setting.of(model)))):
             break
-        figures = {name: figure for metric in metrics.values() for name, figure in metric.compute().items()}
+        figures = compute(setting)
+        if figures is None:
+            break
         rows.append(Row(setting, clock.evaluations / clock.clips, clock.audio_s / clock.wall_s, figures))
     return rows
 

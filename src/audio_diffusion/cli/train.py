@@ -26,6 +26,7 @@ from audio_diffusion import __version__
 from audio_diffusion.callbacks.checkpoint import SaveError
 from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
+from audio_diffusion.callbacks.early_stopping import early_stop_of, record_early_stop
 from audio_diffusion.callbacks.page.records import lowest, read_run
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.checkpoints.manifest import differences
@@ -33,7 +34,12 @@ from audio_diffusion.checkpoints.redaction import redacted, redacted_config
 from audio_diffusion.cli import config
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError, build
-from audio_diffusion.cli.run_folder import check_writable, checkpoint_to_resume, finished, own
+from audio_diffusion.cli.run_folder import (
+    check_writable,
+    checkpoint_to_resume,
+    finished,
+    own,
+)
 from audio_diffusion.cli.train_parts import make_callbacks, make_loggers, make_module, make_trainer, report, resolve
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch_split import BatchSplit
@@ -170,10 +176,31 @@ def introduction(
     steps = plain["trainer"]["max_steps"]
     yield f"{plain['name']}: {parameters:.2f} M parameters, on {device}, to step {steps}, in {plain['run_dir']}/"
     yield str(split)
+    half_life = module.ema.half_life
+    clips = f"{half_life * split.batch_size:,.0f} clips"
+    yield f"EMA: decay {module.ema.decay:g}, a half-life of {half_life:,.0f} steps ({clips})"
     yield from data.summary(plain["val_every_steps"] is not None)
     if not plain["callbacks"].get("checkpoint"):
         yield "callbacks.checkpoint=null: no checkpoint is written, so the run cannot be resumed or sampled from"
     yield f"resuming from {ckpt} (ckpt=none prevents this)" if ckpt else "starting a new run"
+
+
+def conclusion(plain: dict[str, Any], trainer: L.Trainer, early_stop: str) -> Iterator[str]:
+    """Yields the lines that are printed after training.
+
+    Args:
+        plain: the configuration.
+        trainer: after training.
+        early_stop: why early stopping has ended the run; empty if it has not.
+    """
+    run_dir = Path(plain["run_dir"])
+    if early_stop:
+        yield f"stopped early at step {trainer.global_step:,}: {early_stop}"
+    if trainer.global_step >= plain["trainer"]["max_steps"] or early_stop:
+        yield from figures(run_dir) if trainer.is_global_zero else ()
+        yield what_next(plain)
+    elif plain["callbacks"].get("checkpoint"):
+        yield f"stopped at step {trainer.global_step}, saved in {run_dir}/checkpoints/: repeat the command to resume"
 
 
 def main(cfg: DictConfig) -> None:
@@ -196,7 +223,7 @@ def main(cfg: DictConfig) -> None:
     module = make_module(plain, recipe)
     callbacks, loggers = make_callbacks(plain), make_loggers(plain)
     trainer = make_trainer(plain, callbacks, loggers, cluster)
-    steps, accumulate = plain["trainer"]["max_steps"], plain["trainer"]["accumulate_grad_batches"]
+    accumulate = plain["trainer"]["accumulate_grad_batches"]
     split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
         commit = git_commit()
@@ -206,24 +233,27 @@ def main(cfg: DictConfig) -> None:
             return
         for line in begin(module, plain, ckpt):
             rank_zero_info(line)
-        details = {"git_commit": commit, "data": redacted(describe_manifests(data.train, data.store))}
+        half_life = {"steps": round(module.ema.half_life), "clips": round(module.ema.half_life * plain["batch_size"])}
+        details = {
+            "git_commit": commit,
+            "data": redacted(describe_manifests(data.train, data.store)),
+            "ema_half_life": half_life,
+        }
         record(recipe, run_dir, details)
         with signals.shielded():  # W&B starts a process here, which is not immediately in its own session
             for logger in loggers:
                 logger.start()
-                logger.log_hyperparams({**recipe, "git_commit": commit, "dataset": details["data"]})
+                logger.log_hyperparams(
+                    {**recipe, "git_commit": commit, "dataset": details["data"], "ema_half_life": half_life}
+                )
 
         if trainer.is_global_zero:
             for line in introduction(plain, trainer, module, data, split, ckpt):
                 rank_zero_info(line)
         fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
-        if trainer.global_step >= steps:
-            for line in figures(run_dir) if trainer.is_global_zero else ():
-                rank_zero_info(line)
-            rank_zero_info(what_next(plain))
-        elif plain["callbacks"].get("checkpoint"):
-            folder = run_dir / "checkpoints"
-            rank_zero_info(f"stopped at step {trainer.global_step}, saved in {folder}/: repeat the command to resume")
+        record_early_stop(trainer, run_dir)
+        for line in conclusion(plain, trainer, early_stop_of(trainer)):
+            rank_zero_info(line)
     for callback in callbacks:
         if isinstance(callback, StopWhenAsked) and callback.status:
             raise SystemExit(callback.status)

@@ -100,50 +100,71 @@ def _usable(folder: Path, step: int | None) -> list[Snapshot]:
 
 
 def rebuild(folder: str | Path, length: float, step: int | None = None) -> tuple[dict[str, Tensor], int]:
-    """Rebuilds the average of any length from the snapshots in ``RUN/ema``.
+    """As ``rebuild_all``, of one length: returns the network's state dict, and the step."""
+    (state,), at = rebuild_all(folder, [length], step)
+    return state, at
+
+
+def rebuild_all(
+    folder: str | Path, lengths: Sequence[float], step: int | None = None
+) -> tuple[list[dict[str, Tensor]], int]:
+    """Rebuilds averages of any lengths from the snapshots in ``RUN/ema``, which are verified and read once for all.
 
     Args:
         folder: the folder of snapshots.
-        length: relative length (sigma_rel) of the average: its standard deviation is this part of the training so far.
-        step: the step of the snapshot at which the average ends; None for the newest.
+        lengths: relative lengths (sigma_rel) of the averages: the standard deviation of each is this part of the
+            training so far.
+        step: the step of the snapshot at which the averages end; None for the newest.
 
     Returns:
-        The network's state dict, float32, and the step.
+        The network's state dict for each length, float32, and the step.
 
     Raises:
         ConfigError: if there is no valid snapshot of that step.
-        ValueError: if ``length`` is not above 0 and at most ``LONGEST``.
+        ValueError: if a length is not above 0 and at most ``LONGEST``.
     """
-    gamma = gamma_of(length)
+    gammas = [gamma_of(length) for length in lengths]
     snapshots = _usable(Path(folder), step)
     last = snapshots[-1]
     stored = [(one.num_updates, gamma_of(of)) for one in snapshots for of in one.lengths]
-    weights = iter(solve_weights(stored, (last.num_updates, gamma)))
-    total: dict[str, Tensor] = {}
-    for snapshot in snapshots:
-        for index in range(len(snapshot.lengths)):
-            weight = float(next(weights))
-            if abs(weight) > _NEGLIGIBLE:
-                for name, value in snapshot.tensors(index).items():
-                    total[name] = total[name].add_(value, alpha=weight) if name in total else value.mul_(weight)
-    return {**last.rest, **{name: value.float() for name, value in total.items()}}, last.step
+    weights = [solve_weights(stored, (last.num_updates, gamma)) for gamma in gammas]
+    places = [(snapshot, index) for snapshot in snapshots for index in range(len(snapshot.lengths))]
+    states: list[dict[str, Tensor]] = [dict(last.rest) for _ in lengths]
+    for name in last.averages[0]:  # tensor by tensor, so that only results of all lengths are in memory at once
+        totals: list[Tensor | None] = [None] * len(lengths)
+        for place, (snapshot, index) in enumerate(places):
+            shares = [float(of_length[place]) for of_length in weights]
+            if all(abs(share) <= _NEGLIGIBLE for share in shares):
+                continue
+            value = snapshot.tensor(index, name)
+            for i, share in enumerate(shares):
+                if abs(share) > _NEGLIGIBLE:
+                    total = totals[i]
+                    totals[i] = value * share if total is None else total.add_(value, alpha=share)
+        for state, total in zip(states, totals, strict=True):
+            assert total is not None
+            state[name] = total.float()
+    return states, last.step
 
 
-def rebuild_weights(run: str | Path, length: float, step: int | None = None) -> Weights:
-    """Rebuilds an average as weights of a model, from which ``checkpoint_reader.assemble`` creates the model.
+def rebuild_weights(run: str | Path, lengths: Sequence[float], step: int | None = None) -> list[Weights]:
+    """Rebuilds averages as weights of models, from which ``checkpoint_reader.assemble`` creates the models.
 
     Args:
         run: the run's folder.
-        length: relative length of the average.
+        lengths: relative lengths of the averages.
         step: the step of a snapshot; None for the newest.
 
     Raises:
         ConfigError: if the run has no valid snapshot of that step, or no valid checkpoint, whose configuration is used.
-        ValueError: if ``length`` is out of range.
+        ValueError: if a length is out of range.
     """
-    state, at = rebuild(Path(run, "ema"), length, step)
-    path = folders.path_of(Path(run, "ema"), at)
-    return replace(read_weights(find(str(run))), state=state, step=at, kind=f"ema of length {length:g}", source=path)
+    states, at = rebuild_all(Path(run, "ema"), lengths, step)
+    path, weights = folders.path_of(Path(run, "ema"), at), read_weights(find(str(run)))
+    return [
+        replace(weights, state=state, step=at, kind=f"ema of length {length:g}", source=path)
+        for length, state in zip(lengths, states, strict=True)
+    ]
 
 
 def write_checkpoint(weights: Weights, folder: str | Path) -> Path:

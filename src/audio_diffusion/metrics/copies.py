@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from audio_diffusion.metrics import pictures
+from audio_diffusion.metrics.embeddings.cache import EmbeddingCache, Vectors
 from audio_diffusion.metrics.embeddings.embedding import Embedding
-from audio_diffusion.metrics.memorisation import CANDIDATES, Memorisation, memorisation, picture
+from audio_diffusion.metrics.memorisation import CANDIDATES, Memorisation, compare, picture
 from audio_diffusion.metrics.metric import SOURCES, Clips, Figure, Metric, Subject, unpadded
 
 MOST_LISTED = 8  # flags that are printed
@@ -23,17 +24,21 @@ class Copies(Metric):
         embedding: gives the distances, and the candidates for the comparison of waveforms.
         candidates: number of training clips, the nearest by embedding, whose waveforms are compared with a clip; None
             for all of them.
+        cache: folder in which the vectors of real and training clips are kept, "auto" for that of the user, None for
+            none.
     """
 
     needs = SOURCES
 
-    def __init__(self, embedding: Embedding, candidates: int | None = CANDIDATES):
+    def __init__(self, embedding: Embedding, candidates: int | None = CANDIDATES, cache: str | None = None):
         if candidates is not None and candidates < 1:
             raise ValueError(f"candidates: expected at least 1, got {candidates}")
         self.embedding, self.candidates = embedding, candidates
+        self._vectors = Vectors(embedding, EmbeddingCache(cache))
 
     def start(self, subject: Subject) -> None:
         self._sample_rate = subject.sample_rate
+        self._vectors.start(subject.sample_rate)
         self._audio: dict[str, list[Tensor]] = {source: [] for source in SOURCES}
         self._names: dict[str, list[str]] = {source: [] for source in SOURCES}
         self._result: Memorisation | None = None
@@ -41,22 +46,23 @@ class Copies(Metric):
     def update(self, clips: Clips, source: str) -> None:
         audio = unpadded(clips)
         names = [name for name, mask in zip(clips.names, clips.mask, strict=True) if mask.any()]
+        self._vectors.add(audio, source)
         self._result = None
         self._audio[source] += audio
         self._names[source] += names
 
     def forget_generated(self) -> None:
         self._audio["generated"], self._names["generated"], self._result = [], [], None
+        self._vectors.forget("generated")
 
     def _missing(self) -> str:
         return ", ".join(source for source in SOURCES if not self._audio[source])
 
     def _found(self) -> Memorisation:
         if self._result is None:
-            real, train, generated = (self._audio[source] for source in SOURCES)
-            self._result = memorisation(
-                generated, train, real, self._sample_rate, self.embedding, candidates=self.candidates
-            )
+            of = self._vectors.of
+            clips = self._audio["generated"], self._audio["train"], self._audio["real"]
+            self._result = compare(clips, (of("generated"), of("train"), of("real")), self.candidates)
         return self._result
 
     def compute(self) -> dict[str, Figure]:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from audio_diffusion.metrics.distances.agreement import text_agreement
 from audio_diffusion.metrics.distances.estimate import Estimate
-from audio_diffusion.metrics.embeddings.embedding import Embedded, Embedding, embed_clips, join
+from audio_diffusion.metrics.embeddings.cache import EmbeddingCache, Vectors
+from audio_diffusion.metrics.embeddings.embedding import Embedded, Embedding, embed_clips, join, nothing_of
 from audio_diffusion.metrics.metric import Clips, Figure, Metric, Subject, unpadded
 
 #: distance(generated, reference, seed=..) -> one estimate, or several by name; of too few windows, an estimate of NaN
@@ -28,6 +27,7 @@ class Distances(Metric):
     Args:
         embedding: turns clips into vectors, one per window.
         measures: distances by name; each is called with the generated and the real windows. ``null`` leaves one out.
+        cache: folder in which the vectors of real clips are kept, "auto" for that of the user, None for none.
 
     Raises:
         ValueError: if there is no distance, or one refuses its options.
@@ -35,43 +35,37 @@ class Distances(Metric):
 
     needs = ("real", "generated")
 
-    def __init__(self, embedding: Embedding, measures: Mapping[str, Distance | None]):
+    def __init__(self, embedding: Embedding, measures: Mapping[str, Distance | None], cache: str | None = None):
         self.embedding = embedding
         self.measures = {name: measure for name, measure in measures.items() if measure is not None}
         if not self.measures:
             raise ValueError("measures: expected at least one distance, got none")
-        nothing = self._nothing()
+        nothing = nothing_of(embedding)
         for name, measure in self.measures.items():
             try:
                 measure(nothing, nothing, seed=0)
             except ValueError as error:
                 raise ValueError(f"measures.{name}: {error}") from error
         self._subject = Subject(0, 0)
-        self._parts: dict[str, list[Embedded]] = {"real": [], "generated": []}
+        self._vectors = Vectors(embedding, EmbeddingCache(cache))
         self._estimates: dict[str, Estimate] | None = None
 
     def start(self, subject: Subject) -> None:
-        self._subject, self._parts, self._estimates = subject, {"real": [], "generated": []}, None
+        self._subject, self._estimates = subject, None
+        self._vectors.start(subject.sample_rate)
 
     def update(self, clips: Clips, source: str) -> None:
-        found = embed_clips(self.embedding, unpadded(clips), self._subject.sample_rate)
+        self._vectors.add(unpadded(clips), source)
         self._estimates = None
-        self._parts[source].append(found)
 
     def forget_generated(self) -> None:
-        self._parts["generated"], self._estimates = [], None
-
-    def _nothing(self) -> Embedded:
-        index = torch.zeros(0, dtype=torch.int64)
-        return Embedded(torch.zeros(0, self.embedding.width), index, 0, 0, self.embedding.name)
-
-    def _all(self, source: str) -> Embedded:
-        return join([self._nothing(), *self._parts[source]])
+        self._vectors.forget("generated")
+        self._estimates = None
 
     def estimates(self) -> dict[str, Estimate]:
         """The estimates of all distances, by name."""
         if self._estimates is None:
-            generated, real = self._all("generated"), self._all("real")
+            generated, real = self._vectors.of("generated"), self._vectors.of("real")
             found: dict[str, Estimate] = {}
             for name, measure in self.measures.items():
                 measured = measure(generated, real, seed=self._subject.seed)
@@ -83,7 +77,7 @@ class Distances(Metric):
         return {name: Figure(e.value, e.error, e.interval, _note(e)) for name, e in self.estimates().items()}
 
     def details(self) -> dict[str, Any]:
-        silent = {"generated": self._all("generated").num_silent, "real": self._all("real").num_silent}
+        silent = {source: self._vectors.of(source).num_silent for source in ("generated", "real")}
         return {
             "embedding": self.embedding.name,
             "silent_windows": silent,
@@ -91,7 +85,7 @@ class Distances(Metric):
         }
 
     def describe(self) -> list[str]:
-        generated, real = self._all("generated"), self._all("real")
+        generated, real = self._vectors.of("generated"), self._vectors.of("real")
         silent = generated.num_silent + real.num_silent
         lines = [
             f"distances in the space of {self.embedding.name}: {_counted(len(generated), 'window')} of "
@@ -107,7 +101,8 @@ class Distances(Metric):
             interval = "-" if found.interval is None else f"{found.interval[0]:.4g} to {found.interval[1]:.4g}"
             error, floor = (f"{value:.3g}" if math.isfinite(value) else "-" for value in (found.error, found.floor))
             lines.append(f"{name:24}{found.value:12.4g}{error:>12}   {interval:22}{floor:>10}   {found.note}".rstrip())
-        return [*lines, "floor: the same figure for one half of the real clips against the other; no model can pass it"]
+        lines.append("floor: the same figure for one half of the real clips against the other; no model can pass it")
+        return [*lines, *([cached] if (cached := self._vectors.cache.describe()) else [])]
 
 
 class TextAgreement(Metric):

@@ -1,10 +1,10 @@
-"""Metrics of a class-conditional model, computed against real audio: accuracy, novelty and diversity.
+"""Metrics of a class-conditional model, computed against real audio: accuracy and diversity.
 
     LabelProbe      does a generated clip sound like its class?
-    nearest_ratio   is it new, or a copy of a training clip?
     spread_ratio    do clips of one class differ as much as real ones do?
 
-Distances are Euclidean distances of ``log_mel_features``, in dB. Only `LabelProbe` needs scikit-learn.
+Distances are Euclidean distances of ``log_mel_features``, in dB. Only `LabelProbe` needs scikit-learn. Copies of
+training clips are found by ``memorisation``.
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,6 @@ Label = str | int
 NUM_MELS = 40
 WINDOW_S = 0.064  # long enough that every mel band, the lowest too, holds a bin of the spectrum
 FLOOR_DB = -40.0
-
-
-@dataclass(frozen=True)
-class Novelty:
-    """Novelty of generated clips, compared with held-out real clips, which are new by definition.
-
-    distance_ratio: median distance to the nearest training clip, generated / held-out. About 1: as new as
-        real clips. Near 0: copies. Well above 1: unlike any real clip.
-    correlation: largest |normalised cross-correlation| of each generated clip with any training clip, [N]
-        in 0..1; 1 is a copy, whatever its gain and polarity.
-    nearest: index of the training clip with that correlation, int64 [N].
-    held_out_correlation: the same correlation of each held-out clip, [M]. New clips reach it by chance, and it is
-        high for simple sounds (0.98 for two kick drums), so compare `correlation` with it.
-    """
-
-    distance_ratio: float
-    correlation: Tensor
-    nearest: Tensor
-    held_out_correlation: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,30 +102,6 @@ class LabelProbe:
         return ((features - self._mean) / self._scale).numpy()
 
 
-def nearest_ratio(
-    generated: Tensor, train: Tensor, held_out: Tensor, sample_rate: int, max_lag_s: float = 0.01
-) -> Novelty:
-    """Compares generated [N, C, T] and held-out [M, C, T] clips with their nearest training clips [K, C, T].
-
-    A copy may be shifted by up to `max_lag_s` seconds. Give generated and held-out clips the same mix of
-    classes: the ratio is one of medians over all of them.
-
-    Raises ValueError for audio of other shapes, or if half of the held-out clips are in train.
-    """
-    for name, audio in (("generated", generated), ("train", train), ("held_out", held_out)):
-        _check_audio(name, audio)
-        if audio.shape[1:] != train.shape[1:]:
-            channels, length = train.shape[1:]
-            raise ValueError(f"{name} must be [N, {channels}, {length}] as train is; got {list(audio.shape)}")
-    new, known, reference = (log_mel_features(audio, sample_rate) for audio in (generated, train, held_out))
-    distance, expected = _nearest_distance(new, known), _nearest_distance(reference, known)
-    if expected == 0:
-        raise ValueError("held_out must be new: at least half of its clips are also in train")
-    max_lag = round(max_lag_s * sample_rate)
-    correlation, nearest = _best_match(generated, train, max_lag)
-    return Novelty(distance / expected, correlation, nearest, _best_match(held_out, train, max_lag)[0])
-
-
 def spread_ratio(
     generated: Tensor,
     generated_labels: Sequence[Label],
@@ -175,41 +132,6 @@ def _class_spreads(name: str, audio: Tensor, labels: Sequence[Label], sample_rat
             raise ValueError(f"{name} must hold at least 2 clips of each class; it holds 1 of {label!r}")
         spreads[label] = torch.pdist(members).mean().item()
     return spreads
-
-
-def _nearest_distance(features: Tensor, known: Tensor) -> float:
-    """Median over the rows [N, F] of the distance to the nearest known row [K, F]; 0 for equal ones."""
-    distances = torch.cdist(features, known, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.amin(dim=1).median().item()
-
-
-def _best_match(audio: Tensor, train: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
-    """Returns the largest |correlation| with any training clip over lags up to `max_lag` samples, and that clip's
-    index: both [N].
-
-    As only few lags of long clips are needed, clips are cut into blocks, those of training clips with `max_lag`
-    more samples at either end; short FFTs of the blocks, summed, give exactly these lags.
-    """
-    size = max(1024, 2 ** (4 * max_lag).bit_length())
-    block = size - 2 * max_lag
-    tail = -train.shape[-1] % block
-    ours = functional.pad(_unit_norm(audio), (0, tail)).unfold(-1, block, block)
-    known = functional.pad(_unit_norm(train), (max_lag, tail + max_lag)).unfold(-1, size, block)
-    ours_hat, known_hat = (  # [frequency, clip, channel * block]
-        torch.fft.rfft(blocks, n=size).flatten(1, 2).permute(2, 0, 1).contiguous() for blocks in (ours, known)
-    )
-    matches = []
-    for clips in ours_hat.split(16, dim=1):
-        spectrum = clips.conj() @ known_hat.mT  # [frequency, clips, K]
-        correlation = torch.fft.irfft(spectrum.permute(1, 2, 0), n=size)[..., : 2 * max_lag + 1]
-        matches.append(correlation.abs().amax(dim=-1).max(dim=1))
-    best = torch.cat([match.values for match in matches]).clamp(max=1.0)
-    return best, torch.cat([match.indices for match in matches])
-
-
-def _unit_norm(audio: Tensor) -> Tensor:
-    audio = audio.detach().float().cpu()
-    return audio / audio.square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-8)
 
 
 def _logistic_regression() -> Any:

@@ -77,6 +77,13 @@ class Memorisation:
     expected: float
 
     @property
+    def distance_ratio(self) -> float:
+        """Median distance of the generated clips from their nearest training clips, over that of the held-out ones:
+        about 1 if they are as new as real clips, near 0 for copies, well above 1 if they are unlike any real clip."""
+        ours, theirs = (of.distance[of.distance.isfinite()].median().item() for of in (self.generated, self.held_out))
+        return ours / theirs if theirs else math.nan
+
+    @property
     def flagged(self) -> list[int]:
         """Indices of the flagged generated clips, each once."""
         return sorted({flag.clip for flag in self.flags})
@@ -116,8 +123,19 @@ def memorisation(
     known = train_vectors if train_vectors is not None else embed_clips(embedding, train, sample_rate)
     if known.num_clips != len(train):
         raise ValueError(f"train_vectors: expected those of {len(train)} training clips, got {known.num_clips}")
-    ours = find_nearest(generated, train, embed_clips(embedding, generated, sample_rate), known, candidates)
-    theirs = find_nearest(held_out, train, embed_clips(embedding, held_out, sample_rate), known, candidates)
+    new, real = (embed_clips(embedding, clips, sample_rate) for clips in (generated, held_out))
+    return compare((generated, train, held_out), (new, known, real), candidates)
+
+
+def compare(
+    clips: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
+    vectors: tuple[Embedded, Embedded, Embedded],
+    candidates: int | None = CANDIDATES,
+) -> Memorisation:
+    """As ``memorisation``, of generated, training and held-out clips whose vectors are known."""
+    (generated, train, held_out), (new, known, real) = clips, vectors
+    ours = find_nearest(generated, train, new, known, candidates)
+    theirs = find_nearest(held_out, train, real, known, candidates)
     return Memorisation(ours, theirs, _flags(ours, theirs), len(generated) / (len(held_out) + 1))
 
 

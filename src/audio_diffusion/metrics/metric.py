@@ -121,7 +121,7 @@ class Metric(Protocol):
 
             def compute(self) -> dict[str, Figure]:
                 real, made = (statistics.mean(self.rms[source]) for source in self.needs)
-                return {"level_difference_db": Figure(20 * math.log10(made / real))}
+                return {"level_difference_db": Figure(20 * math.log10(max(made, 1e-6) / max(real, 1e-6)))}
 
             def forget_generated(self) -> None:
                 self.rms["generated"] = []

@@ -1,6 +1,7 @@
 """Exponential moving average of the weights."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,11 @@ class EmaWeights(nn.Module):
         self.decay = decay
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
         self.num_updates = 0
+
+    @property
+    def half_life(self) -> float:
+        """Number of updates after which a weight's share in the average has halved: decay^n = 1/2."""
+        return math.log(0.5) / math.log(self.decay) if self.decay else 0.0
 
     def get_extra_state(self) -> Tensor:
         """Returns the number of updates for the state dict."""

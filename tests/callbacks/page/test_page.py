@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from audio_diffusion.callbacks.page import curves
+from audio_diffusion.callbacks.page.metrics_log import MOST_KEPT, Curve, MetricsLog
 from audio_diffusion.callbacks.page.page import write_page, write_results_page
 from audio_diffusion.callbacks.page.records import lowest, read_run
 from audio_diffusion.callbacks.sampling import SampleAudio
@@ -165,6 +166,36 @@ def test_only_pages_are_replaced(make_run_folder: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected the folder of a run"):
         write_page([tmp_path / "runs"], tmp_path / "page.html")
     assert other.read_text() == "<html>"
+
+
+def test_a_page_written_again_reads_the_new_rows_alone(tmp_path: Path) -> None:
+    def row(step: int, **values: float) -> str:
+        return json.dumps({"step": step, **values}) + "\n"
+
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    assert log.read() == []
+    path.write_text("".join(row(step, loss=100.0 - step) for step in range(1, 11)) + '{"step": 11, "lo')
+    assert log.read() == ["metrics.jsonl: 1 damaged or half-written line left out"]
+    with open(path, "a") as f:
+        f.write('ss": 1.0}\n' + row(12, loss=50.0))
+    assert log.read() == []  # the line is whole now
+    curve = log.curves["loss"]
+    assert [value for _, value in curve[-3:]] == [90.0, 1.0, 50.0]
+    assert (curve.least, curve.last) == ((11, 1.0), (12, 50.0))
+    path.write_text(row(1, other=1.0))  # a run that begins again cuts the file
+    assert log.read() == []
+    assert list(log.curves) == ["other"]
+
+
+def test_a_long_curve_is_kept_in_few_points_with_its_least_and_last_value() -> None:
+    curve = Curve()
+    for step in range(1, 20_001):
+        curve.add(step, -7.0 if step == 777 else float(step % 10))
+    assert len(curve) <= MOST_KEPT
+    assert (curve.least, curve.last) == ((777, -7.0), (20_000, 0.0))
+    assert all(3.5 < value < 5.5 for step, value in curve[:-1] if abs(step - 777) > 20)
+    assert [step for step, _ in curve] == sorted(step for step, _ in curve)
 
 
 def test_the_lowest_and_the_last_value_of_the_curves_that_judge_a_model(make_run_folder: Make) -> None:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from audio_diffusion.callbacks.page.records import Points, Run
+from audio_diffusion.callbacks.page.metrics_log import Curve, Point, mean
+from audio_diffusion.callbacks.page.records import Run
 
 WIDTH, HEIGHT = 400, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 24  # margins of the plot for its ticks
@@ -80,7 +81,7 @@ def _helpers(name: str) -> tuple[str, ...]:
     return (f"{name}_low", f"{name}_high", f"{name}_error", *([_ERRORS[name]] if name in _ERRORS else []))
 
 
-def _interval(curves: Mapping[str, Points], name: str) -> list[tuple[int, float, float]]:
+def _interval(curves: Mapping[str, Curve], name: str) -> list[tuple[float, float, float]]:
     """Returns (step, low, high) of a curve: as logged, or 1.96 standard errors around it; empty if unknown."""
     low, high, error, *other = (dict(curves.get(helper, ())) for helper in _helpers(name))
     error = error or (other[0] if other else {})
@@ -93,11 +94,11 @@ def _interval(curves: Mapping[str, Points], name: str) -> list[tuple[int, float,
 def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
     """Creates a plot of some curves of all runs that have them."""
     found = [(run, number, name) for number, run in enumerate(runs) for name in names if name in run.curves]
-    drawn = {(number, name): thinned(run.curves[name]) for run, number, name in found}
+    drawn = {(number, name): thinned(run.curves[name].points) for run, number, name in found}
     bands = {(number, name): thinned_band(_interval(run.curves, name)) for run, number, name in found}
     values = [value for points in drawn.values() for _, value in points]
     edges = [edge for band in bands.values() for _, low, high in band for edge in (low, high)]
-    steps = [step for run, _, name in found for step, _ in (run.curves[name][0], run.curves[name][-1])]
+    steps = [step for run, _, name in found for step, _ in (run.curves[name][0], run.curves[name].last)]
 
     prefix = next((start for together, _, start in _TOGETHER if together == title), "")  # part of the title
     panel = Panel(title, _rank(names[0]) < len(_FIRST))
@@ -109,34 +110,28 @@ def _panel(title: str, runs: Sequence[Run], names: Sequence[str]) -> Panel:
     panel.x_ticks = [(_x(panel, tick), short(tick)) for tick in ticks(*panel.x_range, 4)]
     panel.y_ticks = [(_y(panel, tick), short(tick)) for tick in ticks(*panel.y_range, 5, panel.is_log)]
     for run, number, name in found:
-        points, band = run.curves[name], bands[number, name]
-        least = min(points, key=lambda point: point[1])
+        curve, band = run.curves[name], bands[number, name]
         colour = number if len(runs) > 1 else list(names).index(name)
         shown = run.name if len(runs) > 1 else name.removeprefix(prefix)
         outline = [(s, high) for s, _, high in band] + [(s, low) for s, low, _ in reversed(band)]
         text = _text(panel, drawn[number, name])
-        lowest = f"{short(least[1])} at step {least[0]:,}"
-        line = Line(shown, colour % NUM_COLOURS, text, _text(panel, outline), short(points[-1][1]), lowest)
+        lowest = f"{short(curve.least[1])} at step {curve.least[0]:,}"
+        line = Line(shown, colour % NUM_COLOURS, text, _text(panel, outline), short(curve.last[1]), lowest)
         panel.lines.append(line)
     return panel
 
 
-def thinned(points: Points) -> list[tuple[float, float]]:
+def thinned(points: Sequence[Point]) -> list[Point]:
     """Reduces a curve to at most ``MOST`` points by averaging neighbours."""
     size = math.ceil(len(points) / MOST)
-    parts = [points[start : start + size] for start in range(0, len(points), max(size, 1))]
-    return [(_mean([step for step, _ in part]), _mean([value for _, value in part])) for part in parts]
+    return [mean(points[start : start + size]) for start in range(0, len(points), max(size, 1))]
 
 
-def thinned_band(band: Sequence[tuple[int, float, float]]) -> list[tuple[float, float, float]]:
+def thinned_band(band: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
     """Reduces an interval like ``thinned``."""
     low = thinned([(step, below) for step, below, _ in band])
     high = thinned([(step, above) for step, _, above in band])
     return [(step, below, above) for (step, below), (_, above) in zip(low, high, strict=True)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _widened(low: float, high: float, is_log: bool = False) -> tuple[float, float]:

@@ -12,7 +12,8 @@ import jinja2
 
 from audio_diffusion import __version__
 from audio_diffusion.callbacks.page import curves
-from audio_diffusion.callbacks.page.records import Round, Run, lowest, read_results, read_run
+from audio_diffusion.callbacks.page.metrics_log import MetricsLog
+from audio_diffusion.callbacks.page.records import Round, Run, lowest, read_evaluation, read_results, read_run
 from audio_diffusion.callbacks.page.settings import differences, settings
 from audio_diffusion.callbacks.page.thumbnails import FOLDER, draw_missing, embedded, thumbnail_of
 
@@ -21,7 +22,7 @@ _MARK = '<meta name="generator" content="audio_diffusion'  # identifies the page
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def write_page(folders: Sequence[Path], path: Path) -> list[str]:
+def write_page(folders: Sequence[Path], path: Path, logs: Sequence[MetricsLog | None] = ()) -> list[str]:
     """Writes one page about one or several runs; replaces an older page.
 
     The page refers to sounds and pictures by relative paths. Missing spectrograms are drawn.
@@ -29,6 +30,7 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
     Args:
         folders: folders of the runs.
         path: path of the page.
+        logs: the metrics.jsonl of each run, if a part of them has been read before.
 
     Returns:
         Notes on files that could not be read or drawn, by run.
@@ -37,7 +39,7 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
         ValueError: if a folder is not that of a run, or ``path`` is a file other than a page.
     """
     _check_target(path)
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, log) for folder, log in zip(folders, logs or [None] * len(folders), strict=True)]
     for run, name in zip(runs, _distinct([run.folder for run in runs]), strict=True):
         run.name = name
         draw_missing(run)
@@ -48,6 +50,17 @@ def write_results_page(folder: Path, path: Path) -> list[str]:
     """Writes a page about a folder of generated sounds with the json beside it; see ``write_page``."""
     _check_target(path)
     return _write([read_results(folder)], path)
+
+
+def write_evaluation_page(folder: Path) -> tuple[Path, list[str]]:
+    """Writes a page about an evaluation into its folder: its sounds, figures and pictures.
+
+    Returns:
+        The page, and notes on files that could not be read.
+    """
+    path = folder / NAME
+    _check_target(path)
+    return path, _write([read_evaluation(folder)], path)
 
 
 def _check_target(path: Path) -> None:
@@ -123,7 +136,7 @@ def url(path: Path, base: Path) -> str:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """Returns the facts about a run shown at the top of the page."""
     facts = []
-    steps = [points[-1][0] for points in run.curves.values()] + [found.step for found in run.rounds]
+    steps = [curve.last[0] for curve in run.curves.values()] + [found.step for found in run.rounds]
     last = run.config.get("trainer", {}).get("max_steps") if isinstance(run.config.get("trainer"), dict) else None
     if steps:
         facts.append(("step", f"{max(steps):,}" + (f" of {last:,}" if isinstance(last, int) else "")))
@@ -193,11 +206,43 @@ def _evaluations(run: Run, base: Path) -> list[dict[str, Any]]:
             for figure, value in (measured.get("figures") or {}).items()
             if isinstance(value, dict)
         ]
-        pictures = [(path.stem, url(path, base)) for path in sorted((run.folder / name).glob("*.png"))]
+        folder = run.folder.parent if run.is_folder else run.folder / name
+        pictures = [(path.stem, url(path, base)) for path in sorted(folder.glob("*.png"))]
         clips = evaluation.get("clips")
         counts = ", ".join(f"{count} {of}" for of, count in clips.items()) if isinstance(clips, dict) else ""
-        found.append({"name": name, "rows": rows, "pictures": pictures, "clips": counts})
+        tables = [table for table in (_sweep(evaluation), _lengths(evaluation)) if table]
+        found.append({"name": name, "rows": rows, "pictures": pictures, "clips": counts, "tables": tables})
     return found
+
+
+def _sweep(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the table of a sweep: a row for each way to generate."""
+    columns = ("sampler", "num_steps", "guidance_scale", "network_calls", "real_time_factor")
+    return _table("Ways to generate", columns, evaluation.get("sweep"))
+
+
+def _lengths(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the table of averages of several lengths."""
+    return _table("Averages of the weights", ("length",), evaluation.get("ema_lengths"))
+
+
+def _table(title: str, columns: Sequence[str], rows: Any) -> dict[str, Any] | None:
+    """Returns a table of rows that have columns of their own and figures; None without rows."""
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    if not rows:
+        return None
+    names = list(dict.fromkeys(name for row in rows for name in row.get("figures") or {}))
+    cells = []
+    for row in rows:
+        own = [_short(row.get(column)) for column in columns]
+        figures = [_figure((row.get("figures") or {}).get(name) or {}) for name in names]
+        cells.append(own + [f"{value} ({interval})" if interval else value for value, interval, _ in figures])
+    header = [column.replace("_", " ") for column in columns]
+    return {"title": title, "header": [*header, *names], "rows": cells}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _figure(figure: dict[str, Any]) -> tuple[str, str, str]:

@@ -2,16 +2,16 @@
 
 import csv
 import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-Points = list[tuple[int, float]]  # (step, value), by step
+from audio_diffusion.callbacks.page.metrics_log import Curve, MetricsLog
+
 JUDGED = ("val/loss_ema", "val/bits_per_dim", "metrics/kad", "metrics/fad")
 PICTURES = ("spectrograms.png", "reverse_process.png")
 
@@ -53,7 +53,7 @@ class Run:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, Points] = field(default_factory=dict)  # by name of the metric
+    curves: Mapping[str, Curve] = field(default_factory=dict)  # by name of the metric
     rounds: list[Round] = field(default_factory=list)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name of the folder
     notes: list[str] = field(default_factory=list)  # messages about files that could not be read
@@ -73,11 +73,10 @@ class Lowest:
         return f"{self.name}: lowest {self.value:.4g} at step {self.step:,}, last {self.last:.4g}"
 
 
-def lowest(curves: dict[str, Points]) -> list[Lowest]:
+def lowest(curves: Mapping[str, Curve]) -> list[Lowest]:
     """Returns the lowest values of the curves that measure quality and for which less is better."""
-    found = [name for name in JUDGED if name in curves]
-    best = [min(curves[name], key=lambda point: point[1]) for name in found]
-    return [Lowest(name, value, step, curves[name][-1][1]) for name, (step, value) in zip(found, best, strict=True)]
+    found = [(name, curves[name]) for name in JUDGED if name in curves]
+    return [Lowest(name, curve.least[1], curve.least[0], curve.last[1]) for name, curve in found]
 
 
 def is_run(folder: Path) -> bool:
@@ -85,8 +84,12 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "samples"))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, log: MetricsLog | None = None) -> Run:
     """Reads a run's folder.
+
+    Args:
+        folder: the folder.
+        log: its metrics.jsonl, if a part of it has been read before.
 
     Raises:
         ValueError: if it is not the folder of a run.
@@ -97,7 +100,9 @@ def read_run(folder: Path) -> Run:
     run = Run(folder, folder.resolve().name)
     run.config = _mapping(run, "config.yaml")
     run.details = _mapping(run, "details.json")
-    run.curves = _curves(run)
+    log = log or MetricsLog(folder / "metrics.jsonl")
+    run.notes += log.read()
+    run.curves = log.curves
     run.rounds = sorted(_rounds(run), key=lambda found: found.step)
     for path in sorted(folder.glob("*/evaluation.json")):
         if found := _mapping(run, f"{path.parent.name}/{path.name}"):
@@ -130,6 +135,28 @@ def read_results(folder: Path) -> Run:
     return run
 
 
+def read_evaluation(folder: Path) -> Run:
+    """Reads the folder of an evaluation by its evaluation.json.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    run = Run(folder / "sounds", folder.resolve().name, is_folder=True)
+    record = _mapping(run, "evaluation.json", folder)
+    if not record:
+        raise ValueError(f"expected {folder / 'evaluation.json'}, which evaluate.py writes")
+    run.evaluations = {run.name: record}
+    run.config = {name: value for name, value in record.items() if name not in ("metrics", "sounds", "sweep")}
+    clips = []
+    sounds = record.get("sounds")
+    for row in sounds if isinstance(sounds, list) else []:
+        if isinstance(row, dict) and (path := folder / str(row.get("file"))).is_file():
+            clips.append(Clip(path, path.stem, {"label": str(row.get("label") or row.get("source"))}))
+    step = record.get("step")
+    run.rounds = [Round(step if isinstance(step, int) else 0, run.folder, clips, [])] if clips else []
+    return run
+
+
 def _mapping(run: Run, name: str, folder: Path | None = None) -> dict[str, Any]:
     """Reads a YAML or json file in the run's folder, or in another; empty if there is none or it is damaged."""
     path = (folder or run.folder) / name
@@ -145,45 +172,6 @@ def _mapping(run: Run, name: str, folder: Path | None = None) -> dict[str, Any]:
         run.notes.append(f"{name} does not contain names and values")
         return {}
     return {str(key): value for key, value in found.items()}
-
-
-def _curves(run: Run) -> dict[str, Points]:
-    """Reads metrics.jsonl: the finite values of each metric, by step."""
-    curves: dict[str, Points] = {}
-    damaged, not_finite = 0, 0
-    try:
-        with open(run.folder / "metrics.jsonl", encoding="utf-8", errors="replace") as f:
-            for line in f:
-                row = _row(line)
-                if row is None:
-                    damaged += bool(line.strip())
-                    continue
-                step = row.pop("step")
-                for name, value in row.items():
-                    if isinstance(value, int | float) and math.isfinite(value):
-                        curves.setdefault(name, []).append((step, float(value)))
-                    else:
-                        not_finite += 1
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        run.notes.append(f"metrics.jsonl cannot be read: {error}")
-    if damaged:
-        run.notes.append(f"metrics.jsonl: {damaged} damaged or half-written line{'s' * (damaged > 1)} left out")
-    if not_finite:
-        run.notes.append(f"metrics.jsonl: {not_finite} value{'s' * (not_finite > 1)} not finite, not drawn")
-    for points in curves.values():
-        points.sort(key=lambda point: point[0])
-    return curves
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """Parses a line of metrics.jsonl; None if it is damaged."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _rounds(run: Run) -> Iterator[Round]:

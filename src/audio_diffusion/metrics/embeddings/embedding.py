@@ -93,6 +93,12 @@ class Embedded:
         return sums / torch.bincount(self.clips, minlength=self.num_clips)[:, None]
 
 
+def nothing_of(embedding: Embedding) -> Embedded:
+    """The vectors of no clips."""
+    index = torch.zeros(0, dtype=torch.int64)
+    return Embedded(torch.zeros(0, embedding.width), index, 0, 0, embedding.name)
+
+
 def join(parts: Iterable[Embedded]) -> Embedded:
     """Joins sets of clips; the clips of each part follow those of the parts before it.
 
