@@ -1,21 +1,21 @@
 """Train diffusion models on audio.
 
-Words and symbols used everywhere:
+Terms and symbols:
 
     clip        one audio file inside a shard         crop     the fixed-length window of a clip that is trained on
-    shard       one .tar                              index    per-shard list of clips and where their bytes lie
+    shard       one .tar                              index    per-shard list of clips and the offsets of their bytes
     step        one optimizer step                    NFE      network evaluations used to make one sample
-    x0, x_t     clean and noised signal [B, C, T]     noise    ε ~ N(0, I), drawn
+    x0, x_t     clean and noised signal [B, D, L]     noise    ε ~ N(0, I), drawn
     t           time in [0, 1] (DDPM's index / T)     alpha_t, sigma_t   x_t = alpha_t·x0 + sigma_t·noise
     alpha_bar   alpha_t² (the DDPM ᾱ_t)               log_snr  log(alpha_t² / sigma_t²)
-    B C T L     batch, channels, samples, latent length
+    B C T       batch, channels, samples of audio     D L      channels and length of x0
 
-Two contracts everything rests on:
+The two central contracts:
 
-    net(x_t, t, cond) -> tensor of x_t's shape        what a network is
-    denoise(x_t, t)   -> estimates of x0 and noise    what a sampler is given: net + parameterization + guidance
+    net(x_t, t, cond) -> tensor of x_t's shape        a network
+    denoise(x_t, t)   -> estimates of x0 and noise    a denoiser, for samplers: net + parameterization + guidance
 
-What is trained is used by ``load(ckpt).generate(..)``, and handed on by ``export`` and ``push``.
+``load(ckpt).generate(..)`` uses a trained model; ``export`` and ``push`` share it.
 """
 
 import importlib
@@ -54,7 +54,7 @@ __all__ = ["Model", "export", "load", "push"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is named above, imported when it is asked for: train.py has things to do before torch is there."""
+    """Imports a public name at its first use, since train.py must run some steps before torch is imported."""
     homes = {
         "Model": "inference.model", "export": "inference.exporting", "push": "inference.exporting",
         "load": "inference.loading",

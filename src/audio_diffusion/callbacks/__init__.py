@@ -1,1 +1,1 @@
-"""What else happens during a run? Every side effect: sampling, logging, checkpoints, reports."""
+"""Callbacks: all side effects of a run, such as sampling, logging, checkpoints and reports."""

@@ -1,4 +1,4 @@
-"""What each kind of logger shows beyond numbers: alerts, tables, pictures and sounds."""
+"""Adapters that show alerts, tables, pictures and sounds in each kind of logger."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sounds:
-    """Generated clips, and what is shown of them.
+    """Generated clips, with their pictures and figures.
 
     Args:
         clips: each ``[C, T]``.
-        names: of each clip.
-        captions: shown beside each clip, where the logger has room for them.
+        names: name of each clip.
+        captions: text shown beside each clip, if the logger supports it.
         sample_rate: Hz.
         pictures: PNG files by name.
         table: one row of values by column for each clip.
@@ -32,7 +32,7 @@ class Sounds:
 
 
 class Media:
-    """What a logger that takes nothing but numbers shows: nothing. A kind of logger is an adapter with these methods.
+    """Adapter of a logger that supports only numbers, which shows nothing; other adapters override these methods.
 
     Args:
         logger: the logger that the adapter writes to.
@@ -54,7 +54,7 @@ class Media:
         """Shows generated clips with their pictures and their table."""
 
     def finish(self, status: str) -> None:
-        """Ends the run in the logger's service, and waits for what is still to be sent."""
+        """Ends the run in the logger's service, and waits for pending uploads."""
 
 
 class WandbMedia(Media):
@@ -119,7 +119,7 @@ class TensorBoardMedia(Media):
         self.pictures({f"samples/{name}": path for name, path in sounds.pictures.items()}, step)
 
 
-#: the adapter of each kind of logger; all others take nothing but numbers
+#: the adapter of each kind of logger; all others support only numbers
 _KINDS: dict[type[Logger], type[Media]] = {WandbLogger: WandbMedia, TensorBoardLogger: TensorBoardMedia}
 
 

@@ -38,7 +38,7 @@ class Result(NamedTuple):
 
     Attributes:
         evaluation: the metrics.
-        about: what ``evaluation.json`` says of what was measured.
+        about: description of the measurement for ``evaluation.json``.
         output: the folder of the results, which exists.
     """
 

@@ -80,7 +80,7 @@ def generated_like(model: Model, real: Callable[[], Iterator[Clips]], count: int
 
 @dataclass
 class Evaluation:
-    """A measurement that Ctrl-C ends early, with the figures of what is finished.
+    """A measurement that Ctrl-C ends early; the figures are then those of the finished part.
 
     Attributes:
         metrics: by name.

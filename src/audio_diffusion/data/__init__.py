@@ -1,1 +1,1 @@
-"""Where do batches come from? Folders of audio, WebDataset shards, the stream, the DataModule."""
+"""Data: audio files, WebDataset shards, the stream of clips, and the DataModule."""

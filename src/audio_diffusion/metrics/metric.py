@@ -21,7 +21,7 @@ class Figure:
     """One measured number.
 
     Attributes:
-        value: NaN if it could not be measured; ``note`` then says why.
+        value: NaN if it could not be measured; ``note`` then has the reason.
         error: standard error, the expected deviation with another set of as many clips; NaN if unknown.
         interval: (low, high) of a 95 % interval; None if unknown.
         note: what a reader needs to know beside the number, such as the number of windows or the floor.
@@ -50,7 +50,7 @@ class Clips:
         mask: bool ``[B, 1, T]``, False on padding.
         names: of the clips, unique among those of one source.
         labels: class names; None for clips without a class.
-        texts: what the clips are to sound like, such as captions; empty if there are none.
+        texts: descriptions of the clips, such as captions; empty if there are none.
         cond: the model's conditions of the clips, prepared for its network; empty for files.
     """
 

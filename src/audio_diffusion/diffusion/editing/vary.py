@@ -41,7 +41,7 @@ def time_of_strength(schedule: Schedule, strength: float) -> float:
 
 @dataclass(frozen=True)
 class From:
-    """Time grid starting at ``start`` with as many points as the full grid, as far as the schedule has them.
+    """Time grid starting at ``start`` with as many points as the full grid, if the schedule has that many.
 
     A solver's first steps are its least accurate ones and important here, so they are shorter than in the full grid.
 

@@ -3,7 +3,7 @@
     solver(denoise, x_t, schedule, draw_noise, num_steps=.., grid=.., on_step=..) -> x0
 
 A solver is a function. With its own options bound (``functools.partial``, or ``_partial_: true`` in YAML) the rest of
-the project calls it a sampler. To add one, write such a function in a module of its own and a YAML next to
+the project calls it a sampler. To add one, write such a function in a separate module and a YAML next to
 ``configs/sampler/ddim.yaml`` that names it; ``ddim`` is the shortest example.
 
 A solver reads alpha_t, sigma_t and lambda_t = log(alpha_t/sigma_t) from ``schedule.levels(grid, num_steps)``, so it

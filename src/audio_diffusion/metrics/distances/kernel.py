@@ -122,7 +122,7 @@ def kad(generated: Embedded, reference: Embedded, seed: int = 0, replicates: int
 
 
 class _Units:
-    """What the bootstrap draws: clips, or groups of clips where there are many."""
+    """The units that the bootstrap draws: clips, or groups of clips if there are many."""
 
     def __init__(self, embedded: Embedded, seed: int):
         present, clips = embedded.clips.unique(return_inverse=True)
