@@ -10,6 +10,7 @@ from serve import Row, serve
 
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.training_data import CropFormat
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -19,10 +20,7 @@ def datamodule(row: Row, position: int = 0) -> AudioDataModule:
     data = AudioDataModule(
         train=f"{row.corpus}/shards/{row.encoding}",
         val=None,
-        sample_rate=row.sample_rate,
-        channels=row.channels,
-        num_samples=row.num_samples,
-        classes=[],
+        crop=CropFormat(row.sample_rate, row.channels, row.num_samples),
         batch_size=row.batch_size,
         max_steps=10**9,
         num_workers=row.num_workers,

@@ -16,7 +16,7 @@ from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.find import read_classes
 from audio_diffusion.data.shards.shards import Shards
-from audio_diffusion.data.stream import ClipReader
+from audio_diffusion.data.stream import ClipReader, Reading
 
 ROOT = Path(__file__).parents[2]
 #: experiment of a corpus by its name; others are trained as one-shots
@@ -44,7 +44,7 @@ class Corpus:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that decide the crops: audio, batch_size, data.crops_per_clip."""
+        """The options that decide the crops: audio, batch_size, data.order.crops_per_clip."""
         files = [ROOT / "configs" / name for name in ("train.yaml", f"experiment/{self.experiment}.yaml")]
         merged = OmegaConf.merge(*map(OmegaConf.load, files), OmegaConf.from_dotlist(list(self.overrides)))
         return {
@@ -61,7 +61,7 @@ class Corpus:
         form = self.options
         shards = Shards.open([f"{self.shards}/{split}-*.tar"], RemoteStore(None))
         mixture = Mixture([ClipOrder(shards.num_clips, seed)], [1], None)
-        reader = ClipReader([shards], mixture, form["sample_rate"], self.classes, seed)
+        reader = ClipReader([shards], mixture, form["sample_rate"], Reading(self.classes), seed)
         seconds = form["num_samples"] / form["sample_rate"]
         found, labels = list[Tensor](), list[str]()
         clips = int(mixture.num_clips)

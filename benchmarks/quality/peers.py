@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.order import StreamOrder
+from audio_diffusion.data.stream import Reading
+from audio_diffusion.data.training_data import CropFormat
 
 BATCH = 16
 HELD_OUT = 64  # clips of the held-out loss, by which a learning rate is chosen
@@ -232,7 +235,14 @@ def _batches(corpus: Corpus, seed: int) -> Iterator[AudioBatch]:
     """The batches that this project's training gets for the same seed."""
     form = corpus.options
     data = AudioDataModule(
-        train=str(corpus.shards), val=None, classes=corpus.classes, max_steps=10**9, seed=seed, num_workers=0, **form
+        train=str(corpus.shards),
+        val=None,
+        crop=CropFormat(form["sample_rate"], form["channels"], form["num_samples"]),
+        batch_size=form["batch_size"],
+        max_steps=10**9,
+        order=StreamOrder(seed, crops_per_clip=form["crops_per_clip"]),
+        reading=Reading(corpus.classes),
+        num_workers=0,
     )
     data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     data.prepare_data()

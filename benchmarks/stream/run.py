@@ -27,7 +27,7 @@ from audio_diffusion.data.order import ClipOrder, Mixture, Positions
 from audio_diffusion.data.shards.find import MANIFEST
 from audio_diffusion.data.shards.index import ShardIndex, dumps
 from audio_diffusion.data.shards.shards import Shards
-from audio_diffusion.data.stream import ClipReader
+from audio_diffusion.data.stream import ClipReader, Reading
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 NUM_SHARDS, NUM_RANKS, NUM_WORKERS, PER_RANK = 100_000, 1024, 8, 32
@@ -82,7 +82,7 @@ def one_rank(folder: str) -> dict[str, float]:
     before, start = resident_mib(), time.perf_counter()
     shards = Shards.open([folder])
     mixture = Mixture([ClipOrder(shards.num_clips, 0)], [1], 0)
-    reader = ClipReader([shards], mixture, 16_000, [], 0)
+    reader = ClipReader([shards], mixture, 16_000, Reading(), 0)
     figures = {"start_s": time.perf_counter() - start}
     figures["rank_mib"] = resident_mib() - before
     figures["sizes_s"] = timed(shards.check_sizes)

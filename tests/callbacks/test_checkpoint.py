@@ -219,11 +219,12 @@ def test_what_is_written_is_the_moment_of_the_save_however_long_writing_takes(ma
     ).fit()
     may_write.clear()
     save = SaveCheckpoint(str(tmp_path / "later"), every_n_steps=2)
-    run = make_run(max_steps=3, callbacks=[save], recipe={"a": [1]})
+    recipe = {"a": [1]}
+    run = make_run(max_steps=3, callbacks=[save], recipe=recipe)
     original_end = save.on_train_end
 
     def release(*args):
-        run.module.recipe["a"].append(2)
+        recipe["a"].append(2)
         may_write.set()
         original_end(*args)
 

@@ -9,12 +9,16 @@ import torch
 
 from audio_diffusion.callbacks.diagnostics import Diagnostics
 from audio_diffusion.callbacks.sampling import SampleAudio, level_row
+from audio_diffusion.data.training_data import CropFormat
+from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.solvers.ddim import ddim
 
 
 def sampling(folder, **options) -> SampleAudio:
     settings = {"every_n_steps": 2, "num_samples": 3, "num_process_points": 2, **options}
-    return SampleAudio(partial(ddim, num_steps=2, eta=1.0), (1, 2048), 16000, ["clap", "hat"], str(folder), **settings)
+    return SampleAudio(
+        partial(ddim, num_steps=2, eta=1.0), CropFormat(16000, 1, 2048), ["clap", "hat"], str(folder), **settings
+    )
 
 
 @pytest.mark.slow
@@ -33,7 +37,7 @@ def test_training_is_the_same_to_the_bit_with_sampling_on_and_off(make_run, tmp_
 
 
 def test_files_table_and_levels(make_run, tmp_path):
-    callback = sampling(tmp_path, guidance_scale=2.0)
+    callback = sampling(tmp_path, guidance=Guidance(2.0))
     run = make_run(max_steps=2, callbacks=[callback])
     run.fit()
     (folder,) = tmp_path.iterdir()  # every two steps and at the end are the same step: once
@@ -96,4 +100,4 @@ def test_clip_bounds_the_samples_and_other_values_are_refused(make_run, tmp_path
     with pytest.raises(ValueError, match="clip: expected a positive bound"):
         sampling(tmp_path, clip=0)
     with pytest.raises(ValueError, match="guidance_scale: expected 0 or more"):
-        sampling(tmp_path, guidance_scale=-1)
+        sampling(tmp_path, guidance=Guidance(-1))

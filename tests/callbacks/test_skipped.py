@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_the_first_of_them_are_warned_about(make_run: Callable[..., Any], shards
 @pytest.mark.filterwarnings("ignore:skipped clip")
 def test_a_condition_that_no_clip_has_stops_the_run(make_run: Callable[..., Any], shards: Path, tmp_path: Path) -> None:
     run = run_on(make_run, shards, max_steps=50, val_every=1, callbacks=[ReportSkipped(str(tmp_path / "run"), 0.5)])
-    run.data.fields = ("caption",)
+    run.data.reading = replace(run.data.reading, fields=("caption",))
     with pytest.raises(
         ValueError, match=r"none of the \d+ clips read so far can be trained on \(\d+ × json or fields.*caption"
     ):

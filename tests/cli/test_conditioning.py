@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 TINY = [
     "name=run", "trainer=cpu", "logger=csv", "max_steps=2", "batch_size=4", "val_every_steps=2", "data.num_workers=0",
     "audio.num_samples=2048", "model.widths=[8,64]", "model.factors=[4]", "model.num_blocks=1", "model.cond_width=16",
-    "sampler.num_steps=2", "callbacks.sampling.num_samples=2", "callbacks.sampling.guidance_scale=2",
-    "training.cond_dropout=0.3", "trainer.enable_progress_bar=false",
+    "sampler.num_steps=2", "callbacks.sampling.num_samples=2", "callbacks.sampling.guidance.scale=2",
+    "training.loss.cond_dropout=0.3", "trainer.enable_progress_bar=false",
 ]  # fmt: skip
 CAPTIONS = ["a dog barks", "rain on the roof", "", "a hit"]
 

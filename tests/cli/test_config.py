@@ -19,6 +19,7 @@ from omegaconf import OmegaConf, open_dict
 from audio_diffusion.cli import config, evaluation, own_parts, program, train, train_options
 from audio_diffusion.cli.config import CONFIG_DIR, ConfigError
 from audio_diffusion.cli.options import check, read
+from audio_diffusion.cli.train_options import TrainOptions
 from audio_diffusion.diffusion import report
 from audio_diffusion.diffusion.parameterization import V
 from audio_diffusion.diffusion.solvers.heun import heun
@@ -39,6 +40,10 @@ Run = Callable[..., subprocess.CompletedProcess]
         ("modle=unet1d", "modle: there is no such option. Did you mean 'model'?"),
         ("max_step=5", "max_step: there is no such option. Did you mean 'max_steps'?"),
         ("model.chanels=2", "model.chanels: there is no such option. Did you mean 'channels'?"),
+        ("data.crops_per_clip=4", "data.crops_per_clip: write data.order.crops_per_clip=4"),
+        ("data.augment.invert=true", "data.augment.invert: write data.reading.augment.invert=true"),
+        ("training.cond_dropout={all: 0.1}", "training.cond_dropout: write training.loss.cond_dropout={all: 0.1}"),
+        ("callbacks.sampling.clip=4", "callbacks.sampling.clip: write callbacks.sampling.guidance.clip=4"),
         ("trainer=null", "trainer=null: expected the name of a config. There are: auto, cpu, ddp, debug, fsdp, gpu,"),
         ("experiment=", "experiment=: expected the name of a config. There are: drums, environment, music,"),
         ("max_steps", "max_steps: expected OPTION=VALUE"),
@@ -405,9 +410,9 @@ def test_options_of_hydra_itself_are_left_to_hydra(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("steps", "lines"), [(19, 1), (20, 0)])
 def test_a_run_too_short_for_a_row_of_the_log_is_told_so(steps: int, lines: int) -> None:
     options = ["name=x", f"max_steps={steps}", "log_every_steps=20"]
-    plain = config.to_plain(config.read_command_line("train", options)[0])
+    given = TrainOptions.of(config.read_command_line("train", options)[0])
     said = "no training loss is logged: log_every_steps=20 is more than max_steps=19"
-    assert train.report(plain).count(said) == lines
+    assert train.report(given).count(said) == lines
 
 
 def test_weights_that_do_not_fit_are_one_line() -> None:

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import Tensor
 from audio_diffusion.data import shared_memory
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
-from audio_diffusion.data.order import ClipOrder, Mixture
+from audio_diffusion.data.order import ClipOrder, Mixture, StreamOrder
 from audio_diffusion.data.shards.index import index_path, load_index
 from audio_diffusion.data.shards.shards import Shards
-from audio_diffusion.data.stream import ClipReader
+from audio_diffusion.data.stream import ClipReader, Reading
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.data.transforms import Augment
 from audio_diffusion.packing.pack import pack, scan_folder
 
@@ -79,8 +81,12 @@ def make_data(drum_shards: Path) -> Callable[..., AudioDataModule]:
 
     def made(max_steps: int, batch_size: int = 6, num_workers: int = 0, **options: Any) -> AudioDataModule:
         options = {"train": str(drum_shards), "val": None, "classes": CLASSES, "seed": 3, "shuffle_block": 16} | options
+        order, reading = (
+            kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+            for kind in (StreamOrder, Reading)
+        )
         return AudioDataModule(
-            sample_rate=16_000, channels=1, num_samples=2048, batch_size=batch_size, max_steps=max_steps,
+            crop=CropFormat(16_000, 1, 2048), batch_size=batch_size, max_steps=max_steps, order=order, reading=reading,
             num_workers=num_workers, **options,
         )  # fmt: skip
 
@@ -115,7 +121,7 @@ def expected(drum_shards: Path, positions: range) -> list[tuple[int, str, int, b
     """What the stream says lies at these positions."""
     shards = Shards.open([str(drum_shards)])
     mixture = Mixture([ClipOrder(shards.num_clips, 3, 16)], [1], 3)
-    reader = ClipReader([shards], mixture, 16_000, CLASSES, 3)
+    reader = ClipReader([shards], mixture, 16_000, Reading(CLASSES), 3)
     found = []
     for position in positions:
         audio = torch.empty(1, 2048)
@@ -409,9 +415,16 @@ def test_a_batch_size_that_cannot_be_divided_is_refused_and_the_nearest_are_name
 @pytest.mark.parametrize("name", ["sample_rate", "channels", "num_samples", "batch_size", "max_steps", "shuffle_block"])
 def test_sizes_below_one_are_refused(name: str) -> None:
     sizes = {"sample_rate": 1, "channels": 1, "num_samples": 1, "batch_size": 1, "max_steps": 1, "shuffle_block": 1}
-    AudioDataModule("train", None, classes=[], **sizes)  # type: ignore[arg-type]
+
+    def make(
+        sample_rate: int, channels: int, num_samples: int, batch_size: int, max_steps: int, shuffle_block: int
+    ) -> AudioDataModule:
+        crop, order = CropFormat(sample_rate, channels, num_samples), StreamOrder(shuffle_block=shuffle_block)
+        return AudioDataModule("train", None, crop, batch_size, max_steps, order)
+
+    make(**sizes)
     with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
-        AudioDataModule("train", None, classes=[], **(sizes | {name: 0}))  # type: ignore[arg-type]
+        make(**(sizes | {name: 0}))
 
 
 def test_missing_shards_are_refused_at_setup(make_data: Callable[..., AudioDataModule], drum_shards: Path) -> None:

@@ -20,7 +20,7 @@ from audio_diffusion.data.faults import KINDS
 from audio_diffusion.data.order import ClipOrder, Mixture, Positions
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.shared_memory import SharedSlots
-from audio_diffusion.data.stream import BatchReader, ClipReader, read_in_order
+from audio_diffusion.data.stream import BatchReader, ClipReader, Reading, read_in_order
 
 CLASSES = ["clap", "hat", "kick", "snare", "tom"]
 Read = Callable[[int], tuple[Crop, Tensor]]
@@ -31,7 +31,9 @@ def reader_of(
 ) -> ClipReader:
     order = ClipOrder(shards.num_clips * crops_per_clip, seed, 16)
     mixture = Mixture([order], [1], seed)
-    return ClipReader([shards], mixture, 16_000, classes, seed, crops_per_clip=crops_per_clip, **options)  # type: ignore[arg-type]
+    last: int | None = options.pop("last", None)  # type: ignore[assignment]
+    reading = Reading(classes, **options)  # type: ignore[arg-type]
+    return ClipReader([shards], mixture, 16_000, reading, seed, last, crops_per_clip)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from audio_diffusion.checkpoints.folder import all_in
 from audio_diffusion.cli import config, run_folder
 from audio_diffusion.cli.train import begin
+from audio_diffusion.cli.train_options import TrainOptions
 from audio_diffusion.inference import checkpoint_reader
 
 
@@ -93,8 +95,8 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_refused_in_a_line(
             ("ckpt=runs/one/checkpoints", "training/optimizer=adam"): "",
         }.items():
             overrides = [*tiny, "name=two", "max_steps=20", f"classes=[{','.join(labels)}]", *options]
-            plain = {"logger": None, **config.to_plain(compose("train", overrides=overrides))}
-            found, problem = run_folder._prepare(plain, "unknown")
+            given = TrainOptions.of(compose("train", overrides=overrides))
+            found, problem = run_folder._prepare(given, "unknown")
             assert message in problem, problem
             assert (found is None) == bool(message)
             assert len(problem.splitlines()) <= 2  # what differs stands below
@@ -122,10 +124,11 @@ def test_init_takes_the_weights_alone_and_names_what_is_new(train, tmp_path: Pat
 
 
 def test_what_init_cannot_take_is_said() -> None:
+    given = TrainOptions.of(config.read_command_line("train", ["name=x", "init=nowhere", "classes=[]"])[0])
     with pytest.raises(config.ConfigError, match=r"^init: expected a checkpoint file, but 'nowhere' does not exist"):
-        begin(None, {"init": "nowhere", "init_weights": "ema", "classes": []}, None)
+        begin(None, replace(given, init_weights="ema"), None)
     with pytest.raises(config.ConfigError, match=r"^init_weights: expected ema or raw, got 'best'"):
-        begin(None, {"init": "nowhere", "init_weights": "best", "classes": []}, None)
+        begin(None, replace(given, init_weights="best"), None)
 
 
 def test_a_debug_run_leaves_the_real_one_alone_and_can_be_repeated(train, tmp_path: Path) -> None:

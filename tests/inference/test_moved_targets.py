@@ -10,9 +10,12 @@ import torch
 from audio_diffusion.diffusion.parameterization import EdmPreconditioning
 from audio_diffusion.diffusion.schedules import VarianceExploding, linear, lowered
 from audio_diffusion.diffusion.solvers.dpmpp import dpmpp
-from audio_diffusion.inference.targets import MOVED, RENAMED, build, target_problems, with_moved
+from audio_diffusion.inference.targets import MOVED, PARTS, RENAMED, build, target_problems, with_moved
 
 D = "audio_diffusion.diffusion"
+DATA = "audio_diffusion.data.datamodule.AudioDataModule"
+SAMPLING = "audio_diffusion.callbacks.sampling.SampleAudio"
+TRAINED = "audio_diffusion.training.module.DiffusionModule"
 OLD: dict[str, Any] = {
     "diffusion": {
         "_target_": f"{D}.process.Diffusion",
@@ -41,9 +44,36 @@ def test_every_old_name_is_gone_and_every_new_one_is_there() -> None:
             _of(old)
         assert callable(_of(new)) or inspect.ismodule(_of(new))
     for target, renamed in RENAMED.items():
-        names = set(_of(target).__code__.co_varnames)
+        names = set(inspect.signature(_of(target)).parameters)
         assert not set(renamed) & names
-        assert set(renamed.values()) <= names
+        for new in filter(None, renamed.values()):
+            part, _, name = new.rpartition(".")
+            assert (part or name) in names
+            assert not part or name in inspect.signature(_of(PARTS[target][part])).parameters
+
+
+def test_options_that_have_moved_into_a_part_are_found_there() -> None:
+    old = {
+        "data": {"_target_": DATA, "train": "x", "seed": 3, "pad": False, "augment": None, "sample_rate": 8000},
+        "callbacks": {"sampling": {"_target_": SAMPLING, "shape": [1, 9], "guidance_scale": 2.0, "page": None}},
+    }
+    current = with_moved(old)
+    assert current["data"] == {
+        "_target_": DATA,
+        "train": "x",
+        "order": {"_target_": "audio_diffusion.data.order.StreamOrder", "seed": 3},
+        "reading": {"_target_": "audio_diffusion.data.stream.Reading", "pad": False, "augment": None},
+        "crop": {"_target_": "audio_diffusion.data.training_data.CropFormat", "sample_rate": 8000},
+    }
+    guidance = {"_target_": "audio_diffusion.diffusion.guidance.Guidance", "scale": 2.0}
+    assert current["callbacks"]["sampling"] == {"_target_": SAMPLING, "guidance": guidance, "page": None}
+    assert current["guidance_scale"] == 2.0
+    assert with_moved(current) == current
+
+
+def test_an_argument_in_a_file_of_the_users_own_is_told_its_new_name() -> None:
+    (problem,) = target_problems({"_target_": TRAINED, "_partial_": True, "cond_dropout": 0.2}, "training")
+    assert problem.endswith("has no such argument. It is called training.loss.cond_dropout now.")
 
 
 def test_an_older_configuration_builds_what_it_did() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from audio_diffusion.metrics import pictures
+from audio_diffusion.metrics import charts, pictures
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_classes_are_drawn_the_largest_first(
     manifest: Callable, tmp_path: Path, num_classes: int, unlabelled: int, num_bars: int
 ) -> None:
     told = manifest(num_classes, unlabelled)
-    figure = pictures.data_set(told)
+    figure = charts.data_set(told)
     durations, levels, classes = figure.axes
     assert [bar.get_height() for bar in durations.patches] == [count for _, count in told["durations_s"]["histogram"]]
     assert [bar.get_x() for bar in levels.patches] == [-140, -24]

@@ -14,6 +14,7 @@ from audio_diffusion.diffusion.process import Cond, Diffusion
 from audio_diffusion.networks.conditions.condition import Conditions, Embedding, Label, Number
 from audio_diffusion.networks.conditions.text import Text
 from audio_diffusion.representations.waveform import Waveform
+from audio_diffusion.training.loss import TrainingLoss
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.optim import warmup_cosine
 
@@ -39,7 +40,8 @@ def module(net: nn.Module, cond_dropout: float | dict[str, float], seed: int = 0
     optimizer = partial(torch.optim.SGD, lr=0.1)
     lr_schedule = partial(warmup_cosine, warmup_steps=0, total_steps=10)
     process = Diffusion(schedules.linear(), Epsilon())
-    return DiffusionModule(net, process, Waveform(), optimizer, lr_schedule, cond_dropout=cond_dropout, seed=seed)
+    loss = TrainingLoss(cond_dropout, seed=seed)
+    return DiffusionModule(net, process, Waveform(), optimizer, lr_schedule, loss=loss)
 
 
 def batch(positions: list[int]) -> AudioBatch:

@@ -176,7 +176,7 @@ def test_t_is_spread_evenly_over_a_step_whatever_the_ranks(make_run):
     """Stratum by position: each of the eight ranges of u once in a step, and a half batch draws its half of them."""
     batch = next(iter_batches(make_run))
     module = make_run().module
-    module.strata = len(batch)
+    module.loss.strata = len(batch)
     t = module.training_step(batch, 0)["t"]
     index = [int((value.item() - 1e-6) * len(batch)) for value in t]
     assert sorted(index) == list(range(len(batch)))
@@ -188,16 +188,14 @@ def test_t_is_spread_evenly_over_a_step_whatever_the_ranks(make_run):
         positions=batch.positions[2:],
     )
     assert torch.equal(module.training_step(half, 0)["t"], t[2:])
-    module.strata = 1
+    module.loss.strata = 1
     assert not torch.equal(module.training_step(batch, 0)["t"], t)
 
 
 def test_strata_must_be_positive(make_run):
     module = make_run().module
     with pytest.raises(ValueError, match="strata: expected 1 or more, got 0"):
-        type(module)(
-            module.net, module.process, module.representation, module.make_optimizer, module.make_lr_schedule, strata=0
-        )
+        type(module.loss)(strata=0)
 
 
 def iter_batches(make_run):

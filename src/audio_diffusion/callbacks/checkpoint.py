@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from audio_diffusion.callbacks.loggers import latest_metrics, log_metrics
 from audio_diffusion.checkpoints.files import is_full, room
 from audio_diffusion.checkpoints.folder import Keep, path_of
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.inference.targets import nearest
 from audio_diffusion.training.checkpoint_io import AtomicCheckpointIO
 
@@ -51,10 +52,7 @@ class SaveCheckpoint(L.Callback):
         monitor: str | None = None,
         mode: str = "min",
     ):
-        numbers = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(every_n_steps=every_n_steps, keep=keep, keep_every_n_steps=keep_every_n_steps)
         if mode not in ("min", "max"):
             raise ValueError(f'mode: expected "min" or "max", got {mode!r}')
         self.folder, self.best_folder, self.every_n_steps = (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import log_metrics, send_alert
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.training.module import DiffusionModule
 
@@ -40,9 +41,7 @@ class Diagnostics(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 20, num_buckets: int = 5, alert_growth: float | None = 3.0):
-        for name, value in {"every_n_steps": every_n_steps, "num_buckets": num_buckets}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(every_n_steps=every_n_steps, num_buckets=num_buckets)
         if alert_growth is not None and not alert_growth > 1:
             raise ValueError(f"alert_growth: expected above 1, or null, got {alert_growth}")
         self.every_n_steps, self.num_buckets, self.alert_growth = every_n_steps, num_buckets, alert_growth

@@ -13,7 +13,8 @@ from audio_diffusion.callbacks.failures import FailureTolerance
 from audio_diffusion.callbacks.loggers import log_metrics, log_pictures
 from audio_diffusion.callbacks.validations import ValidationCount
 from audio_diffusion.data.batch import AudioBatch
-from audio_diffusion.metrics import pictures
+from audio_diffusion.diffusion.checks import check_at_least_one
+from audio_diffusion.metrics import charts, pictures
 from audio_diffusion.metrics.bits import BoundMeter, ClipBounds
 from audio_diffusion.training.module import DiffusionModule
 
@@ -47,9 +48,7 @@ class LogLikelihood(L.Callback):
         repeats: int = 2,
         seed: int = 0,
     ):
-        for name, value in {"every_n_validations": every_n_validations, "num_clips": num_clips}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(every_n_validations=every_n_validations, num_clips=num_clips)
         self.folder, self.num_clips = Path(folder), num_clips
         self.meter, self.seed = BoundMeter(num_levels, repeats), seed
         self._validations, self._tolerance = ValidationCount(every_n_validations), FailureTolerance("likelihood")
@@ -117,7 +116,7 @@ class LogLikelihood(L.Callback):
         metrics |= {"val/bits_per_dim": whole.bits_per_dim, "val/bits_standard_error": whole.standard_error}
         log_metrics(trainer, {**metrics, "val/bits_monte_carlo_error": whole.monte_carlo_error})
         curve = bounds.curve()
-        figure = pictures.noise_levels(curve.snr_db, curve.loss, curve.bits_per_db, bounds.describe())
+        figure = charts.noise_levels(curve.snr_db, curve.loss, curve.bits_per_db, bounds.describe())
         path = pictures.save(figure, self.folder / f"step_{trainer.global_step:08d}.png")
         log_pictures(trainer, {"val/noise_levels": path})
 

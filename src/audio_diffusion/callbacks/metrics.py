@@ -15,6 +15,7 @@ from audio_diffusion.callbacks.loggers import log_metrics
 from audio_diffusion.callbacks.validations import ValidationCount
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.generation import Sampler
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
@@ -56,13 +57,12 @@ class GenerationMetrics(L.Callback):
         batch_size: int = 16,
         guidance_scale: float = 1.0,
     ):
-        numbers = {
-            "every_n_validations": every_n_validations, "num_generated": num_generated, "num_real": num_real,
-            "batch_size": batch_size,
-        }  # fmt: skip
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(
+            every_n_validations=every_n_validations,
+            num_generated=num_generated,
+            num_real=num_real,
+            batch_size=batch_size,
+        )
         self.metrics = {name: metric for name, metric in metrics.items() if metric is not None}
         if not self.metrics:
             raise ValueError("metrics: expected at least one, got none")

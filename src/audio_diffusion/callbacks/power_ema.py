@@ -13,6 +13,7 @@ from audio_diffusion.checkpoints import averages
 from audio_diffusion.checkpoints.background import BackgroundWriter
 from audio_diffusion.checkpoints.folder import path_of, problem_of
 from audio_diffusion.checkpoints.snapshot import HostCopy, num_bytes
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.inference.averages import gamma_of
 from audio_diffusion.training.module import DiffusionModule
 from audio_diffusion.training.power_ema import PowerEma
@@ -50,8 +51,7 @@ class KeepPowerEma(L.Callback):
             raise ValueError(f"lengths: expected two or more different ones, got {list(lengths)}")
         for length in lengths:
             gamma_of(length)
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        check_at_least_one(every_n_steps=every_n_steps)
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype: expected float32 or float16, got {dtype!r}")
         self.folder, self.lengths, self.every_n_steps = Path(folder), sorted(lengths), every_n_steps

@@ -24,7 +24,9 @@ from audio_diffusion.callbacks.page.page import write_page
 from audio_diffusion.data.audio.reading import file_name, write_audio
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.data.wording import counted
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.generation import Sampler, evenly
 from audio_diffusion.diffusion.guidance import Guidance
 from audio_diffusion.diffusion.seeding import seed_of
@@ -87,45 +89,38 @@ class SampleAudio(L.Callback):
 
     Args:
         sampler: one of ``diffusion.solvers``, with its options bound.
-        shape: (C, T) of the audio.
-        sample_rate: Hz.
+        crop: format of the audio.
         classes: class names, in the order of the network's labels.
         folder: ``step_<step>/`` with .wav files, pictures and samples.csv are written below it.
         every_n_steps: optimizer steps between rounds.
         num_samples: number of slots.
-        guidance_scale: scale of classifier-free guidance, 1 for none; unconditional models use none.
-        clip: bound on the magnitude of the estimates of x0; None for no bound.
+        guidance: options of guidance, and the bound of x0; None for neither. Unconditional models are not guided.
         seed: seed of the slots' noise.
         num_process_points: number of x0 estimates shown of the first slot's reverse process; 0 for none.
         page: page to listen on, in the run's folder, written after each round on rank 0; None for none. A failure is a
             warning, counted in ``page/failures``.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``num_samples`` is below 1, or ``clip`` or ``guidance_scale`` is out of its
-            range.
+        ValueError: if ``every_n_steps`` or ``num_samples`` is below 1.
     """
 
     def __init__(
         self,
         sampler: Sampler,
-        shape: Sequence[int],
-        sample_rate: int,
+        crop: CropFormat,
         classes: Sequence[str],
         folder: str,
         every_n_steps: int = 1000,
         num_samples: int = 8,
-        guidance_scale: float = 1.0,
-        clip: float | None = None,
+        guidance: Guidance | None = None,
         seed: int = 0,
         num_process_points: int = 6,
         page: str | None = None,
     ):
-        for name, value in {"every_n_steps": every_n_steps, "num_samples": num_samples}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.sampler, self.shape, self.sample_rate = sampler, tuple(shape), sample_rate
+        check_at_least_one(every_n_steps=every_n_steps, num_samples=num_samples)
+        self.sampler, self.crop = sampler, crop
         self.classes, self.folder, self.every_n_steps = list(classes), Path(folder), every_n_steps
-        self.guidance, self.num_process_points = Guidance(guidance_scale, clip=clip), num_process_points
+        self.guidance, self.num_process_points = guidance or Guidance(), num_process_points
         self.context: AudioBatch | None = None  # the held-out clips whose conditions the slots take, once they are read
         self.seeds = [seed_of(seed, "slot", i) for i in range(num_samples)]
         self.page, self._page_failures = Path(page) if page else None, 0
@@ -180,7 +175,7 @@ class SampleAudio(L.Callback):
         if made is None:
             return None
         gathered = torch.as_tensor(module.all_gather(made.audio)) if ranks > 1 else made.audio
-        audio = gathered.reshape(-1, *self.shape)[:count].cpu()
+        audio = gathered.reshape(-1, *self.crop.shape)[:count].cpu()
         if trainer.is_global_zero:
             self._tolerance.on_this_rank(lambda: self._write(trainer, module, made, audio))
         return audio
@@ -212,7 +207,7 @@ class SampleAudio(L.Callback):
                 module.process,
                 self.sampler,
                 module.representation,
-                self.shape,
+                self.crop.shape,
                 [self.seeds[slot] for slot in slots],
                 {name: value[slots] for name, value in cond.items()},
                 self.guidance,
@@ -256,7 +251,7 @@ class SampleAudio(L.Callback):
         name = getattr(getattr(self.sampler, "func", self.sampler), "__name__", str(self.sampler))
         table = []
         for clip, label, seed, file in zip(audio, words, self.seeds, names, strict=True):
-            write_audio(folder / f"{file}.wav", limited(clip), self.sample_rate)
+            write_audio(folder / f"{file}.wav", limited(clip), self.crop.sample_rate)
             row = {"step": trainer.global_step, "label": label, "seed": seed, "sampler": name, "nfe": nfe}
             table.append({**row, "guidance": scale, **level_row(clip)})
         with open(folder / "samples.csv", "w", newline="", encoding="utf-8") as f:
@@ -267,9 +262,9 @@ class SampleAudio(L.Callback):
             warnings.warn(f"samples of step {trainer.global_step}: {summary(troubles, len(names))}", stacklevel=2)
         heard = [limited(clip) for clip in audio]  # their own levels are in the table, picture and captions
         captions = [limited_name(file, clip) for file, clip in zip(names, audio, strict=True)]
-        grid = pictures.sample_grid([pictures.Row("generated", list(audio[:12]), names[:12])], self.sample_rate)
+        grid = pictures.sample_grid([pictures.Row("generated", list(audio[:12]), names[:12])], self.crop.sample_rate)
         files = {"spectrograms": pictures.save(grid, folder / "spectrograms.png")}
         if process:
-            figure = pictures.reverse_process(process, self.sample_rate)
+            figure = pictures.reverse_process(process, self.crop.sample_rate)
             files["reverse_process"] = pictures.save(figure, folder / "reverse_process.png")
-        log_samples(trainer, Sounds(heard, names, captions, self.sample_rate, files, table))
+        log_samples(trainer, Sounds(heard, names, captions, self.crop.sample_rate, files, table))

@@ -191,7 +191,7 @@ class ReportSkipped(L.Callback):
         raise ValueError(
             f"data: none of the {num_read} clips read so far can be trained on ({kinds}). {latest}All are listed in "
             f"{self.path}. Repair the data, remove the condition that they lack (model.conditions.NAME=null or another "
-            "condition=NAME), or accept more clips (data.pad=true data.convert=true)"
+            "condition=NAME), or accept more clips (data.reading.pad=true data.reading.convert=true)"
         )
 
     def _send_names(self, trainer: L.Trainer) -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from audio_diffusion.callbacks.loggers import log_metrics
+from audio_diffusion.diffusion.checks import check_at_least_one
 
 _WARN_PERCENT = 50.0
 
@@ -26,8 +27,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, sample_rate: int, every_n_steps: int = 20):
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        check_at_least_one(every_n_steps=every_n_steps)
         self.sample_rate, self.every_n_steps = sample_rate, every_n_steps
         self._waited = self._worked = self._audio_s = 0.0
         self._logged_at, self._is_first, self._warned = -1, True, False

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from audio_diffusion.cli import command_line, own_parts, resolvers
+from audio_diffusion.inference.targets import RENAMED
 from audio_diffusion.inference.targets import ConfigError as ConfigError
 from audio_diffusion.inference.targets import build as build
 from audio_diffusion.inference.targets import nearest as nearest
@@ -48,6 +49,26 @@ def _keys_at(path: str, config_name: str, chosen: list[str]) -> list[str]:
     return [str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
+#: targets in train.yaml whose arguments have been renamed, by place
+_RENAMED_AT = {
+    "data": "audio_diffusion.data.datamodule.AudioDataModule",
+    "training": "audio_diffusion.training.module.DiffusionModule",
+    "callbacks.sampling": "audio_diffusion.callbacks.sampling.SampleAudio",
+}
+
+
+def _renamed(key: str, overrides: list[str]) -> str:
+    """Returns the message for an option that has another name now; nothing for any other option."""
+    for option in overrides:
+        name, _, value = option.partition("=")
+        for place, target in _RENAMED_AT.items():
+            old, _, rest = name.removeprefix(f"{place}.").partition(".")
+            new = RENAMED[target].get(old) if name.startswith(f"{place}.") else None
+            if new and f"{name}.".startswith(f"{key}."):
+                return f"{name}: write {place}.{new}{'.' * bool(rest)}{rest}={value}"
+    return ""
+
+
 def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     """Rewrites a Hydra error as a message that lists the available names."""
     chosen = [override for override in overrides if override.split("=")[0] in _groups()]
@@ -59,9 +80,13 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         named = nearest("", _groups()[match[1]])
         return f"{match[1]}: none is chosen; choose one as well: {match[1]}=NAME.{named}"
     if match:
+        if renamed := _renamed(match[1], overrides):
+            return renamed
         return f"{match[1]}: there is no such option.{nearest(match[1], _keys_at(match[1], config_name, chosen))}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
+        if renamed := _renamed(key, overrides):
+            return renamed
         if key in _groups():
             return f"{text.splitlines()[0]}{nearest(key, list(_groups()))}"
         return f"{key}: there is no such option.{nearest(key, _keys_at(key, config_name, chosen))}"

@@ -93,7 +93,7 @@ def description_of(option: Option) -> str:
 #: options in groups that --help lists in addition to the program's own
 _LISTED = {
     "train": (
-        "data.train", "data.val", "data.num_workers", "training.optimizer.lr", "training.cond_dropout",
+        "data.train", "data.val", "data.num_workers", "training.optimizer.lr", "training.loss.cond_dropout",
         "training.compile", "trainer.devices", "trainer.precision", "trainer.accumulate_grad_batches",
         "callbacks.checkpoint.every_n_steps", "callbacks.sampling.every_n_steps",
     ),

@@ -22,6 +22,7 @@ from audio_diffusion.checkpoints.redaction import may_be, redacted_config
 from audio_diffusion.checkpoints.rows import last_step, rewind
 from audio_diffusion.cli.command_line import command
 from audio_diffusion.cli.config import ConfigError, build
+from audio_diffusion.cli.train_options import TrainOptions
 from audio_diffusion.data.wording import counted
 from audio_diffusion.inference.checkpoint_reader import find, newest_in, read
 from audio_diffusion.inference.loading import read_weights
@@ -40,12 +41,12 @@ WATCHED = (
     "trainer.strategy.", "trainer.deterministic.",
 )  # fmt: skip
 FREE = (
-    "data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.seed.",
-    "data.classes.", "data.sample_rate.", "data.channels.", "data.num_samples.", "training.seed.",
+    "data.num_workers.", "data.worker_start.", "data.store.", "data.max_steps.", "data.batch_size.", "data.crop.",
+    "data.order.seed.", "data.reading.classes.", "training.loss.seed.",
 )  # fmt: skip
 
 
-def check_writable(plain: dict[str, Any]) -> None:
+def check_writable(options: TrainOptions) -> None:
     """Writes a test file to each folder of the run, once on every node, before training starts.
 
     Raises:
@@ -53,8 +54,8 @@ def check_writable(plain: dict[str, Any]) -> None:
     """
     if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") != "0":
         return
-    run_dir = Path(plain["run_dir"])
-    folders = [node["folder"] for node in plain["callbacks"].values() if node and "folder" in node]
+    run_dir = Path(options.run_dir)
+    folders = [node["folder"] for node in options.callbacks.values() if node and "folder" in node]
     for folder in {run_dir, run_dir / "checkpoints", *map(Path, folders)}:
         if folder != run_dir and not folder.exists():
             continue  # created later, inside a folder that is checked
@@ -142,13 +143,13 @@ def stored_config(run_dir: Path, ckpt: str, init: str | None) -> dict[str, Any] 
     return read_weights(init, "ema").config if init else None
 
 
-def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) -> None:
+def _check_changes(ckpt: Path, before: dict[str, Any], options: TrainOptions) -> None:
     """Rejects a checkpoint of another network or optimizer, and reports other changes that affect training."""
 
     def same(before: Any, now: Any) -> bool:
         return before == now or may_be(before, now)
 
-    changed = dict(differences(before, redacted_config(plain), same=same))
+    changed = dict(differences(before, redacted_config(options.record()), same=same))
     other = [text for key, text in changed.items() if f"{key}.".startswith(FIXED)]
     if other:
         listed = "\n       ".join(other)
@@ -156,7 +157,7 @@ def _check_changes(ckpt: Path, before: dict[str, Any], plain: dict[str, Any]) ->
             f"ckpt: {ckpt} has another network; restore these options, or choose another name=\n       {listed}"
         )
     if any(f"{key}.".startswith("training.optimizer.") for key in changed):
-        _check_optimizer(ckpt, before, plain["training"]["optimizer"])
+        _check_optimizer(ckpt, before, options.training["optimizer"])
     for key, text in changed.items():
         if f"{key}.".startswith(WATCHED) and not f"{key}.".startswith(FREE):
             rank_zero_info(f"changed since {ckpt.name}: {text}")
@@ -176,9 +177,9 @@ def _check_optimizer(ckpt: Path, before: dict[str, Any], optimizer: dict[str, An
         )
 
 
-def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
+def _check_steps(ckpt: Path, step: int, options: TrainOptions) -> None:
     """Rejects a checkpoint of another run that leaves no step to train; for one of this run, the run is finished."""
-    max_steps, own = plain["trainer"]["max_steps"], Path(plain["run_dir"]).resolve() in ckpt.resolve().parents
+    max_steps, own = options.last_step, Path(options.run_dir).resolve() in ckpt.resolve().parents
     if step >= max_steps and not own:
         raise ConfigError(
             f"ckpt: {ckpt} is at step {step}, and steps are counted on from there: max_steps={max_steps} leaves none. "
@@ -186,20 +187,20 @@ def _check_steps(ckpt: Path, step: int, plain: dict[str, Any]) -> None:
         )
 
 
-def finished(ckpt: Path | None, plain: dict[str, Any]) -> str | None:
+def finished(ckpt: Path | None, options: TrainOptions) -> str | None:
     """Returns the message for a run whose checkpoint is at the last step, or that early stopping has finished; None if
     there are steps left to train."""
-    max_steps = plain["trainer"]["max_steps"]
+    max_steps = options.last_step
     if ckpt is None:
         return None
     if step_of(ckpt) < max_steps:
-        options = plain["callbacks"].get("early_stopping") or {}
-        reason = finished_early(Path(plain["run_dir"]), step_of(ckpt), options)
-        return reason and f"{reason}; to listen: {command('sample')} ckpt={plain['run_dir']}"
+        early = options.callbacks.get("early_stopping") or {}
+        reason = finished_early(Path(options.run_dir), step_of(ckpt), early)
+        return reason and f"{reason}; to listen: {command('sample')} ckpt={options.run_dir}"
     more = max(2 * max_steps, step_of(ckpt) + max_steps)
     return (
-        f"{plain['run_dir']} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To continue: "
-        f"max_steps={more}; to start again: another name=; to listen: {command('sample')} ckpt={plain['run_dir']}"
+        f"{options.run_dir} is finished: {ckpt.name} is at step {step_of(ckpt)}, max_steps={max_steps}. To continue: "
+        f"max_steps={more}; to start again: another name=; to listen: {command('sample')} ckpt={options.run_dir}"
     )
 
 
@@ -213,29 +214,29 @@ def _say_commit(ckpt: Path, git_commit: str) -> None:
         rank_zero_info(f"changed since the run was last started: git_commit: {before!r} before, {git_commit!r} now")
 
 
-def _prepare(plain: dict[str, Any], git_commit: str) -> tuple[Path | None, str]:
+def _prepare(options: TrainOptions, git_commit: str) -> tuple[Path | None, str]:
     """Cleans up after a killed run and finds the checkpoint, on rank 0, which owns the folder.
 
     Returns the checkpoint and an error message, which is empty if there is no error.
     """
-    run_dir = Path(plain["run_dir"])
+    run_dir = Path(options.run_dir)
     for line in recover(run_dir / "checkpoints"):
         rank_zero_info(line)
     try:
-        if plain["ckpt"] == "overwrite":
-            _remove_checkpoints(run_dir, plain["trainer"]["max_steps"])
-        found = _find_checkpoint(plain["ckpt"], run_dir)
+        if options.ckpt == "overwrite":
+            _remove_checkpoints(run_dir, options.last_step)
+        found = _find_checkpoint(options.ckpt, run_dir)
         if found is not None:
             step, before = _stored(found)
-            _check_changes(found, before, plain)
-            _check_steps(found, step, plain)
+            _check_changes(found, before, options)
+            _check_steps(found, step, options)
             _say_commit(found, git_commit)
     except ConfigError as error:
         return None, str(error)
     log, step = run_dir / "metrics.jsonl", max(step_of(found), 0) if found else 0
     last = last_step(log)
     cut = rewind(log, step)
-    if cut and (plain["logger"] or {}).get("_target_", "").endswith(".wandb_logger") and last > step:
+    if cut and (options.logger or {}).get("_target_", "").endswith(".wandb_logger") and last > step:
         with contextlib.suppress(OSError):  # the run was logged elsewhere before
             rank_zero_info(note_on_resume(run_dir, step, last))
     if cut:
@@ -264,7 +265,7 @@ def _remove_checkpoints(run_dir: Path, max_steps: int) -> None:
             rank_zero_info(f"ckpt=overwrite: {counted(len(found), 'file')} of an earlier attempt removed: {folder}/")
 
 
-def checkpoint_to_resume(trainer: L.Trainer, plain: dict[str, Any], git_commit: str = "unknown") -> Path | None:
+def checkpoint_to_resume(trainer: L.Trainer, options: TrainOptions, git_commit: str = "unknown") -> Path | None:
     """Returns, on all ranks, the checkpoint that rank 0 resumes from; it is read, for verification, only once.
 
     Ranks that this process starts get it from the environment, those of torchrun or srun over the process group. If
@@ -277,9 +278,9 @@ def checkpoint_to_resume(trainer: L.Trainer, plain: dict[str, Any], git_commit: 
     is_external = environment is not None and environment.creates_processes_externally
     found, problem = None, ""
     if trainer.is_global_zero:
-        found, problem = _prepare(plain, git_commit)
+        found, problem = _prepare(options, git_commit)
     elif not is_external:
-        found = _find_checkpoint(plain["ckpt"], Path(plain["run_dir"]))
+        found = _find_checkpoint(options.ckpt, Path(options.run_dir))
     if is_external:
         strategy.setup_environment()
         found, problem = strategy.broadcast((found, problem))

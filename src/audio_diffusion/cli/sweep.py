@@ -15,7 +15,7 @@ from audio_diffusion.cli.config import CONFIG_DIR, ConfigError, build, read_comm
 from audio_diffusion.cli.own_parts import sampler_of
 from audio_diffusion.inference.model import Model
 from audio_diffusion.inference.targets import nearest
-from audio_diffusion.metrics import pictures
+from audio_diffusion.metrics import charts, pictures
 from audio_diffusion.metrics.metric import Clips, Figure, Metric
 
 
@@ -210,4 +210,4 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
         name = row.setting.name + (f", guidance {row.setting.guidance_scale:g}" if len(scales) > 1 else "")
         figure = row.figures[known[0]]
         curves.setdefault(name, []).append((row.network_calls, figure.value, figure.interval, row.real_time_factor))
-    return pictures.save(pictures.quality_against_calls(known[0] if known else "", curves), path)
+    return pictures.save(charts.quality_against_calls(known[0] if known else "", curves), path)

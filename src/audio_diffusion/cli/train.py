@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from audio_diffusion.callbacks.cluster import slurm
 from audio_diffusion.callbacks.cluster.preemption import StopWhenAsked
 from audio_diffusion.callbacks.early_stopping import early_stop_of, record_early_stop
 from audio_diffusion.callbacks.page.records import lowest, read_run
+from audio_diffusion.callbacks.stored_config import StoreConfig
 from audio_diffusion.checkpoints import signals
 from audio_diffusion.checkpoints.manifest import differences
 from audio_diffusion.checkpoints.redaction import redacted, redacted_config
@@ -40,6 +41,7 @@ from audio_diffusion.cli.run_folder import (
     finished,
     own,
 )
+from audio_diffusion.cli.train_options import TrainOptions
 from audio_diffusion.cli.train_parts import make_callbacks, make_loggers, make_module, make_trainer, report, resolve
 from audio_diffusion.data import workers
 from audio_diffusion.data.batch_split import BatchSplit
@@ -70,10 +72,10 @@ def git_commit() -> str:
 
 
 @rank_zero_only
-def record(plain: dict[str, Any], run_dir: Path, details: dict[str, Any]) -> None:
+def record(config: Mapping[str, Any], run_dir: Path, details: Mapping[str, Any]) -> None:
     """Writes the resolved configuration, the commit and the data into the run's folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
     (run_dir / "details.json").write_text(json.dumps(details, indent=1), encoding="utf-8")
 
 
@@ -102,20 +104,21 @@ def quiet() -> None:
 _MEANING = ("model.", "representation.", "diffusion.", "audio.sample_rate.")
 
 
-def begin(module: DiffusionModule, plain: dict[str, Any], ckpt: Path | None) -> list[str]:
+def begin(module: DiffusionModule, options: TrainOptions, ckpt: Path | None) -> list[str]:
     """Loads the weights of ``init`` if the run does not resume; returns lines for the user."""
-    if not plain["init"]:
+    if not options.init:
         return []
     if ckpt is not None:
-        return [f"init={plain['init']} is ignored, as this run has begun; it resumes from its own {ckpt.name}"]
-    if plain["init_weights"] not in ("ema", "raw"):
-        raise ConfigError(f"init_weights: expected ema or raw, got {plain['init_weights']!r}")
+        return [f"init={options.init} is ignored, as this run has begun; it resumes from its own {ckpt.name}"]
+    if options.init_weights not in ("ema", "raw"):
+        raise ConfigError(f"init_weights: expected ema or raw, got {options.init_weights!r}")
     try:
-        other = read_weights(plain["init"], plain["init_weights"])
-        lines = start_from(module, other, plain["classes"])
+        other = read_weights(options.init, options.init_weights)
+        lines = start_from(module, other, options.classes or [])
     except ValueError as error:
         raise ConfigError(f"init: {str(error).removeprefix('ckpt: ')}") from error
-    changed = differences(other.config, {name: plain.get(name) for name in other.config})
+    now = options.record()
+    changed = differences(other.config, {name: now.get(name) for name in other.config})
     return lines + [f"init: {text}" for key, text in changed if f"{key}.".startswith(_MEANING)]
 
 
@@ -127,9 +130,9 @@ def figures(run_dir: Path) -> list[str]:
         return []  # the run has no records because its disk is full
 
 
-def what_next(plain: dict[str, Any]) -> str:
+def what_next(options: TrainOptions) -> str:
     """Returns the line printed after a finished run: the location of its results, and the next command."""
-    run_dir, callbacks = plain["run_dir"], plain["callbacks"]
+    run_dir, callbacks = options.run_dir, options.callbacks
     saved = f"saved in {run_dir}/checkpoints/, " if callbacks.get("checkpoint") else "checkpoints are off, "
     sampling = callbacks.get("sampling")
     listen = f"listen in {sampling.get('page') or sampling['folder'] + '/'}, " if sampling else ""
@@ -164,7 +167,7 @@ def fit(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
 
 
 def introduction(
-    plain: dict[str, Any],
+    options: TrainOptions,
     trainer: L.Trainer,
     module: DiffusionModule,
     data: AudioDataModule,
@@ -173,67 +176,67 @@ def introduction(
 ) -> Iterator[str]:
     """Yields the lines that are printed before the first step: the network, the batches, the data, the checkpoint."""
     parameters, device = sum(p.numel() for p in module.net.parameters()) / 1e6, trainer.strategy.root_device.type
-    steps = plain["trainer"]["max_steps"]
-    yield f"{plain['name']}: {parameters:.2f} M parameters, on {device}, to step {steps}, in {plain['run_dir']}/"
+    run_dir, last_step = options.run_dir, options.last_step
+    yield f"{options.name}: {parameters:.2f} M parameters, on {device}, to step {last_step}, in {run_dir}/"
     yield str(split)
     half_life = module.ema.half_life
     clips = f"{half_life * split.batch_size:,.0f} clips"
     yield f"EMA: decay {module.ema.decay:g}, a half-life of {half_life:,.0f} steps ({clips})"
-    yield from data.summary(plain["val_every_steps"] is not None)
-    if not plain["callbacks"].get("checkpoint"):
+    yield from data.summary(options.val_every_steps is not None)
+    if not options.callbacks.get("checkpoint"):
         yield "callbacks.checkpoint=null: no checkpoint is written, so the run cannot be resumed or sampled from"
     yield f"resuming from {ckpt} (ckpt=none prevents this)" if ckpt else "starting a new run"
 
 
-def conclusion(plain: dict[str, Any], trainer: L.Trainer, early_stop: str) -> Iterator[str]:
+def conclusion(options: TrainOptions, trainer: L.Trainer, early_stop: str) -> Iterator[str]:
     """Yields the lines that are printed after training.
 
     Args:
-        plain: the configuration.
+        options: the root options.
         trainer: after training.
         early_stop: why early stopping has ended the run; empty if it has not.
     """
-    run_dir = Path(plain["run_dir"])
+    run_dir = Path(options.run_dir)
     if early_stop:
         yield f"stopped early at step {trainer.global_step:,}: {early_stop}"
-    if trainer.global_step >= plain["trainer"]["max_steps"] or early_stop:
+    if trainer.global_step >= options.last_step or early_stop:
         yield from figures(run_dir) if trainer.is_global_zero else ()
-        yield what_next(plain)
-    elif plain["callbacks"].get("checkpoint"):
+        yield what_next(options)
+    elif options.callbacks.get("checkpoint"):
         yield f"stopped at step {trainer.global_step}, saved in {run_dir}/checkpoints/: repeat the command to resume"
 
 
 def main(cfg: DictConfig) -> None:
     """Loads and checks the configuration, builds the parts, and trains."""
     quiet()
-    plain = resolve(cfg)
-    for line in report(plain):
+    options = resolve(cfg)
+    for line in report(options):
         rank_zero_info(line)
-    if plain["check"]:
+    if options.check:
         return
-    run_dir = Path(plain["run_dir"])
-    cluster = slurm.environment(plain["trainer"]["devices"], plain["trainer"]["num_nodes"])
-    check_writable(plain)
-    if plain["data"]["num_workers"]:
-        workers.prepare(plain["data"].get("worker_start"))  # its imports run while the network is built
+    run_dir = Path(options.run_dir)
+    cluster = slurm.environment(options.trainer["devices"], options.trainer["num_nodes"])
+    check_writable(options)
+    if options.data["num_workers"]:
+        workers.prepare(options.data.get("worker_start"))  # its imports run while the network is built
 
-    L.seed_everything(plain["seed"], verbose=False)
-    data = build(plain["data"], "data")
-    recipe = redacted_config(plain)
-    module = make_module(plain, recipe)
-    callbacks, loggers = make_callbacks(plain), make_loggers(plain)
-    trainer = make_trainer(plain, callbacks, loggers, cluster)
-    accumulate = plain["trainer"]["accumulate_grad_batches"]
-    split = BatchSplit(plain["batch_size"], trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
+    L.seed_everything(options.seed, verbose=False)
+    data = build(options.data, "data")
+    recipe = redacted_config(options.record())
+    module = make_module(options)
+    callbacks, loggers = [*make_callbacks(options), StoreConfig(recipe)], make_loggers(options)
+    trainer = make_trainer(options, callbacks, loggers, cluster)
+    accumulate = options.trainer["accumulate_grad_batches"]
+    split = BatchSplit(options.batch_size, trainer.num_nodes, trainer.world_size // trainer.num_nodes, accumulate)
     with own(run_dir) if trainer.is_global_zero else nullcontext():
         commit = git_commit()
-        ckpt = checkpoint_to_resume(trainer, plain, commit)
-        if done := finished(ckpt, plain):
+        ckpt = checkpoint_to_resume(trainer, options, commit)
+        if done := finished(ckpt, options):
             rank_zero_info(done)
             return
-        for line in begin(module, plain, ckpt):
+        for line in begin(module, options, ckpt):
             rank_zero_info(line)
-        half_life = {"steps": round(module.ema.half_life), "clips": round(module.ema.half_life * plain["batch_size"])}
+        half_life = {"steps": round(module.ema.half_life), "clips": round(module.ema.half_life * options.batch_size)}
         details = {
             "git_commit": commit,
             "data": redacted(describe_manifests(data.train, data.store)),
@@ -248,11 +251,11 @@ def main(cfg: DictConfig) -> None:
                 )
 
         if trainer.is_global_zero:
-            for line in introduction(plain, trainer, module, data, split, ckpt):
+            for line in introduction(options, trainer, module, data, split, ckpt):
                 rank_zero_info(line)
         fit(trainer, module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         record_early_stop(trainer, run_dir)
-        for line in conclusion(plain, trainer, early_stop_of(trainer)):
+        for line in conclusion(options, trainer, early_stop_of(trainer)):
             rank_zero_info(line)
     for callback in callbacks:
         if isinstance(callback, StopWhenAsked) and callback.status:

@@ -3,19 +3,21 @@
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from audio_diffusion.cli.config import to_plain
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.inference.targets import ConfigError
 
 #: root keys whose values are integers
 _INTEGERS = ("seed", "max_steps", "batch_size", "val_every_steps", "log_every_steps")
 
 
-@dataclass
+@dataclass(frozen=True)
 class AudioFormat:
     """Format of the training audio: sample rate (Hz), channels C, length T of a crop in samples, and scale (1/RMS)."""
 
@@ -25,9 +27,12 @@ class AudioFormat:
     scale: float
 
 
-@dataclass
-class Config:
-    """The root of ``configs/train.yaml``: its keys and their types. Groups hold ``_target_``s, checked by door 3."""
+@dataclass(frozen=True)
+class TrainOptions:
+    """The root options of train.py: the keys of ``configs/train.yaml`` and their types.
+
+    Groups are the nodes that parts are built from, with a ``_target_``, which door 3 checks.
+    """
 
     name: str
     run_dir: str
@@ -53,6 +58,35 @@ class Config:
     callbacks: dict[str, Any]
     trainer: dict[str, Any]
     logger: dict[str, Any] | None = field(default=None)
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "TrainOptions":
+        """Reads a composed configuration.
+
+        Raises:
+            ConfigError: for an interpolation that cannot be resolved or a missing value.
+        """
+        plain = to_plain(cfg)
+        return cls(**{**plain, "audio": AudioFormat(**plain["audio"])})
+
+    def record(self) -> dict[str, Any]:
+        """The options as plain data, as they are stored in the run's folder and its checkpoints."""
+        return asdict(self)
+
+    @property
+    def accumulate(self) -> int:
+        """Batches that are accumulated in an optimizer step."""
+        return int(self.trainer["accumulate_grad_batches"])
+
+    @property
+    def last_step(self) -> int:
+        """The step at which training ends; ``trainer=debug`` ends before ``max_steps``."""
+        return int(self.trainer["max_steps"])
+
+    @property
+    def crop(self) -> CropFormat:
+        """Format of the training crops."""
+        return CropFormat(self.audio.sample_rate, self.audio.channels, self.audio.num_samples)
 
 
 def _check_names(cfg: DictConfig) -> None:
@@ -89,10 +123,10 @@ def check_root(cfg: DictConfig) -> None:
     """
     _take_whole_floats(cfg)
     try:
-        OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        OmegaConf.merge(OmegaConf.structured(TrainOptions), cfg)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "the configuration"
-        expected = Config.__annotations__.get(str(key).split(".")[0])
+        expected = TrainOptions.__annotations__.get(str(key).split(".")[0])
         if str(key).startswith("audio."):
             expected = AudioFormat.__annotations__.get(str(key).split(".")[1])
         wanted = f"expected {getattr(expected, '__name__', expected)}: " if expected else ""

@@ -1,7 +1,7 @@
 """The DataModule: shards in, batches out, on any number of ranks and workers."""
 
 import os
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -12,17 +12,17 @@ from torch.utils.data import DataLoader
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.batch_split import BatchSplit
 from audio_diffusion.data.faults import Skipped
-from audio_diffusion.data.order import ClipOrder, Mixture, Positions, shares_of
+from audio_diffusion.data.order import ClipOrder, Mixture, Positions, StreamOrder
 from audio_diffusion.data.pipeline import Batches, ReadAhead
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.find import by_name, find_held_out
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.shards.summary import summarize
 from audio_diffusion.data.shared_memory import SharedSlots
-from audio_diffusion.data.stream import BatchReader, ClipReader
-from audio_diffusion.data.transforms import Augment
+from audio_diffusion.data.stream import BatchReader, ClipReader, Reading
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.data.workers import START_METHODS, ShieldedLoader, prepare
-from audio_diffusion.diffusion.seeding import seed_of
+from audio_diffusion.diffusion.checks import check_at_least_one
 
 _AHEAD = 4  # number of batches that a worker prefetches
 _IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device
@@ -36,28 +36,16 @@ class AudioDataModule(L.LightningDataModule):
             data sets by name, ``{music: s3://.., speech: data/speech}``, to be mixed.
         val: held-out shards, likewise; None: the val-*.tar beside the training shards. Where there are none, training
             goes without validation.
-        sample_rate: of the crops, Hz; clips of another rate are resampled.
-        channels: of the crops; stereo becomes mono by the mean, mono becomes stereo by copying.
-        num_samples: T of the crops.
-        classes: class names, in the order of the network's labels; empty for unconditional training.
+        crop: format of the crops. Clips of another rate are resampled; stereo becomes mono by the mean, mono becomes
+            stereo by copying.
         batch_size: clips per optimizer step, over all ranks and accumulated batches together.
         max_steps: optimizer steps of the run.
-        seed: of the order and the crops.
-        num_workers: processes per rank that read and decode; 0 reads in the training process.
-        shuffle_block: crops among which the order is shuffled.
-        weights: of each data set in the mixture, by name; None: by size and ``temperature``.
-        temperature: shares are n^(1/temperature) for data sets of n clips: 1 in proportion, large all alike.
-        crops_per_clip: crops of each clip in an epoch. More than 1 pays where a visit costs more than a crop: clips
-            much longer than the crop in remote shards, or MP3.
-        fields: additional fields of each clip: keys of its json (``caption``) or endings of members (``text.npy``).
-        convert: False skips clips of another rate or number of channels.
-        pad: False skips clips shorter than the crop; True fills them with silence, and the batch says where.
-        augment: changes each training crop (gain, polarity, channels), from a seed of its own; None for not at all.
+        order: order of the stream of training crops; None for ``StreamOrder()``.
+        reading: what is read of each clip; None for ``Reading()``. ``augment`` changes training crops only.
         store: reads URLs; None for one that keeps nothing on disk.
+        num_workers: processes per rank that read and decode; 0 reads in the training process.
         worker_start: how workers are started: fork, forkserver, spawn; None: forkserver, where the system has it, else
             spawn. A fork of a process that has threads may hang.
-        audio_member: which member of a clip is its audio, by its ending (``flac``, ``vocals.wav``), in shards of other
-            tools where clips have several; None: the only one.
 
     Raises:
         ValueError: for sizes that are not positive, or weights for other data sets than there are.
@@ -67,51 +55,32 @@ class AudioDataModule(L.LightningDataModule):
         self,
         train: str | dict[str, str],
         val: str | dict[str, str] | None,
-        sample_rate: int,
-        channels: int,
-        num_samples: int,
-        classes: list[str],
+        crop: CropFormat,
         batch_size: int,
         max_steps: int,
-        seed: int = 0,
-        num_workers: int = 2,
-        shuffle_block: int = 65_536,
-        weights: dict[str, float] | None = None,
-        temperature: float = 1.0,
-        crops_per_clip: int = 1,
-        fields: Sequence[str] = (),
-        convert: bool = True,
-        pad: bool = True,
-        augment: Augment | None = None,
+        order: StreamOrder | None = None,
+        reading: Reading | None = None,
         store: RemoteStore | None = None,
+        num_workers: int = 2,
         worker_start: str | None = None,
-        audio_member: str | None = None,
     ):
         super().__init__()
-        sizes = {
-            "sample_rate": sample_rate, "channels": channels, "num_samples": num_samples,
-            "batch_size": batch_size, "max_steps": max_steps, "shuffle_block": shuffle_block,
-            "crops_per_clip": crops_per_clip,
-        }  # fmt: skip
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(batch_size=batch_size, max_steps=max_steps)
         if num_workers < 0:
             raise ValueError(f"num_workers: expected 0 or more, got {num_workers}")
         self.train, self.val = by_name(train), by_name(val) if val else None
+        self.order, self.reading = order or StreamOrder(), reading or Reading()
+        weights = self.order.weights
         if weights is not None and set(weights) != set(self.train):
-            raise ValueError(f"weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}")
+            raise ValueError(
+                f"order.weights: expected one for each of {', '.join(self.train)}, got {', '.join(weights)}"
+            )
         if worker_start is not None and worker_start not in START_METHODS:
             raise ValueError(
                 f"worker_start: expected {' or '.join(', '.join(START_METHODS).rsplit(', ', 1))}, got {worker_start!r}"
             )
-        self.sample_rate, self.channels, self.num_samples = sample_rate, channels, num_samples
-        self.classes, self.batch_size, self.max_steps = list(classes), batch_size, max_steps
-        self.seed, self.num_workers, self.shuffle_block = seed, num_workers, shuffle_block
-        self.weights, self.temperature, self.crops_per_clip = weights, temperature, crops_per_clip
-        self.fields, self.convert, self.pad, self.augment = tuple(fields), convert, pad, augment
-        self.store, self.worker_start = store or RemoteStore(None), worker_start
-        self.audio_member = audio_member.lstrip(".") if audio_member else None
+        self.crop, self.batch_size, self.max_steps = crop, batch_size, max_steps
+        self.store, self.num_workers, self.worker_start = store or RemoteStore(None), num_workers, worker_start
         #: place in the stream of the first clip that is still to be trained on, at step `_resume_step`
         self._resume_position, self._resume_step = 0, 0
 
@@ -120,33 +89,33 @@ class AudioDataModule(L.LightningDataModule):
         if self.num_workers:
             prepare(self.worker_start)  # imports what workers need meanwhile
         for pattern in [*self.train.values(), *find_held_out(self.train, self.val, self.store).values()]:
-            Shards.open([pattern], self.store, self.audio_member).check_sizes()
+            Shards.open([pattern], self.store, self.reading.audio_member).check_sizes()
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the shards and lays out the order of the run."""
         self.train_shards = {
-            name: Shards.open([pattern], self.store, self.audio_member) for name, pattern in self.train.items()
+            name: Shards.open([pattern], self.store, self.reading.audio_member) for name, pattern in self.train.items()
         }
         self.val_patterns = find_held_out(self.train, self.val, self.store)
         #: None: nothing is held out
         self.val_shards = (
-            Shards.open(list(self.val_patterns.values()), self.store, self.audio_member) if self.val_patterns else None
+            Shards.open(list(self.val_patterns.values()), self.store, self.reading.audio_member)
+            if self.val_patterns
+            else None
         )
-        self.mixture = self._mix(self.train_shards)
-
-    def _mix(self, train: Mapping[str, Shards]) -> Mixture:
-        orders = []
-        for name, shards in train.items():
-            seed = seed_of(self.seed, "source", name) if len(train) > 1 else self.seed  # adding one leaves the others'
-            orders.append(ClipOrder(shards.num_clips * self.crops_per_clip, seed, self.shuffle_block))
-        if self.weights is not None:
-            return Mixture(orders, [self.weights[name] for name in train], self.seed)
-        return Mixture(orders, shares_of([order.num_clips for order in orders], self.temperature), self.seed)
+        self.mixture = self.order.mixture({name: shards.num_clips for name, shards in self.train_shards.items()})
 
     def summary(self, validates: bool = True) -> list[str]:
         """Lines about the data for the start of training, see ``data.summary``. ``validates``: validation is wanted."""
-        audio = {"sample_rate": self.sample_rate, "channels": self.channels, "num_samples": self.num_samples}
-        return summarize(self.train, self.val, self.store, audio, self.classes, validates, self.audio_member)
+        return summarize(
+            self.train,
+            self.val,
+            self.store,
+            self.crop,
+            list(self.reading.classes),
+            validates,
+            self.reading.audio_member,
+        )
 
     def refused(self) -> list[Skipped]:
         """The unusable members that indexing found in the shards."""
@@ -188,7 +157,7 @@ class AudioDataModule(L.LightningDataModule):
         return split.clips
 
     def _loader(self, reader: ClipReader, positions: Positions, length: int) -> DataLoader:
-        shape, slots = (positions.batch_size, self.channels, self.num_samples), None
+        shape, slots = (positions.batch_size, *self.crop.shape), None
         if hasattr(os, "memfd_create"):  # Linux
             num_slots = _IN_USE + (_AHEAD if self.num_workers else 0)
             slots = SharedSlots(max(self.num_workers, 1), num_slots, shape)
@@ -237,14 +206,10 @@ class AudioDataModule(L.LightningDataModule):
         reader = ClipReader(
             list(self.train_shards.values()),
             self.mixture,
-            self.sample_rate,
-            self.classes,
-            self.seed,
-            crops_per_clip=self.crops_per_clip,
-            fields=self.fields,
-            convert=self.convert,
-            pad=self.pad,
-            augment=self.augment,
+            self.crop.sample_rate,
+            self.reading,
+            self.order.seed,
+            crops_per_clip=self.order.crops_per_clip,
         )
         # the length includes finished batches, because Lightning counts them too
         return self._loader(reader, positions, self.max_steps * accumulate)
@@ -266,17 +231,8 @@ class AudioDataModule(L.LightningDataModule):
     def _reader_from_start(self, shards: Shards) -> ClipReader:
         """Creates a reader of the start of each clip, in the order of the shards."""
         mixture = Mixture([ClipOrder(shards.num_clips, None)], [1], None)
-        return ClipReader(
-            [shards],
-            mixture,
-            self.sample_rate,
-            self.classes,
-            None,
-            mixture.num_clips,
-            fields=self.fields,
-            convert=self.convert,
-            pad=self.pad,
-        )
+        reading = replace(self.reading, augment=None)
+        return ClipReader([shards], mixture, self.crop.sample_rate, reading, None, mixture.num_clips)
 
     def held_out(self, num: int) -> AudioBatch:
         """Returns the first ``num`` held-out clips, the same on every rank; if there are fewer, they are repeated.
@@ -284,7 +240,7 @@ class AudioDataModule(L.LightningDataModule):
         If nothing is held out, clips of the first training set are used.
         """
         reader = self._reader_from_start(self.val_shards or next(iter(self.train_shards.values())))
-        read = BatchReader(reader, (self.channels, self.num_samples), None)
+        read = BatchReader(reader, self.crop.shape, None)
         batch = read([i % reader.mixture.num_clips for i in range(num)])
         assert isinstance(batch, AudioBatch)
         return batch

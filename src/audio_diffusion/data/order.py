@@ -8,12 +8,14 @@ each has its own epochs.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.seeding import seed_of
 
 _KEPT_BLOCKS = 32  # number of shuffled blocks that a process caches
@@ -174,6 +176,43 @@ def shares_of(num_clips: Sequence[int], temperature: float) -> list[float]:
     if not temperature >= 1:
         raise ValueError(f"temperature: expected 1 or more, got {temperature}")
     return [float(np.exp(np.log(n) / temperature)) for n in num_clips]
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """How the stream of training crops is ordered.
+
+    Args:
+        seed: seed of the order and of the crops.
+        shuffle_block: number of crops among which the order is shuffled.
+        weights: of each data set in the mixture, by name; None: by size and ``temperature``.
+        temperature: shares are n^(1/temperature) for data sets of n clips: 1 in proportion, large all alike.
+        crops_per_clip: number of crops of each clip in an epoch. More than 1 pays where a visit costs more than a crop:
+            clips much longer than the crop in remote shards, or MP3.
+
+    Raises:
+        ValueError: if ``shuffle_block`` or ``crops_per_clip`` is below 1.
+    """
+
+    seed: int = 0
+    shuffle_block: int = 65_536
+    weights: dict[str, float] | None = None
+    temperature: float = 1.0
+    crops_per_clip: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least_one(shuffle_block=self.shuffle_block, crops_per_clip=self.crops_per_clip)
+
+    def mixture(self, sizes: Mapping[str, Sequence[int] | np.ndarray]) -> Mixture:
+        """Returns the mixture of data sets, given the number of clips in each shard of each data set by name."""
+        orders = []
+        for name, num_clips in sizes.items():
+            # with several, each has a seed of its own: adding one does not change the order of the others
+            seed = seed_of(self.seed, "source", name) if len(sizes) > 1 else self.seed
+            orders.append(ClipOrder(np.asarray(num_clips) * self.crops_per_clip, seed, self.shuffle_block))
+        if self.weights is not None:
+            return Mixture(orders, [self.weights[name] for name in sizes], self.seed)
+        return Mixture(orders, shares_of([order.num_clips for order in orders], self.temperature), self.seed)
 
 
 class Positions(IterableDataset):

@@ -1,6 +1,7 @@
 """Reads the crop at a position of the stream, and batches at several; the same position always gives the same crop."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,38 @@ from audio_diffusion.data.transforms import Augment
 from audio_diffusion.diffusion.seeding import seed_of
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of each clip, and which clips are used.
+
+    Args:
+        classes: class names, in the order of the network's labels; empty ignores labels. A clip's label is that of its
+            json, else its ``.cls`` member, which may be a number: the place of its class in this list. A clip whose
+            label is none of them is skipped, one whose label is null is "not given".
+        fields: additional fields of each clip: keys of its json (``caption``), or endings of members (``text.npy``). A
+            clip that lacks one is skipped.
+        audio_member: which member of a clip is its audio, by its ending (``flac``, ``vocals.wav``), in shards of other
+            tools where clips have several; None: the only one.
+        convert: whether to resample and map channels; if False, clips of another sample rate or number of channels are
+            skipped.
+        pad: whether to pad clips shorter than the crop with silence, which the batch's mask shows; if False, they are
+            skipped.
+        augment: changes each training crop (gain, polarity, channels), from a seed of its own; None for not at all.
+    """
+
+    classes: Sequence[str] = ()
+    fields: Sequence[str] = ()
+    audio_member: str | None = None
+    convert: bool = True
+    pad: bool = True
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "fields", tuple(self.fields))
+        object.__setattr__(self, "audio_member", self.audio_member.lstrip(".") if self.audio_member else None)
+
+
 class ClipReader:
     """Reads the crop at a position: finds, decodes, crops and labels one clip.
 
@@ -26,17 +59,10 @@ class ClipReader:
         sources: the data sets.
         mixture: maps positions to clips; it counts each clip ``crops_per_clip`` times.
         sample_rate: sample rate of the crop, Hz.
-        classes: class names; empty ignores labels. A clip's label is read from its json, else from its ``.cls`` member,
-            which may be an index into this list. A clip with any other label is skipped; null means "not given".
+        reading: what is read of each clip.
         seed: seed of the positions of crops in their clips; None reads the start of each clip.
         last: positions from here on are empty slots, which fill the last batch of a pass; None for an endless stream.
         crops_per_clip: number of crops of each clip in an epoch, each from a different part of the clip.
-        fields: additional fields of each clip: keys of its json, or endings of members such as ``text.npy``. A clip
-            that lacks one is skipped.
-        convert: whether to resample and map channels; if False, clips of another sample rate or number of channels are
-            skipped.
-        pad: whether to pad clips shorter than the crop with silence; if False, they are skipped.
-        augment: augmentation of each crop; it has its own seed.
     """
 
     def __init__(
@@ -44,20 +70,16 @@ class ClipReader:
         sources: Sequence[Shards],
         mixture: Mixture,
         sample_rate: int,
-        classes: Sequence[str],
+        reading: Reading,
         seed: int | None,
         last: int | None = None,
         crops_per_clip: int = 1,
-        fields: Sequence[str] = (),
-        convert: bool = True,
-        pad: bool = True,
-        augment: Augment | None = None,
     ):
         self.sources, self.mixture = list(sources), mixture
-        self.sample_rate, self.label_of = sample_rate, {name: i for i, name in enumerate(classes)}
-        self._are_numbers = any(name.isdecimal() for name in classes)
-        self.seed, self.last, self.crops_per_clip, self.fields = seed, last, crops_per_clip, tuple(fields)
-        self.convert, self.pad, self.augment = convert, pad, augment
+        self.sample_rate, self.label_of = sample_rate, {name: i for i, name in enumerate(reading.classes)}
+        self._are_numbers = any(name.isdecimal() for name in reading.classes)
+        self.seed, self.last, self.crops_per_clip = seed, last, crops_per_clip
+        self.reading, self.fields = reading, tuple(reading.fields)
 
     def __call__(self, position: int, out: Tensor) -> Crop:
         """Writes the crop at a position to ``out``, float32 ``[C, T]``; zeros if there is no usable clip."""
@@ -78,16 +100,16 @@ class ClipReader:
                 out,
                 self.sample_rate,
                 self._where(epoch, key, crop_number),
-                self.convert,
-                self.pad,
+                self.reading.convert,
+                self.reading.pad,
                 index.frames[number] if index.sha256[number] else 0,  # not reliable in other tools' shards
             )
         except (UnusableAudio, RemoteError, OSError) as error:
             out.zero_()
             kind = getattr(error, "kind", "read") if not isinstance(error, RemoteError) else "remote"
             return Crop(position, source, key, skipped=Skipped(shards.paths[shard], key, kind, str(error)))
-        if self.augment:
-            self.augment(out, seed_of(self.seed or 0, "augment", epoch, key, crop_number))
+        if self.reading.augment:
+            self.reading.augment(out, seed_of(self.seed or 0, "augment", epoch, key, crop_number))
         return Crop(position, source, key, *crop, label, fields)
 
     def _where(self, epoch: int, key: str, crop_number: int) -> float:
@@ -202,7 +224,7 @@ def read_in_order(
 ) -> Iterator[tuple[Crop, Tensor]]:
     """Yields each clip once, in the shards' order or shuffled by ``seed``, and its start as a new ``[C, T]``."""
     order = ClipOrder(shards.num_clips, seed)
-    reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, classes, None, fields=fields)
+    reader = ClipReader([shards], Mixture([order], [1], None), sample_rate, Reading(classes, fields), None)
     for position in range(order.num_clips):
         audio = torch.empty(channels, num_samples)
         yield reader(position, audio), audio

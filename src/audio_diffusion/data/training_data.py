@@ -1,7 +1,9 @@
 """Descriptions of training data: the format of a crop, and the shards."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from audio_diffusion.diffusion.checks import check_at_least_one
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,7 @@ class CropFormat:
     num_samples: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name}: expected at least 1, got {getattr(self, field.name)}")
+        check_at_least_one(sample_rate=self.sample_rate, channels=self.channels, num_samples=self.num_samples)
 
     @property
     def shape(self) -> tuple[int, int]:

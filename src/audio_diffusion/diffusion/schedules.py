@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.diffusion.schedule import Schedule
 
@@ -249,8 +250,7 @@ def lowered(schedule: Steps, floor_db: float = -90.0, prepended_steps: int = 30)
     """
     own = schedule.log_snr(schedule.times[1:])
     floor = -floor_db / 10 * math.log(10)
-    if prepended_steps < 1:
-        raise ValueError(f"prepended_steps: expected at least 1, got {prepended_steps}")
+    check_at_least_one(prepended_steps=prepended_steps)
     if floor <= own[0]:
         starts_at = -10 * own[0].item() / math.log(10)
         raise ValueError(f"floor_db: expected less than the {starts_at:.1f} dB it starts at, got {floor_db}")

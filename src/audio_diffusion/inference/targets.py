@@ -34,8 +34,32 @@ MOVED = {
     "audio_diffusion.diffusion.parameterization.Edm": "audio_diffusion.diffusion.parameterization.EdmPreconditioning",
 }
 
-#: renamed arguments by current target: {old: new}
-RENAMED = {"audio_diffusion.diffusion.schedules.lowered": {"num_steps": "prepended_steps"}}
+_DATA, _MODULE = "audio_diffusion.data.datamodule.AudioDataModule", "audio_diffusion.training.module.DiffusionModule"
+_SAMPLING = "audio_diffusion.callbacks.sampling.SampleAudio"
+
+#: renamed arguments by current target: {old: new}. A new name with a dot is an argument of a part, a
+#: node of its own whose target is in ``PARTS``; None: the argument is gone
+RENAMED: dict[str, dict[str, str | None]] = {
+    "audio_diffusion.diffusion.schedules.lowered": {"num_steps": "prepended_steps"},
+    _DATA: {
+        **{name: f"crop.{name}" for name in ("sample_rate", "channels", "num_samples")},
+        **{name: f"order.{name}" for name in ("seed", "shuffle_block", "weights", "temperature", "crops_per_clip")},
+        **{name: f"reading.{name}" for name in ("classes", "fields", "audio_member", "convert", "pad", "augment")},
+    },
+    _MODULE: {name: f"loss.{name}" for name in ("cond_dropout", "mask_padding", "strata", "seed")},
+    _SAMPLING: {"shape": None, "sample_rate": None, "guidance_scale": "guidance.scale", "clip": "guidance.clip"},
+}
+
+#: targets of the parts that ``RENAMED`` moves arguments to, by current target
+PARTS = {
+    _DATA: {
+        "crop": "audio_diffusion.data.training_data.CropFormat",
+        "order": "audio_diffusion.data.order.StreamOrder",
+        "reading": "audio_diffusion.data.stream.Reading",
+    },
+    _MODULE: {"loss": "audio_diffusion.training.loss.TrainingLoss"},
+    _SAMPLING: {"guidance": "audio_diffusion.diffusion.guidance.Guidance"},
+}
 
 
 class ConfigError(ValueError):
@@ -70,7 +94,7 @@ def with_moved(config: dict[str, Any]) -> dict[str, Any]:
     if (
         "callbacks" in moved and "guidance_scale" not in moved
     ):  # older versions had this option only at callbacks.sampling
-        moved["guidance_scale"] = (moved["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
+        moved["guidance_scale"] = (config["callbacks"].get("sampling") or {}).get("guidance_scale", 1.0)
     return moved
 
 
@@ -85,8 +109,21 @@ def _moved(node: Any) -> Any:
         return moved
     module, _, name = target.rpartition(".")
     target = MOVED.get(target) or f"{MOVED.get(module, module)}.{name}"
-    renamed = RENAMED.get(target, {})
-    return {renamed.get(key, key): value for key, value in moved.items()} | {"_target_": target}
+    renamed, result = RENAMED.get(target, {}), dict[str, Any](_target_=target)
+    for key, value in moved.items():
+        new = renamed.get(key, key)
+        part, _, name = (new or "").rpartition(".")
+        if part:
+            result.setdefault(part, {"_target_": PARTS[target][part]})[name] = value
+        elif new and key != "_target_":
+            result[new] = value
+    return result
+
+
+def renamed_hint(place: str, target: str, key: str) -> str:
+    """Returns " It is called .. now.", if a target's argument has been renamed; else nothing."""
+    new = RENAMED.get(target, {}).get(key)
+    return f" It is called {place}.{new} now." if new else ""
 
 
 _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
@@ -190,7 +227,7 @@ def target_problems(node: Any, path: str = "", given: tuple[str, ...] = ()) -> l
         for key, value in arguments.items():
             if key not in parameters:
                 if not open_ended:
-                    hint = nearest(key, list(parameters))
+                    hint = renamed_hint(place, target["_target_"], key) or nearest(key, list(parameters))
                     problems.append(f"{place}.{key}: {target['_target_']} has no such argument.{hint}")
             elif _is_infinite(parameters[key].default) and _is_infinite(value):
                 continue  # an infinite default means "no bound"

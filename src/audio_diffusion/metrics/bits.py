@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.seeding import generator_for
 from audio_diffusion.metrics.coding import Coded, code, coded_samples
 from audio_diffusion.metrics.flow import Flow, flow_likelihood
@@ -132,9 +133,7 @@ class BoundMeter:
     """
 
     def __init__(self, num_levels: int = 16, repeats: int = 2, continuous: bool = False, t_min: float | None = None):
-        for name, value in {"num_levels": num_levels, "repeats": repeats}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(num_levels=num_levels, repeats=repeats)
         if t_min is not None and not (continuous and 0 < t_min < 1):
             raise ValueError(f"t_min: expected a time between 0 and 1, and continuous=true, got {t_min}")
         self.num_levels, self.repeats, self.continuous, self.t_min = num_levels, repeats, continuous, t_min
@@ -201,8 +200,7 @@ class FlowMeter:
     """
 
     def __init__(self, repeats: int = 2, tolerance: float = 1e-3, t_min: float | None = None):
-        if repeats < 1:
-            raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        check_at_least_one(repeats=repeats)
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance: expected between 0 and 1, got {tolerance}")
         if t_min is not None and not 0 < t_min < 1:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audio_diffusion.metrics import pictures
+from audio_diffusion.metrics import charts, pictures
 from audio_diffusion.metrics.bits import (
     BoundMeter,
     ClipBounds,
@@ -119,7 +119,7 @@ class BitsPerDim(Metric):
         if bounds is None:
             return {}
         curve = bounds.curve()
-        figure = pictures.noise_levels(curve.snr_db, curve.loss, curve.bits_per_db, bounds.describe())
+        figure = charts.noise_levels(curve.snr_db, curve.loss, curve.bits_per_db, bounds.describe())
         return {"what each noise level costs": pictures.save(figure, folder / "noise_levels.png")}
 
 

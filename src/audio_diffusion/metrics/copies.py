@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.metrics import pictures
 from audio_diffusion.metrics.embeddings.cache import EmbeddingCache, Vectors
 from audio_diffusion.metrics.embeddings.embedding import Embedding
@@ -31,8 +32,7 @@ class Copies(Metric):
     needs = SOURCES
 
     def __init__(self, embedding: Embedding, candidates: int | None = CANDIDATES, cache: str | None = None):
-        if candidates is not None and candidates < 1:
-            raise ValueError(f"candidates: expected at least 1, got {candidates}")
+        check_at_least_one(candidates=candidates)
         self.embedding, self.candidates = embedding, candidates
         self._vectors = Vectors(embedding, EmbeddingCache(cache))
 

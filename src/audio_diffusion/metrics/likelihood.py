@@ -11,6 +11,7 @@ the clip's own samples are coded, and the bound is one of -log p(clip | its leng
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -147,6 +148,30 @@ def _draw_levels(
     return grid[step + 1], log_snr[step + 1], weight * factor, weight * width[step]
 
 
+@dataclass(frozen=True)
+class _Estimates:
+    """The network's estimates of given clips at given times."""
+
+    denoise: Denoise
+    schedule: Schedule
+    x0: Tensor
+    own: Tensor  # bool, x0's shape: False on padding
+    generators: Sequence[torch.Generator]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums values over each clip, without padding, in float64."""
+        values = in_double(values)
+        return torch.where(self.own.to(values.device), values, 0.0).flatten(1).sum(1)
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x̂0, and the squared error of v summed over the clip, with fresh noise."""
+        x0, t, noise = self.x0, t.to(self.x0.dtype), normal(self.generators, self.x0)
+        alpha, sigma = (per_clip(value, x0) for value in self.schedule.alpha_sigma(t.double()))
+        found_x0, found_noise = self.denoise(alpha * x0 + sigma * noise, t.to(x0.device))
+        error = alpha * (noise - found_noise) - sigma * (x0 - found_x0)
+        return found_x0, self.total(error.square() / (alpha.square() + sigma.square()))
+
+
 @torch.no_grad()
 def variational_bound(
     denoise: Denoise,
@@ -181,31 +206,19 @@ def variational_bound(
     """
     own = mask.expand_as(x0)
     dims = own.flatten(1).sum(1).clamp(min=1)
-
-    def total(values: Tensor) -> Tensor:
-        values = in_double(values)
-        return torch.where(own.to(values.device), values, 0.0).flatten(1).sum(1)
-
-    def estimate(t: Tensor) -> tuple[Tensor, Tensor]:
-        """x̂0, and the squared error of v, summed over the clip."""
-        t, noise = t.to(x0.dtype), normal(generators, x0)
-        alpha, sigma = (per_clip(value, x0) for value in schedule.alpha_sigma(t.double()))
-        found_x0, found_noise = denoise(alpha * x0 + sigma * noise, t.to(x0.device))
-        error = alpha * (noise - found_noise) - sigma * (x0 - found_x0)
-        return found_x0, total(error.square() / (alpha.square() + sigma.square()))
-
+    estimates = _Estimates(denoise, schedule, x0, own, generators)
     times, log_snr, factor, width = _draw_levels(schedule, t_min, num_steps, num_levels, uniform(generators))
-    errors = [estimate(t)[1].cpu() for t in times]
+    errors = [estimates.at(t)[1].cpu() for t in times]
     error = torch.stack(errors) if errors else torch.zeros_like(times)  # T = 1 has no such steps
     nats = 0.5 * factor * error
 
     most, least = ends(schedule, t_min)
     cos2, log1p_snr = torch.sigmoid(torch.tensor(least)).item(), F.softplus(torch.tensor(least)).item()
-    x0_last, _ = estimate(torch.full((len(x0),), t_min, dtype=torch.float64))
+    x0_last, _ = estimates.at(torch.full((len(x0),), t_min, dtype=torch.float64))
     return Bound(
-        prior=total(0.5 * (cos2 * (in_double(x0).square() - 1) + log1p_snr)).cpu(),
+        prior=estimates.total(0.5 * (cos2 * (in_double(x0).square() - 1) + log1p_snr)).cpu(),
         diffusion=nats.sum(0),
-        reconstruction=-total(log_density(x0, x0_last, math.exp(-most / 2), scale)).cpu(),
+        reconstruction=-estimates.total(log_density(x0, x0_last, math.exp(-most / 2), scale)).cpu(),
         log_snr=log_snr.T,
         width=width.T,
         nats=nats.T,

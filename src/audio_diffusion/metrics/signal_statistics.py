@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from audio_diffusion.metrics.pictures import long_term_spectrum
+from audio_diffusion.metrics.charts import long_term_spectrum
 
 FULL_SCALE = 0.999  # a sample of at least this magnitude is clipped: 16-bit files end at 0.99997
 SILENCE_DBFS = -60.0

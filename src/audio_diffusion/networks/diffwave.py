@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.networks.conditions.condition import Condition, Conditions, along_time
 from audio_diffusion.networks.layers import check_input
 
@@ -154,10 +155,7 @@ class DiffWave(nn.Module):
         embedding_scale: float = 0.1,
     ):
         super().__init__()
-        sizes = {"channels": channels, "num_layers": num_layers, "width": width, "dilation_cycle": dilation_cycle}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(channels=channels, num_layers=num_layers, width=width, dilation_cycle=dilation_cycle)
         if not upsample or any(factor < 2 or factor % 2 for factor in upsample):
             raise ValueError(f"upsample: expected even numbers, got {list(upsample)}")
         if not embedding_scale > 0:

@@ -15,7 +15,8 @@ from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.find import MANIFEST
 from audio_diffusion.data.shards.index import write_atomic
 from audio_diffusion.data.wording import counted
-from audio_diffusion.metrics import pictures
+from audio_diffusion.diffusion.checks import check_at_least_one
+from audio_diffusion.metrics import charts, pictures
 from audio_diffusion.packing.copies import describe, find_copies
 from audio_diffusion.packing.form import Form, Task, cut_of, tasks
 from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of
@@ -116,16 +117,14 @@ def _check_numbers(val_fraction: float, **counts: int) -> None:
         raise ValueError(
             f"val_fraction: expected at least 0, which holds out nothing, and less than 1, got {val_fraction}"
         )
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_at_least_one(**counts)
 
 
 def _write_report(report: PackReport, rests: list[tuple[str, str]], output: Path, picture: bool) -> None:
     """Writes the files that describe the data set. The manifest comes last, since it marks the data set as complete."""
     _write_refused([*report.refused, *rests], output)
     if picture:
-        pictures.save(pictures.data_set(report.manifest), output / PICTURE)
+        pictures.save(charts.data_set(report.manifest), output / PICTURE)
     write_atomic(output / MANIFEST, json.dumps(report.manifest, indent=1))
 
 

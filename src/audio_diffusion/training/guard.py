@@ -5,6 +5,8 @@ import statistics
 from collections import deque
 from typing import Any
 
+from audio_diffusion.diffusion.checks import check_at_least_one
+
 
 class StepGuard:
     """Decides from the gradient's norm whether each optimizer step is taken, and ends a run that diverges.
@@ -22,9 +24,7 @@ class StepGuard:
     """
 
     def __init__(self, max_skipped_in_a_row: int = 10, max_growth: float | None = 30.0, window: int = 100):
-        for name, value in {"max_skipped_in_a_row": max_skipped_in_a_row, "window": window}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(max_skipped_in_a_row=max_skipped_in_a_row, window=window)
         if max_growth is not None and not max_growth > 1:
             raise ValueError(f"max_growth: expected above 1, or null, got {max_growth}")
         self.max_skipped_in_a_row, self.max_growth, self.window = max_skipped_in_a_row, max_growth, window

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from torch import nn
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
@@ -46,8 +45,4 @@ class BF16True(Precision):
     """
 
     precision = "bf16-true"  # type: ignore[assignment]
-
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        """Sets the compute dtype of the DiffusionModule, which casts the inputs of its network."""
-        module.compute_dtype = torch.bfloat16  # type: ignore[assignment]
-        return module
+    network_dtype = torch.bfloat16  # to which ``DiffusionModule`` casts the inputs and weights of its network

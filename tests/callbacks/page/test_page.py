@@ -15,6 +15,7 @@ from audio_diffusion.callbacks.page.metrics_log import MOST_KEPT, Curve, Metrics
 from audio_diffusion.callbacks.page.page import write_page, write_results_page
 from audio_diffusion.callbacks.page.records import lowest, read_run
 from audio_diffusion.callbacks.sampling import SampleAudio
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.diffusion.solvers.ddim import ddim
 
 Make = Callable[..., Path]
@@ -225,7 +226,7 @@ def test_training_writes_the_page_after_each_round_and_goes_on_where_it_cannot(m
     def callback(page: Path) -> SampleAudio:
         options = {"every_n_steps": 1, "num_samples": 2, "num_process_points": 2, "page": str(page)}
         folder = str(page.parent / "samples")
-        return SampleAudio(partial(ddim, num_steps=2), (1, 2048), 16000, ["clap", "hat"], folder, **options)
+        return SampleAudio(partial(ddim, num_steps=2), CropFormat(16000, 1, 2048), ["clap", "hat"], folder, **options)
 
     make_run(max_steps=2, callbacks=[callback(tmp_path / "good" / "index.html")]).fit()
     page = (tmp_path / "good" / "index.html").read_text()

@@ -12,8 +12,11 @@ import pytest
 
 from audio_diffusion.data.batch import AudioBatch
 from audio_diffusion.data.datamodule import AudioDataModule
+from audio_diffusion.data.order import StreamOrder
 from audio_diffusion.data.remote import RemoteError, RemoteStore
 from audio_diffusion.data.shards.find import read_classes
+from audio_diffusion.data.stream import Reading
+from audio_diffusion.data.training_data import CropFormat
 
 
 @pytest.fixture
@@ -34,7 +37,13 @@ def make_data(tmp_path: Path) -> Callable[..., AudioDataModule]:
             "seed": 2,
         } | options
         data = AudioDataModule(
-            train, sample_rate=16_000, channels=1, num_samples=2048, num_workers=num_workers, store=store, **options
+            train,
+            crop=CropFormat(16_000, 1, 2048),
+            num_workers=num_workers,
+            store=store,
+            order=StreamOrder(options.pop("seed"), options.pop("shuffle_block")),
+            reading=Reading(options.pop("classes")),
+            **options,
         )
         data.trainer = L.Trainer(
             accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False

@@ -14,11 +14,12 @@ from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.remote import RemoteStore
 from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.shards.summary import summarize
-from audio_diffusion.data.stream import ClipReader
+from audio_diffusion.data.stream import ClipReader, Reading
+from audio_diffusion.data.training_data import CropFormat
 from audio_diffusion.packing.pack import pack, scan_folder
 
 WriteTar = Callable[..., Path]
-AUDIO = {"sample_rate": 16_000, "channels": 1, "num_samples": 16_384}
+AUDIO = CropFormat(sample_rate=16_000, channels=1, num_samples=16_384)
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def clip(encode: Callable[..., bytes], noise: Callable[..., Any]) -> Callable[..
 def clips_of(shard: Path, classes: list[str], **options: Any) -> list[Crop]:
     shards = Shards.open([str(shard)], **options)
     order = ClipOrder(shards.num_clips, None)
-    reader = ClipReader([shards], Mixture([order], [1], None), 16_000, classes, None)
+    reader = ClipReader([shards], Mixture([order], [1], None), 16_000, Reading(classes), None)
     return [reader(position, torch.empty(1, 100)) for position in range(order.num_clips)]
 
 
@@ -78,7 +79,7 @@ def two_members(write_tar: WriteTar, clip: Any, path: Path) -> Path:
 
 def test_clips_with_several_audio_members_need_a_choice(tmp_path: Path, write_tar: WriteTar, clip: Any) -> None:
     shard = two_members(write_tar, clip, tmp_path / "s.tar")
-    with pytest.raises(ValueError, match=r"found several \(flac, wav\); choose one .*: data.audio_member=flac"):
+    with pytest.raises(ValueError, match=r"found several \(flac, wav\); select one .*: data.reading.audio_member=flac"):
         Shards.open([str(shard)])
     with pytest.raises(ValueError, match=r"audio_member: expected one that clips have \(flac, wav\), got mp3"):
         Shards.open([str(shard)], None, "mp3")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from audio_diffusion.data.order import ClipOrder, Mixture
 from audio_diffusion.data.shards.members import MAX_BYTES, MAX_JSON_DEPTH, READERS, read_json, read_npy, read_text
 from audio_diffusion.data.shards.shards import Shards
-from audio_diffusion.data.stream import ClipReader
+from audio_diffusion.data.stream import ClipReader, Reading
 
 ROOT = Path(__file__).parents[3]
 
@@ -127,7 +127,7 @@ def test_a_hostile_shard_runs_no_code_and_writes_nothing(
     assert set(READERS) == {"json", "npy", "txt", "cls"}
     for fields in ([], ["label"], ["txt"], ["npy"], ["e.npy"]):
         order = ClipOrder(shards.num_clips, None)
-        reader = ClipReader([shards], Mixture([order], [1], None), 16_000, [], None, fields=fields)
+        reader = ClipReader([shards], Mixture([order], [1], None), 16_000, Reading(fields=fields), None)
         for position in range(order.num_clips):
             reader(position, torch.empty(1, 100))
     assert pickle.loads(pickle.dumps(np.float64(1))) == 1  # pickle itself works here

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from audio_diffusion.callbacks.cluster.heartbeat import beat
 from audio_diffusion.checkpoints import signals
+from audio_diffusion.diffusion.checks import check_at_least_one
 
 _BY_FILE = 1000  # code for a stop request by the file; no signal has this number
 _SECONDS_BETWEEN_LOOKS = 1.0  # interval between checks for the file, which may be on a slow, shared file system
@@ -41,8 +42,7 @@ class StopWhenAsked(L.Callback):
     """
 
     def __init__(self, file: str | None = None, every_n_steps: int = 5):
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        check_at_least_one(every_n_steps=every_n_steps)
         name = file or os.environ.get(signals.STOP_FILE)
         self.file, self.every_n_steps = Path(name) if name else None, every_n_steps
         self._request = 0  # the request known to all ranks: _BY_FILE, the signal's number, or 0 for none

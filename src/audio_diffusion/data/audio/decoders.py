@@ -1,23 +1,27 @@
 """Decoders: random access to a file's frames, by libsndfile."""
 
 import contextlib
-import ctypes
 import io
 import os
-import platform
 import struct
 import threading
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-SAMPLE_RATES = (1_000, 768_000)  # Hz; other rates in a header are errors
-MAX_SAMPLE = 100.0  # 40 dB above full scale; float files with larger samples contain unscaled integers
+from audio_diffusion.data.audio.quiet import Quiet
+from audio_diffusion.data.audio.reader import (
+    SAMPLE_RATES,
+    File,
+    UnusableAudio,
+    Window,
+    check_samples,
+)
+
 _MP3_PREROLL = 29 * 1152  # frames decoded before a crop: the first output of an MP3 decoder after a seek is wrong
 _OGG_TAIL = (
     1 << 18
@@ -26,93 +30,8 @@ _VORBIS_NEAR_S = 2  # seconds; for shorter seeks in a Vorbis file, libsndfile sk
 _INTEGER = ("PCM_", "ALAC_", "ULAW", "ALAW")  # subtypes that cannot hold NaN, infinite or huge samples
 _BLOCK = 1 << 18  # frames per block when a whole file is read
 _SILENT = (b"fLaC", b"OggS")  # first bytes of formats whose decoders print nothing
+
 _AS_IS = contextlib.nullcontext()
-
-File = str | bytes | Path | BinaryIO | memoryview
-
-
-class UnusableAudio(Exception):
-    """Raised for audio that cannot be used. The message has the reason; ``kind`` is one of ``data.faults.KINDS``."""
-
-    def __init__(self, reason: str, kind: str = "corrupt"):
-        super().__init__(reason)
-        self.kind = kind
-
-
-class Reader(Protocol):
-    """The interface of everything that reads a file: one decoder, or several in sequence."""
-
-    @property
-    def frames(self) -> int: ...
-    @property
-    def samplerate(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def encoding(self) -> str: ...
-    def samples(self, first: int, count: int) -> NDArray: ...
-    def limit(self, frames: int) -> None: ...
-    def blocks(self) -> Iterator[NDArray[np.float32]]: ...
-    def close(self) -> None: ...
-
-
-class Window(io.RawIOBase):
-    """A read-only file over a region of memory; only the bytes that a decoder reads are touched."""
-
-    def __init__(self, memory: memoryview):
-        self._memory, self._at = memory, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._memory)}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        chunk = self._memory[self._at : self._at + len(buffer)]
-        buffer[: len(chunk)] = chunk
-        self._at += len(chunk)
-        return len(chunk)
-
-
-@cache
-def _stderr_of_c() -> tuple[ctypes.c_void_p, int, int] | None:
-    """Returns the C library's variable stderr, its value, and a stream that discards everything; None if it cannot be
-    set."""
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    library = ctypes.CDLL(None)
-    library.fopen.restype = ctypes.c_void_p
-    nowhere = library.fopen(os.devnull.encode(), b"w")
-    variable = ctypes.c_void_p.in_dll(library, "stderr")
-    return (variable, variable.value, nowhere) if nowhere and variable.value else None
-
-
-class _Quiet(contextlib.AbstractContextManager):  # type: ignore[type-arg]
-    """Context manager that discards what C code prints to stderr; Python's own stderr is not affected."""
-
-    _lock, _entered = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        if (found := _stderr_of_c()) is not None:
-            with self._lock:
-                _Quiet._entered += 1
-                found[0].value = found[2]
-
-    def __exit__(self, *error: object) -> None:
-        if (found := _stderr_of_c()) is not None:
-            with self._lock:
-                _Quiet._entered -= 1
-                if not _Quiet._entered:
-                    found[0].value = found[1]
 
 
 class Decoder(sf.SoundFile):
@@ -131,7 +50,7 @@ class Decoder(sf.SoundFile):
     _scratch = threading.local()
 
     def __init__(self, file: str | bytes | BinaryIO | io.RawIOBase, is_silent: bool = False):
-        with _AS_IS if is_silent else _Quiet():  # the MP3 decoder prints warnings
+        with _AS_IS if is_silent else Quiet():  # the MP3 decoder prints warnings
             super().__init__(file)
         self.promised, self._at, self.start_s = self.frames, 0, 0.0
         self.container, self.codec = self.format, self.subtype
@@ -176,7 +95,7 @@ class Decoder(sf.SoundFile):
             scratch = self._scratch.array = np.empty(needed, dtype=np.float32)
         try:
             into = scratch[:needed].reshape(count + preroll, self.channels)
-            with _Quiet() if format == "MP3" else _AS_IS:
+            with Quiet() if format == "MP3" else _AS_IS:
                 if not is_near:
                     self.seek(first - preroll)
                 samples = self.read(count + preroll, out=into)[preroll:]
@@ -234,7 +153,7 @@ class Decoder(sf.SoundFile):
             if self.codec == "OPUS":
                 self.seek(0)  # reading Opus pages from the middle of a stream does not begin here
             while done < self.frames:
-                with _Quiet():
+                with Quiet():
                     block = self.read(min(_BLOCK, self.frames - done), dtype="float32", always_2d=True)
                 if not len(block):
                     return
@@ -352,19 +271,3 @@ def open_plain(file: File) -> Decoder | Pcm16:
         opened.close()
         raise problem
     return opened
-
-
-def check_samples(samples: np.ndarray, first: int, sample_rate: int, start_s: float = 0.0) -> None:
-    """Checks samples ``[n, C]`` that begin at frame ``first`` of a file, or of the part of it that begins at
-    ``start_s``.
-
-    Raises:
-        UnusableAudio: if any is NaN, infinite or absurdly large, with the time of the first one.
-    """
-    loudest = max(samples.max(), -samples.min()) if samples.size else 0.0
-    if loudest <= MAX_SAMPLE:  # False for NaN
-        return
-    at_s = start_s + (first + int((~(np.abs(samples) <= MAX_SAMPLE)).any(1).argmax())) / sample_rate
-    if not np.isfinite(loudest):
-        raise UnusableAudio(f"holds NaN or infinite samples, the first at {at_s:.3f} s", "samples")
-    raise UnusableAudio(f"holds samples of {loudest:.3g}, where full scale is 1, the first at {at_s:.3f} s", "samples")

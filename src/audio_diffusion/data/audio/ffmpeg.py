@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from audio_diffusion.data.audio.decoders import File, UnusableAudio, Window
 from audio_diffusion.data.audio.formats.containers import Data, Loss
+from audio_diffusion.data.audio.reader import File, UnusableAudio, Window
 
 _MAGIC = {  # offset in the file: possible bytes at that offset
     0: (b"\x1aE\xdf\xa3", b"0&\xb2u\x8ef\xcf\x11", b"wvpk", b"MAC ", b"\x0bw", b"\xff\xf1", b"\xff\xf9", b"#!AMR"),

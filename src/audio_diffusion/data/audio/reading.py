@@ -12,8 +12,8 @@ import soundfile as sf
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audio_diffusion.data.audio.decoders import MAX_SAMPLE, SAMPLE_RATES, Reader, UnusableAudio, Window, check_samples
 from audio_diffusion.data.audio.formats.containers import Loss
+from audio_diffusion.data.audio.reader import MAX_SAMPLE, SAMPLE_RATES, Reader, UnusableAudio, Window, check_samples
 from audio_diffusion.data.audio.resampling import check_fit, map_channels, read_window
 from audio_diffusion.data.audio.whole import MAX_MISSING, Whole, open_for_crop, open_whole, second_try
 

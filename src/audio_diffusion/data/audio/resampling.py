@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audio_diffusion.data.audio.decoders import Reader, UnusableAudio
+from audio_diffusion.data.audio.reader import Reader, UnusableAudio
 
 _MAX_FILTER = 20_000_000  # limit on up·down, the size of the filter bank (80 MB); usual pairs of rates are far below it
 _CONTEXT = 64  # samples at the lower of the two rates; more than the length of the resampling filter

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from audio_diffusion.data.audio.decoders import Decoder, Pcm16, Reader, UnusableAudio, check_samples, open_plain
+from audio_diffusion.data.audio.decoders import Decoder, Pcm16, open_plain
 from audio_diffusion.data.audio.formats import ogg
 from audio_diffusion.data.audio.formats.containers import Data, Loss, Part, Stitched
+from audio_diffusion.data.audio.reader import Reader, UnusableAudio, check_samples
 from audio_diffusion.data.audio.resampling import check_fit, read_window
 
 _TAIL = 1 << 18  # frames decoded at once

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audio_diffusion.data.audio import ffmpeg
-from audio_diffusion.data.audio.decoders import Decoder, File, Pcm16, Reader, UnusableAudio, open_plain
+from audio_diffusion.data.audio.decoders import Decoder, Pcm16, open_plain
 from audio_diffusion.data.audio.formats import chunks, flac, mpeg, ogg
 from audio_diffusion.data.audio.formats.containers import Data, Layout, Loss, skip_tags
+from audio_diffusion.data.audio.reader import File, Reader, UnusableAudio
 from audio_diffusion.data.audio.sequence import Chain, Forward, real_frames
 
 MAX_MISSING = 0.2  # default for the fraction of a file that may be missing

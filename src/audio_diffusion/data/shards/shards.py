@@ -209,7 +209,7 @@ def _check_choices(built: Sequence[ShardIndex], audio_member: str | None) -> Non
     if not audio_member and found and max(found.values()) > _FEW * num_clips:
         raise ValueError(
             f"shards: expected one audio member for each clip of {built[0].path}, found several ({endings}); select "
-            f"one by its ending: data.audio_member={min(found)}"
+            f"one by its ending: data.reading.audio_member={min(found)}"
         )
 
 

@@ -13,6 +13,7 @@ from audio_diffusion.data.shards.find import expand, find_held_out, parent, read
 from audio_diffusion.data.shards.index import ShardIndex
 from audio_diffusion.data.shards.members import READERS
 from audio_diffusion.data.shards.shards import Shards, load_index
+from audio_diffusion.data.training_data import CropFormat
 
 _LOOKED_AT = 1000  # number of clips of a foreign shard whose labels are read
 _HEARD, _HEARD_REMOTE = 20, 4  # number of clips of local and remote foreign shards that are checked for silence
@@ -24,7 +25,7 @@ def summarize(
     train: Mapping[str, str],
     val: Mapping[str, str] | None,
     store: RemoteStore,
-    audio: Mapping[str, int],
+    crop: CropFormat,
     classes: list[str],
     validates: bool = True,
     audio_member: str | None = None,
@@ -35,7 +36,7 @@ def summarize(
         train: patterns of the training shards by name.
         val: pattern of the held-out shards; None for those beside the training shards.
         store: store for URLs.
-        audio: sample_rate, channels and num_samples of the crops.
+        crop: format of the crops.
         classes: class names used in training.
         validates: whether validation is requested.
         audio_member: ending of the member that is a clip's audio.
@@ -50,8 +51,8 @@ def summarize(
         path = expand(pattern, store)[0]
         manifest = read_manifest(parent(path), store)
         index = None if manifest.get("formats") else load_index(path, store, audio_member=audio_member)
-        lines.append(f"{which}{_clips(manifest, index)}; training on {_crops(audio)}")
-        silent, total = _silence(manifest) if index is None else _silence_heard(path, index, store, audio, audio_member)
+        lines.append(f"{which}{_clips(manifest, index)}; training on {_crops(crop)}")
+        silent, total = _silence(manifest) if index is None else _silence_heard(path, index, store, crop, audio_member)
         if silent and 10 * silent >= total:
             lines.append(f"{which}{_warning(silent, total, is_part=index is not None)}")
         labelled[name] = bool(manifest.get("classes"))
@@ -68,9 +69,8 @@ def summarize(
     return lines
 
 
-def _crops(audio: Mapping[str, int]) -> str:
-    seconds = audio["num_samples"] / audio["sample_rate"]
-    return f"{_format(audio['sample_rate'], audio['channels'])}, {seconds:.3g} s"
+def _crops(crop: CropFormat) -> str:
+    return f"{_format(crop.sample_rate, crop.channels)}, {crop.num_samples / crop.sample_rate:.3g} s"
 
 
 def _format(sample_rate: int, channels: int) -> str:
@@ -106,19 +106,19 @@ def _silence(manifest: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _silence_heard(
-    path: str, index: ShardIndex, store: RemoteStore, audio: Mapping[str, int], audio_member: str | None
+    path: str, index: ShardIndex, store: RemoteStore, crop: CropFormat, audio_member: str | None
 ) -> tuple[int, int]:
     """Checks some clips of a foreign shard; returns the number that are zero at beginning, middle and end, and the
     number of checked clips."""
     shards = Shards([path], [len(index.keys)], [index.num_bytes], store, (), [index.etag], audio_member)
-    crop = torch.empty(audio["channels"], audio["num_samples"])
+    samples = torch.empty(crop.shape)
     wanted, silent, total = _HEARD_REMOTE if is_remote(path) else _HEARD, 0, 0
     for number in range(0, len(index.keys), max(len(index.keys) // wanted, 1)):
         try:
             loudest = 0.0
             for where in (0.0, 0.5, 1.0):
-                read_crop(shards.member(0, index.audio[number]), crop, audio["sample_rate"], where)
-                loudest = max(loudest, crop.abs().max().item())
+                read_crop(shards.member(0, index.audio[number]), samples, crop.sample_rate, where)
+                loudest = max(loudest, samples.abs().max().item())
         except (UnusableAudio, OSError, RemoteError):
             continue  # training reports it
         silent, total = silent + (loudest == 0), total + 1

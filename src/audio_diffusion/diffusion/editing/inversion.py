@@ -1,6 +1,7 @@
 """Inversion of clips to the noise that generates them, and interpolation between two clips in noise space."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -121,6 +122,29 @@ def _check(first: Tensor, second: Tensor, weights: Sequence[float], strength: fl
         raise ValueError(f"weights: expected numbers from 0 (first clip) to 1 (second), got {list(weights)}")
 
 
+@dataclass(frozen=True)
+class _Path:
+    """DDIM between clips and the noises that lead to them, in both directions."""
+
+    denoise: Denoiser
+    schedule: Schedule
+    num_steps: int | None
+    grid: Grid
+    progress: Callable[[], None]
+
+    def back(self, clip: Tensor) -> Tensor:
+        """Returns the noise that leads to a clip."""
+        noise = invert(self.denoise, clip, self.schedule, num_steps=self.num_steps, grid=self.grid)
+        self.progress()
+        return noise
+
+    def forth(self, noise: Tensor) -> Tensor:
+        """Returns the clip that noise leads to."""
+        clip = ddim(self.denoise, noise, self.schedule, _no_noise, num_steps=self.num_steps, grid=self.grid)
+        self.progress()
+        return clip
+
+
 @torch.no_grad()
 def interpolate(
     net: Net,
@@ -161,29 +185,17 @@ def interpolate(
         ValueError: if the clips differ in shape, a weight is outside [0, 1], or the strength is outside (0, 1].
     """
     _check(first, second, weights, strength)
-    tell = progress or (lambda: None)
-    schedule = process.schedule
     if strength < 1:
-        grid = From(time_of_strength(schedule, strength), grid)
+        grid = From(time_of_strength(process.schedule, strength), grid)
     denoise = (guidance or Guidance()).denoiser(process, net, cond)
-
-    def back(clip: Tensor) -> Tensor:
-        noise = invert(denoise, clip, schedule, num_steps=num_steps, grid=grid)
-        tell()
-        return noise
-
-    def forth(noise: Tensor) -> Tensor:
-        clip = ddim(denoise, noise, schedule, _no_noise, num_steps=num_steps, grid=grid)
-        tell()
-        return clip
-
-    start, end = back(first), back(second)
-    first_again, second_again = forth(start), forth(end)
+    path = _Path(denoise, process.schedule, num_steps, grid, progress or (lambda: None))
+    start, end = path.back(first), path.back(second)
+    first_again, second_again = path.forth(start), path.forth(end)
 
     def between(weight: float) -> Tensor:
         if weight in (0, 1):
             return second if weight else first
-        return forth(slerp(start, end, weight)) + torch.lerp(first - first_again, second - second_again, weight)
+        return path.forth(slerp(start, end, weight)) + torch.lerp(first - first_again, second - second_again, weight)
 
     errors = [error_db(first_again, first), error_db(second_again, second)]
     clips = [between(weight) for weight in weights]

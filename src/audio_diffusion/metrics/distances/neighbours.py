@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.diffusion.float64 import in_double
 from audio_diffusion.metrics.distances.estimate import (
     REPLICATES,
@@ -62,8 +63,7 @@ def neighbour_shares(vectors: Tensor, reference: Tensor, k: int = 5) -> Shares:
     Raises:
         ValueError: for other shapes, k below 1, or a set of fewer than k + 1 windows.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
+    check_at_least_one(k=k)
     for name, value in (("vectors", vectors), ("reference", reference)):
         if value.ndim != 2 or len(value) <= k or value.shape[1] != reference.shape[-1]:
             raise ValueError(f"{name}: expected [at least {k + 1}, {reference.shape[-1]}], got {list(value.shape)}")
@@ -97,8 +97,7 @@ def precision_recall_density_coverage(
     """
     check_pair(generated, reference)
     check_replicates(replicates)
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
+    check_at_least_one(k=k)
     if refusal := refused(generated, reference, max(MIN_WINDOWS, 2 * k), "precision, recall, density and coverage"):
         return dict.fromkeys(NAMES, refusal)
     shares = neighbour_shares(generated.vectors, reference.vectors, k)

@@ -228,7 +228,7 @@ class Conditions(nn.Module):
             if field not in batch:
                 raise ValueError(
                     f"condition {name}: expected the data to have {field!r}, it has {', '.join(sorted(batch))}; "
-                    f"add it to data.fields, or leave the condition out: model.conditions.{name}=null"
+                    f"add it to data.reading.fields, or leave the condition out: model.conditions.{name}=null"
                 )
             values = batch[field]
             # if no clip of a batch has the field, its values are empty strings, whatever type it has in other batches

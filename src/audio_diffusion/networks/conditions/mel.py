@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.networks.conditions.condition import Condition, Device, Values, numbers
 from audio_diffusion.networks.layers import NullableEmbedding
 
@@ -45,9 +46,7 @@ class Mel(Condition):
         embed: bool = True,
     ):
         super().__init__(field)
-        for name, value in {"channels": channels, "n_mels": n_mels, "n_fft": n_fft, "hop": hop}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_at_least_one(channels=channels, n_mels=n_mels, n_fft=n_fft, hop=hop)
         if hop > n_fft or (n_fft - hop) % 2:
             raise ValueError(f"hop: expected n_fft ({n_fft}) less an even number, got {hop}")
         self.channels, self.num_rows, self.n_fft, self.hop = channels, channels * n_mels, n_fft, hop

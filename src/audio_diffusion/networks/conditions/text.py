@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.networks.conditions.condition import Condition, Device, Values
 from audio_diffusion.networks.layers import NullableTokens
 
@@ -113,8 +114,7 @@ class Text(Condition):
 
     def __init__(self, encoder: str, width: int, max_tokens: int = 64, field: str | None = None):
         super().__init__(field)
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
+        check_at_least_one(max_tokens=max_tokens)
         self.encoder, self.width, self.max_tokens = encoder, width, max_tokens
 
     def check(self) -> None:
