@@ -17,7 +17,7 @@ from audio_diffusion.inference.targets import ConfigError
 _INTEGERS = ("seed", "max_steps", "batch_size", "val_every_steps", "log_every_steps")
 
 
-@dataclass(frozen=True)
+@dataclass
 class AudioFormat:
     """Format of the training audio: sample rate (Hz), channels C, length T of a crop in samples, and scale (1/RMS)."""
 
@@ -27,7 +27,7 @@ class AudioFormat:
     scale: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainOptions:
     """The root options of train.py: the keys of ``configs/train.yaml`` and their types.
 
