@@ -50,7 +50,7 @@ class Corpus:
         return {
             **{name: merged.audio[name] for name in ("sample_rate", "channels", "num_samples")},
             "batch_size": merged.batch_size,
-            "crops_per_clip": OmegaConf.select(merged, "data.crops_per_clip", default=1),
+            "crops_per_clip": OmegaConf.select(merged, "data.order.crops_per_clip", default=1),
         }
 
     def crops(self, split: str, count: int, seed: int = 0) -> tuple[Tensor, list[str]]:
