@@ -88,6 +88,7 @@ def test_levels_of_a_known_clip():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_clip_bounds_the_samples_and_other_values_are_refused(make_run, tmp_path):
     run = make_run(max_steps=1)
     run.fit()

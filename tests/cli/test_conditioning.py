@@ -135,6 +135,7 @@ def trained(user: Path) -> checkpoint_reader.Model:
     return model
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_neither_trained_nor_averaged_nor_saved(
     user: Path, trained: checkpoint_reader.Model, text_encoders: dict[str, Path]
 ) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 #: run by every Python process before anything else: takes away what Windows does not have
@@ -23,6 +25,7 @@ del faulthandler.register
 """
 
 
+@pytest.mark.slow
 def test_the_programs_run_without_what_windows_lacks(
     drum_folder: Path, tiny_sampled: list[str], tmp_path: Path
 ) -> None:

@@ -5,9 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from audio_diffusion.callbacks.page.page import write_page
 
 
+@pytest.mark.slow
 def test_a_browser_plays_the_sounds_and_filters_them(
     require: Callable[[str], None], make_run_folder: Callable[..., Path]
 ) -> None:

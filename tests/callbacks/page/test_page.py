@@ -222,6 +222,7 @@ def test_ticks_are_round_numbers_within_the_range(low: float, high: float, is_lo
     assert curves.ticks(low, high, 4, is_log) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_training_writes_the_page_after_each_round_and_goes_on_where_it_cannot(make_run: Any, tmp_path: Path) -> None:
     def callback(page: Path) -> SampleAudio:
         options = {"every_n_steps": 1, "num_samples": 2, "num_process_points": 2, "page": str(page)}
