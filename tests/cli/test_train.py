@@ -170,7 +170,7 @@ def test_resuming_goes_on_in_the_same_run(train: Run, run_program: Run, trained:
 
     refused = run_program(trained, "train.py", f"data.train={drum_shards}", *TINY, "name=again", "ckpt=none")
     assert refused.returncode == 2
-    assert "ckpt=none: runs/again already holds step_00000006.ckpt" in refused.stderr
+    assert "ckpt=none: runs/again already contains step_00000006.ckpt" in refused.stderr
 
 
 def test_the_same_wandb_run_goes_on(train: Run, trained: Path, drum_shards: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_debug_run_leaves_the_real_one_alone_and_can_be_repeated(train, tmp_pa
     said = train("name=one", "max_steps=6", "logger=null", "trainer.limit_val_batches=1")
     assert "starting a new run" in said
     with pytest.raises(
-        config.ConfigError, match=r"ckpt=overwrite: \S+ holds step_00000006\.ckpt, which is beyond the 4 steps"
+        config.ConfigError, match=r"ckpt=overwrite: \S+ contains step_00000006\.ckpt, which is beyond the 4 steps"
     ):
         run_folder._remove_checkpoints(tmp_path / "runs/one", 4)
 
