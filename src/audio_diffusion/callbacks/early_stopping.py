@@ -16,7 +16,7 @@ from audio_diffusion.callbacks.loggers import latest_metrics
 from audio_diffusion.callbacks.validations import is_at_validation
 from audio_diffusion.inference.targets import nearest
 
-RECORD = "stopped_early.json"  # in the run's folder: why early stopping has finished it
+RECORD = "stopped_early.json"  # file in the run's folder with the reason for an early stop
 _COUNTS = ("best", "best_step", "seen_step", "validated_at", "waited")
 
 
@@ -66,7 +66,7 @@ class StopEarly(L.Callback):
 
     @property
     def reason(self) -> str:
-        """Why the run is to end, in one line; empty if it is not."""
+        """The reason why the run should end, in one line; empty if it should not."""
         if self.monitor is None or self.best is None or self.waited < self.patience:
             return ""
         more = f" by more than {self.min_delta:g}" if self.min_delta else ""
@@ -90,7 +90,7 @@ class StopEarly(L.Callback):
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Counts the figure; rank 0 decides, as it alone has all figures."""
+        """Counts the figure; rank 0 decides, because only it has all figures."""
         if self.monitor is None or trainer.sanity_checking or is_stopping(trainer):
             return
         if trainer.state.fn != TrainerFn.FITTING:
@@ -151,7 +151,7 @@ class StopEarly(L.Callback):
 
 
 def early_stop_of(trainer: L.Trainer) -> str:
-    """Why the run ends early, in one line; empty if it does not."""
+    """Returns the reason why the run ends early, in one line; empty if it does not."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback.reason for callback in callbacks if isinstance(callback, StopEarly)), "")
 

@@ -1,4 +1,4 @@
-"""Which validation is it? A count that a resumed run continues as an uninterrupted one would."""
+"""A count of validations, which a resumed run continues like an uninterrupted one."""
 
 from typing import Any
 

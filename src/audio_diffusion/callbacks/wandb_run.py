@@ -1,4 +1,4 @@
-"""What a run looks like in W&B: rows by optimizer step, keys in few groups, and figures that runs are compared by."""
+"""The display of a run in W&B: rows by optimizer step, keys in a few groups, and figures for comparing runs."""
 
 from collections.abc import Mapping
 from pathlib import Path

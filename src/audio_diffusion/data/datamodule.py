@@ -1,4 +1,4 @@
-"""The DataModule: shards in, batches out, on any number of ranks and workers."""
+"""The DataModule: reads batches from shards, on any number of ranks and workers."""
 
 import os
 from dataclasses import replace
@@ -25,30 +25,30 @@ from audio_diffusion.data.workers import START_METHODS, ShieldedLoader, prepare
 from audio_diffusion.diffusion.checks import check_at_least_one
 
 _AHEAD = 4  # number of batches that a worker prefetches
-_IN_USE = 3  # more, that the training process may hold at a time: in the step, on their way to the device
+_IN_USE = 3  # additional batches in the training process: in the step, and in transfer to the device
 
 
 class AudioDataModule(L.LightningDataModule):
-    """Training and held-out shards as streams of ``AudioBatch``.
+    """Reads training and held-out shards as streams of ``AudioBatch``.
 
     Args:
         train: training shards: a folder made by make_shards.py, a glob or a brace pattern, local or a URL; or several
             data sets by name, ``{music: s3://.., speech: data/speech}``, to be mixed.
-        val: held-out shards, likewise; None: the val-*.tar beside the training shards. Where there are none, training
-            goes without validation.
-        crop: format of the crops. Clips of another rate are resampled; stereo becomes mono by the mean, mono becomes
-            stereo by copying.
-        batch_size: clips per optimizer step, over all ranks and accumulated batches together.
-        max_steps: optimizer steps of the run.
+        val: held-out shards, likewise; None for the val-*.tar beside the training shards. If there are none, training
+            runs without validation.
+        crop: format of the crops. Clips with another rate are resampled; stereo is converted to mono by averaging, mono
+            to stereo by copying.
+        batch_size: number of clips per optimizer step, over all ranks and accumulated batches together.
+        max_steps: number of optimizer steps of the run.
         order: order of the stream of training crops; None for ``StreamOrder()``.
-        reading: what is read of each clip; None for ``Reading()``. ``augment`` changes training crops only.
-        store: reads URLs; None for one that keeps nothing on disk.
-        num_workers: processes per rank that read and decode; 0 reads in the training process.
-        worker_start: how workers are started: fork, forkserver, spawn; None: forkserver, where the system has it, else
+        reading: options of reading a clip; None for ``Reading()``. ``augment`` applies only to training crops.
+        store: store for URLs; None for one without a cache on disk.
+        num_workers: number of processes per rank that read and decode; 0 reads in the training process.
+        worker_start: start method of workers, fork, forkserver or spawn; None for forkserver if the system has it, else
             spawn. A fork of a process that has threads may hang.
 
     Raises:
-        ValueError: for sizes that are not positive, or weights for other data sets than there are.
+        ValueError: for sizes that are not positive, or weights of data sets that do not exist.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class AudioDataModule(L.LightningDataModule):
         self._resume_position, self._resume_step = 0, 0
 
     def prepare_data(self) -> None:
-        """On one rank of each node: indexes the shards that have no index yet, and checks that all are whole."""
+        """Indexes shards without an index, and checks that all are complete; runs on one rank of each node."""
         if self.num_workers:
             prepare(self.worker_start)  # imports what workers need meanwhile
         for pattern in [*self.train.values(), *find_held_out(self.train, self.val, self.store).values()]:
             Shards.open([pattern], self.store, self.reading.audio_member).check_sizes()
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds the shards and lays out the order of the run."""
+        """Finds the shards and determines the order of the run."""
         self.train_shards = {
             name: Shards.open([pattern], self.store, self.reading.audio_member) for name, pattern in self.train.items()
         }
@@ -106,7 +106,8 @@ class AudioDataModule(L.LightningDataModule):
         self.mixture = self.order.mixture({name: shards.num_clips for name, shards in self.train_shards.items()})
 
     def summary(self, validates: bool = True) -> list[str]:
-        """Lines about the data for the start of training, see ``data.summary``. ``validates``: validation is wanted."""
+        """Returns lines about the data for the start of training, see ``data.summary``; ``validates`` is whether
+        validation is requested."""
         return summarize(
             self.train,
             self.val,
@@ -118,18 +119,18 @@ class AudioDataModule(L.LightningDataModule):
         )
 
     def refused(self) -> list[Skipped]:
-        """The unusable members that indexing found in the shards."""
+        """Returns the unusable members that indexing found in the shards."""
         return [skip for shards in self._all_shards() for skip in shards.refused]
 
     def _all_shards(self) -> list[Shards]:
         return [*self.train_shards.values(), *([self.val_shards] if self.val_shards else [])]
 
     def num_clips(self) -> int:
-        """Clips in all shards, training and held-out."""
+        """Returns the number of clips in all shards, training and held-out."""
         return sum(int(shards.num_clips.sum()) for shards in self._all_shards())
 
     def describe(self) -> dict[str, Any]:
-        """The data as plain values, for the log: where, shards, clips, bytes, share of the stream."""
+        """Returns the data as plain values for the log: location, shards, clips, bytes, share of the stream."""
         shares = {
             name: share / sum(self.mixture.shares) for name, share in zip(self.train, self.mixture.shares, strict=True)
         }
@@ -148,7 +149,7 @@ class AudioDataModule(L.LightningDataModule):
         }
 
     def _per_rank(self) -> int:
-        """Clips in one batch of one rank."""
+        """Returns the number of clips in one batch of one rank."""
         assert self.trainer is not None
         nodes = self.trainer.num_nodes
         split = BatchSplit(

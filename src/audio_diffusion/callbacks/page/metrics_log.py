@@ -41,7 +41,7 @@ class Curve(Sequence[Point]):
 
     @property
     def points(self) -> list[Point]:
-        """The points by step."""
+        """Returns the points by step."""
         rest = [mean(self._part)] if self._part else []
         return sorted([*self._points, *rest], key=lambda point: point[0])
 
@@ -57,7 +57,7 @@ class Curve(Sequence[Point]):
 
 
 def mean(points: Sequence[Point]) -> Point:
-    """The mean step and the mean value of some points."""
+    """Returns the mean step and the mean value of some points."""
     return tuple(math.fsum(values) / len(points) for values in zip(*points, strict=True))  # type: ignore[return-value]
 
 
@@ -84,10 +84,10 @@ class MetricsLog:
         self._damaged = self._not_finite = 0
 
     def read(self) -> list[str]:
-        """Reads the new rows; a file that was replaced or cut is read anew.
+        """Reads the new rows; a file that was replaced or truncated is read from the beginning.
 
         Returns:
-            What could not be read.
+            Notes on rows that could not be read.
         """
         half_written = 0
         try:
