@@ -22,21 +22,21 @@ from audio_diffusion.diffusion.seeding import seed_of
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of each clip, and which clips are used.
+    """Options of reading a clip: its label and fields, its audio, and whether it is used.
 
     Args:
-        classes: class names, in the order of the network's labels; empty ignores labels. A clip's label is that of its
-            json, else its ``.cls`` member, which may be a number: the place of its class in this list. A clip whose
-            label is none of them is skipped, one whose label is null is "not given".
+        classes: class names, in the order of the network's labels; empty ignores labels. A clip's label is read from
+            its json, else from its ``.cls`` member, which may be an index into this list. A clip with any other label
+            is skipped; null means "not given".
         fields: additional fields of each clip: keys of its json (``caption``), or endings of members (``text.npy``). A
             clip that lacks one is skipped.
-        audio_member: which member of a clip is its audio, by its ending (``flac``, ``vocals.wav``), in shards of other
-            tools where clips have several; None: the only one.
+        audio_member: ending of the member that is a clip's audio (``flac``, ``vocals.wav``), for shards of other tools
+            in which clips have several; None if clips have only one.
         convert: whether to resample and map channels; if False, clips of another sample rate or number of channels are
             skipped.
         pad: whether to pad clips shorter than the crop with silence, which the batch's mask shows; if False, they are
             skipped.
-        augment: changes each training crop (gain, polarity, channels), from a seed of its own; None for not at all.
+        augment: augmentation of each training crop (gain, polarity, channels), with its own seed; None for none.
     """
 
     classes: Sequence[str] = ()
@@ -59,7 +59,7 @@ class ClipReader:
         sources: the data sets.
         mixture: maps positions to clips; it counts each clip ``crops_per_clip`` times.
         sample_rate: sample rate of the crop, Hz.
-        reading: what is read of each clip.
+        reading: options of reading a clip.
         seed: seed of the positions of crops in their clips; None reads the start of each clip.
         last: positions from here on are empty slots, which fill the last batch of a pass; None for an endless stream.
         crops_per_clip: number of crops of each clip in an epoch, each from a different part of the clip.

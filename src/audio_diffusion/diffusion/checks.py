@@ -2,10 +2,10 @@
 
 
 def check_at_least_one(**values: int | None) -> None:
-    """Checks that numbers are at least 1; None is left out.
+    """Checks that numbers are at least 1; None is accepted.
 
     Raises:
-        ValueError: naming the first argument that is smaller.
+        ValueError: if one is not; the message names the first such argument.
     """
     for name, value in values.items():
         if value is not None and value < 1:

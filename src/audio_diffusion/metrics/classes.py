@@ -1,4 +1,4 @@
-"""Does a generated clip sound like its class? Accuracy, FID, IS, mIS and AM score by a classifier of real clips."""
+"""Metrics of classes: accuracy, FID, IS, mIS and AM score, by a classifier of real clips."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ _REPLICATES = 200  # of the bootstrap over clips
 
 
 class _Judged(NamedTuple):
-    """What the classifier says.
+    """The predictions of the classifier.
 
     classes: names, in the order of the logits.   real: held-out logits of the real clips, and their classes.
     generated: logits of the generated clips, those without a vector left out.   asked, named: classes of the generated

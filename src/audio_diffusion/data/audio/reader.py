@@ -1,4 +1,4 @@
-"""What every reader of a file has in common: its interface, the errors, and what its samples must be."""
+"""The interface of readers of audio files, their errors, and the checks of their samples."""
 
 import io
 from collections.abc import Iterator
