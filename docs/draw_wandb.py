@@ -20,7 +20,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from audio_diffusion.callbacks.wandb_run import GROUPS, STEP
 
-COLUMNS = 5
+COLUMNS = 6  # panels of a section that are drawn
 Series = dict[str, list[tuple[int, Any]]]
 
 
@@ -45,7 +45,13 @@ def series(run: Path) -> Series:
     for record in records(next(run.glob("*.wandb"))):
         if record.WhichOneof("record_type") != "history":
             continue
-        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        row: dict[str, Any] = {}
+        for item in record.history.item:
+            value = json.loads(item.value_json)
+            if len(item.nested_key) > 1:  # a part of a sound, a picture or a table
+                row.setdefault(item.nested_key[0], {})[item.nested_key[1]] = value
+            else:
+                row[item.key or item.nested_key[0]] = value
         for key, value in row.items():
             if not key.startswith("_") and key != STEP:
                 found[key].append((row.get(STEP, 0), value))
@@ -81,18 +87,15 @@ def draw(run: Path, target: Path) -> None:
     found = series(run)
     sections = {group: [key for key in sorted(found) if key.split("/")[0] == group] for group in GROUPS}
     sections = {group: keys for group, keys in sections.items() if keys}
-    rows = [(group, keys[i : i + COLUMNS]) for group, keys in sections.items() for i in range(0, len(keys), COLUMNS)]
-    figure, grid = plt.subplots(len(rows), COLUMNS, figsize=(12, 1.55 * len(rows)), squeeze=False)
-    for (group, keys), line in zip(rows, grid, strict=True):
-        line[0].annotate(
-            group if keys[0] == sections[group][0] else "", (-0.5, 0.5), xycoords="axes fraction", fontsize=11,
-            weight="bold", va="center", ha="center", rotation=90,
-        )  # fmt: skip
+    figure, grid = plt.subplots(len(sections), COLUMNS, figsize=(12, 1.6 * len(sections)), squeeze=False)
+    for (group, keys), line in zip(sections.items(), grid, strict=True):
+        more = f"\n{len(keys) - COLUMNS} more" if len(keys) > COLUMNS else ""
+        line[0].annotate(group + more, (-0.75, 0.5), xycoords="axes fraction", fontsize=9, va="center", ha="center")
+        for axes, key in zip(line, keys[:COLUMNS], strict=False):
+            panel(axes, run, key, found[key])
         for axes in line[len(keys) :]:
             axes.axis("off")
-        for axes, key in zip(line, keys, strict=False):
-            panel(axes, run, key, found[key])
-    figure.tight_layout()
+    figure.subplots_adjust(left=0.11, right=0.99, top=0.97, bottom=0.04, hspace=0.75, wspace=0.4)
     figure.savefig(target, dpi=80)
 
 

@@ -66,8 +66,8 @@ def test_an_evaluation_leaves_a_page_with_its_sounds_and_figures(
     tmp_path: Path, signal: dict[str, Metric], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, real = sounds(tmp_path / "made", *[0.1] * 14), sounds(tmp_path / "real", 0.2)
-    (tmp_path / "made" / "kick").mkdir()
-    (tmp_path / "made" / "0.wav").rename(tmp_path / "made" / "kick" / "first.wav")
+    (tmp_path / "made" / "0kick").mkdir()
+    (tmp_path / "made" / "0.wav").rename(tmp_path / "made" / "0kick" / "first.wav")
     monkeypatch.setattr(evaluate, "build_metrics", lambda _: signal)
     given = replace(NONE, folder=made, reference=real, output=str(tmp_path / "out"))
     for _ in range(2):  # a second evaluation replaces the sounds of the first
@@ -83,7 +83,7 @@ def test_an_evaluation_leaves_a_page_with_its_sounds_and_figures(
     }
     (run,) = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["runs"]  # type: ignore[index]
     assert len(run["embedded"]) == 13  # a spectrogram of each
-    assert {slot["label"] for slot in run["slots"]} == {"real", "generated", "kick"}
+    assert {slot["label"] for slot in run["slots"]} == {"real", "generated", "0kick"}
     for slot in run["slots"]:
         assert (tmp_path / "out" / run["samples"] / "sounds" / f"{slot['id']}.wav").is_file()
     assert '<th scope="row">signal/rms_dbfs</th>' in page

@@ -119,10 +119,16 @@ def test_wandb_holds_audio_pictures_table_config_and_commit(trained: Path) -> No
     assert "manifest_sha256" in config
     assert any("train/loss" in json.dumps(row) for row in history)
 
-    keys = Counter(key for row in history for key in row if not key.startswith("_") and key != "step")
+    names = [
+        {item.key or item.nested_key[0] for item in record.history.item}
+        for record in everything
+        if record.WhichOneof("record_type") == "history"
+    ]
+    keys = Counter(key for row in names for key in row if not key.startswith("_") and key != "step")
     assert {key.split("/")[0] for key in keys} == {"train", "val", "samples", "speed", "data", "checkpoint"}
-    assert {key: count for key, count in keys.items() if count < 2} == {}  # of two validations, rounds and checkpoints
-    slots = {"samples/000_clap", "samples/001_hat", "samples/002_kick"}
+    once = {key for key, count in keys.items() if count < 2}  # of four steps, two validations, rounds and checkpoints
+    assert not {key for key in once if not key.startswith("train/loss_t_")}  # a range of t may be met once by chance
+    slots = ("samples/000_clap", "samples/001_hat", "samples/002_kick")
     assert all(keys[name] == 2 for name in (*slots, "samples/table", "samples/spectrograms"))
     assert all("step" in row for row in history)
     axes = {
