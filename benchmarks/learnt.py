@@ -22,6 +22,7 @@ from audio_diffusion.data.shards.shards import Shards
 from audio_diffusion.data.stream import read_in_order
 from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.loading import load
 from audio_diffusion.metrics.embeddings.log_mel import LogMel
 from audio_diffusion.metrics.labelled import LabelProbe, spread_ratio
 from audio_diffusion.metrics.memorisation import memorisation
@@ -40,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     """Fit, generate, judge, print."""
     options = config.to_plain(cfg)
     path = checkpoint_reader.find(options["ckpt"])
-    model = checkpoint_reader.load(path, weights=options["weights"])
+    model = load(path, weights=options["weights"])
     if not model.classes:
         raise ConfigError("ckpt: the model is unconditional; this benchmark needs classes")
     data = model.origin.data

@@ -35,6 +35,7 @@ from audio_diffusion.diffusion.seeding import seed_of
 from audio_diffusion.diffusion.solvers.ddpm import ddpm
 from audio_diffusion.diffusion.solvers.unipc import unipc
 from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.loading import load
 from audio_diffusion.metrics.signal import log_mel_distance, multi_resolution_stft
 from audio_diffusion.networks.conditions.mel import Mel
 
@@ -137,7 +138,7 @@ def main() -> None:
     audio = held_out(options.data, options.clips)
     vocoders = {f"Griffin-Lim, {n} iterations": griffin_lim(n) for n in (32, 100)}
     for path in options.model:
-        model = checkpoint_reader.load(checkpoint_reader.find(path))
+        model = load(path)
         size = sum(p.numel() for p in model.net.parameters()) / 1e6
         for nfe in options.nfe:
             how, sampler = sampler_of(model, nfe)

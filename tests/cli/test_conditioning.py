@@ -16,6 +16,7 @@ from torch import Tensor
 
 from audio_diffusion.diffusion.solvers.ddim import ddim
 from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.loading import load
 from audio_diffusion.networks.conditions import text
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def user(tmp_path_factory: pytest.TempPathFactory, shards: Path, small: dict[str
 @pytest.fixture
 def trained(user: Path) -> checkpoint_reader.Model:
     """The model, its weights moved off their start."""
-    model = checkpoint_reader.load(checkpoint_reader.find(str(user / "runs/run")))
+    model = load(user / "runs/run")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.net.parameters():

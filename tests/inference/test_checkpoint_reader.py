@@ -7,6 +7,7 @@ import torch
 
 from audio_diffusion.cli.config import ConfigError
 from audio_diffusion.inference import checkpoint_reader
+from audio_diffusion.inference.loading import load
 
 
 @pytest.mark.parametrize("place", ["model", "diffusion", "sampler", "representation", "inside"])
@@ -21,7 +22,7 @@ def test_a_foreign_target_in_a_checkpoint_is_refused(tmp_path: Path, place: str)
     path = tmp_path / "step_00000001.ckpt"
     torch.save({"state_dict": {}, "config": config, "global_step": 1}, path)
     with pytest.raises(ConfigError, match=r"its configuration names 'os\.system'.*trust=\[os\]"):
-        checkpoint_reader.load(path)
+        load(path)
     assert not (tmp_path / "canary").exists()
 
 

@@ -187,24 +187,6 @@ def read_weights(path: str | Path, weights: str = "ema") -> Weights:
     return Weights(state, content["config"], content["global_step"], weights, Path(path))
 
 
-def load(
-    path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
-) -> Model:
-    """Loads a checkpoint for generating.
-
-    Args:
-        path: checkpoint file.
-        weights: "ema" (averaged, the usual choice) or "raw".
-        device: device of the network.
-        trust: packages, in addition to this one, whose code the configuration may name.
-
-    Raises:
-        ConfigError: if the file cannot be used, or ``weights`` is neither "ema" nor "raw".
-    """
-    has = read_weights(path, weights)
-    return assemble(has, device, trust)
-
-
 def _completed(config: dict[str, Any], source: Path) -> dict[str, Any]:
     """Restores values that older versions redacted by mistake, in the model's sections and the locations of the data.
 

@@ -6,12 +6,10 @@ README.md           a model card, whose license the user fills in
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -110,15 +108,6 @@ def read_weights(folder: Path, weights: str = "ema") -> checkpoint_reader.Weight
     if weights != has:
         raise ConfigError(f"weights: {str(folder)!r} was exported with {has} weights, got {weights!r}")
     return checkpoint_reader.Weights(state, config, step, has, folder)
-
-
-def read(folder: Path, *, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Model:
-    """Loads the model in an exported folder.
-
-    Raises:
-        ConfigError: if its files are broken, or contain the other kind of weights.
-    """
-    return checkpoint_reader.assemble(read_weights(folder, weights), device, trust)
 
 
 def _hub() -> Any:

@@ -37,7 +37,4 @@ def load(
     Raises:
         ConfigError: if there is no model, or it cannot be used.
     """
-    folder = exporting.pull(str(ckpt)) if str(ckpt).startswith(exporting.HUB) else Path(ckpt)
-    if exporting.is_exported(folder):
-        return exporting.read(folder, weights=weights, device=device, trust=trust)
-    return checkpoint_reader.load(checkpoint_reader.find(str(ckpt)), weights=weights, device=device, trust=trust)
+    return checkpoint_reader.assemble(read_weights(ckpt, weights), device, trust)
