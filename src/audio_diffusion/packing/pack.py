@@ -1,10 +1,8 @@
 """Packs audio files into WebDataset shards with indexes, a manifest, a list of refused files and a picture. The steps
 are in the other modules of this folder."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,11 +10,8 @@ from typing import Any
 
 from audio_diffusion.data.audio.reading import AudioInfo
 from audio_diffusion.data.remote import RemoteStore
-from audio_diffusion.data.shards.find import MANIFEST
-from audio_diffusion.data.shards.index import write_atomic
 from audio_diffusion.data.wording import counted
 from audio_diffusion.diffusion.checks import check_at_least_one
-from audio_diffusion.metrics import charts, pictures
 from audio_diffusion.packing.copies import describe, find_copies
 from audio_diffusion.packing.form import Form, Task, cut_of, tasks
 from audio_diffusion.packing.holdout import FEW, HeldOut, cutting, hold_out, parts_of
@@ -25,29 +20,14 @@ from audio_diffusion.packing.labels import Labels
 from audio_diffusion.packing.manifests import scan_manifest
 from audio_diffusion.packing.parallel import ordered
 from audio_diffusion.packing.prepare import Clip, Drop, look, prepare
+from audio_diffusion.packing.report import PICTURE, REFUSED, PackReport, write_refused, write_report
 from audio_diffusion.packing.shard_writer import ShardWriter, bytes_needed, told_when_full
 from audio_diffusion.packing.sources import Source, scan_folder, split_of
 from audio_diffusion.packing.statistics import Tally
 
-__all__ = ["PackReport", "Source", "pack", "scan_folder", "scan_manifest", "split_of"]
+__all__ = ["PICTURE", "REFUSED", "PackReport", "Source", "pack", "scan_folder", "scan_manifest", "split_of"]
 
-REFUSED, PICTURE = "refused.csv", "manifest.png"
 Progress = Callable[[str, int, int, float, float], None]  # stage, files done, files, seconds done, seconds
-
-
-@dataclass
-class PackReport:
-    """Result of ``pack``: clips and seconds by split, and the refused files with reasons. ``resumed`` is the number of
-    shards that an interrupted run had finished; ``notes`` are lines for the user."""
-
-    clips: dict[str, int]
-    seconds: dict[str, float]
-    classes: list[str]
-    shards: list[dict[str, Any]]
-    refused: list[tuple[str, str]]
-    manifest: dict[str, Any]
-    resumed: int
-    notes: list[str]
 
 
 def pack(
@@ -107,7 +87,7 @@ def pack(
         report = _report(run, tallies, options, resumed)
         packed = [split for split, tally in tallies.items() if tally.clips]
         _check_any_to_train_on(packed, report.refused, len(sources), output)
-        _write_report(report, run.rests(), output, picture)
+        write_report(report, run.rests(), output, picture)
         journal.finish()
     return report
 
@@ -118,19 +98,6 @@ def _check_numbers(val_fraction: float, **counts: int) -> None:
             f"val_fraction: expected at least 0, which holds out nothing, and less than 1, got {val_fraction}"
         )
     check_at_least_one(**counts)
-
-
-def _write_report(report: PackReport, rests: list[tuple[str, str]], output: Path, picture: bool) -> None:
-    """Writes the files that describe the data set. The manifest comes last, since it marks the data set as complete."""
-    _write_refused([*report.refused, *rests], output)
-    if picture:
-        pictures.save(charts.data_set(report.manifest), output / PICTURE)
-    write_atomic(output / MANIFEST, json.dumps(report.manifest, indent=1))
-
-
-def _write_refused(rows: list[tuple[str, str]], output: Path) -> None:
-    with open(output / REFUSED, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
-        csv.writer(f).writerows([("file", "reason"), *rows])
 
 
 def _plan(
@@ -173,7 +140,7 @@ def _check_any_to_train_on(splits: list[str], refused: list[tuple[str, str]], nu
     such = f", such as {refused[0][0]!r}: {refused[0][1]}" if refused else ""
     if refused:
         output.mkdir(parents=True, exist_ok=True)
-        _write_refused(refused, output)
+        write_refused(refused, output)
         such += f"; all are listed in {output / REFUSED}"
     raise ValueError(
         f"input: of {counted(num_files, 'file')} ({len(refused)} refused{such}) none is left for training; provide "
