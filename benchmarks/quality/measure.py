@@ -1,5 +1,6 @@
 """What generated clips are worth: KAD by two embeddings, and the share that a classifier names as asked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -53,7 +54,8 @@ class Judge:
             if name not in self._reference:
                 self._reference[name] = embed_clips(embedding, self.real, self.rate)
             estimate = kad(embed_clips(embedding, clips.clamp(-1, 1), self.rate), self._reference[name])
-            found[name] = {**asdict(estimate), "embedding": embedding.name}
+            found[name] = {name: _plain(value) for name, value in asdict(estimate).items()}
+            found[name]["embedding"] = embedding.name
         return found
 
     def accuracy(self, clips: Tensor, labels: Sequence[str]) -> float | None:
@@ -68,3 +70,8 @@ class Judge:
         """The same figures of as many training clips; the accuracy is that of the test clips."""
         clips, _ = self.corpus.crops("train", count, seed=1)
         return {"kad": self.distances(clips), "accuracy": self.accuracy(self.real, self.labels)}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: None in place of NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

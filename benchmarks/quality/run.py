@@ -9,6 +9,7 @@ killed starts over, but for a training that had ended.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -94,10 +95,16 @@ class Bench:
             "clips": self.clips, "reference": self.reference, "overrides": list(self.overrides),
         }  # fmt: skip
 
+    def offered(self, system: System) -> tuple[float, ...]:
+        """Learning rates of which the best is chosen; none for a system that has its own."""
+        return (self.rates or system.learning_rates) if system.learning_rates else ()
+
     def train(self, system: System, corpus: Corpus, minutes: float, seed: int, rate: float | None) -> tuple[Path, dict]:
         """The folder of a trained model and what was spent; it is not trained twice."""
         named = [corpus.name, system.name, f"{minutes:g}min", f"rate_{rate or 'own'}", f"seed_{seed}", self.device]
-        folder = self.work / "cells" / re.sub(r"[^\w.-]+", "_", "-".join([*named, corpus.experiment, *self.overrides]))
+        if self.overrides:
+            named.append(hashlib.sha256(" ".join(self.overrides).encode()).hexdigest()[:8])
+        folder = self.work / "cells" / re.sub(r"[^\w.-]+", "_", "-".join([*named, corpus.experiment]))
         done = folder / "trained.json"
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,7 +116,7 @@ class Bench:
 
     def rate(self, system: System, corpus: Corpus, minutes: float) -> float | None:
         """The learning rate with the least held-out loss, of those that the system offers."""
-        rates = (self.rates or system.learning_rates) if system.learning_rates else ()
+        rates = self.offered(system)
         if len(rates) < 2:
             return rates[0] if rates else None
         losses, length = {}, self.search_minutes or minutes
@@ -126,6 +133,7 @@ class Bench:
         """Trains, generates, measures and records, unless that is done."""
         corpus = judge.corpus
         key = {"kind": "cell", "system": system.name, "minutes": minutes, "seed": seed, **self.settings(corpus)}
+        key["offered"] = list(self.offered(system))
         if self.results.find(**key):
             return
         rate = self.rate(system, corpus, minutes)
@@ -146,7 +154,14 @@ class Bench:
     def _record(self, key: dict, kad: dict, accuracy: float | None, spent: dict | None = None) -> None:
         about = {"machine": report.machine(self.device), "date": date.today().isoformat()}
         self.results.add(**key, spent=spent, kad=kad, accuracy=accuracy, **about)
-        print(f"  {key['system']}: " + ", ".join(f"KAD {e} {v['value']:.2f}" for e, v in kad.items()), flush=True)
+        print(
+            f"  {key['system']}: " + ", ".join(f"KAD {name} {_round(one['value'])}" for name, one in kad.items()),
+            flush=True,
+        )
+
+
+def _round(value: float | None) -> str:
+    return "too few windows" if value is None else f"{value:.2f}"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -99,6 +99,8 @@ def test_finished_cells_are_kept_and_the_page_says_what_is_missing(
     assert json.loads(file.read_text().splitlines()[-1])["kad"] == cell["kad"]
     page = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "## 15 minutes of CPU time on one thread\n\nNot run." in page
+    assert "## 0.004 minutes of CPU time on one thread\n\n60 generated clips, 2 network calls each" in page
+    assert "| 0.001 | 0.0001, 0.001 |" in page
     assert "(of one peer)" in page
     assert "| speech | not run | not run | not run | not run | - |" in page
 
