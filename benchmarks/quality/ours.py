@@ -44,7 +44,7 @@ class Ours:
         file = folder / f"{name}.json"
         command = [
             sys.executable, str(ROOT / "train.py"), *form, f"max_steps={steps}", f"run_dir={folder / name}",
-            f"name={folder.name}", "ckpt=overwrite", "+callbacks.budget._target_=budget.Budget",
+            f"name={folder.name}", "ckpt=none", "+callbacks.budget._target_=budget.Budget",
             f"+callbacks.budget.seconds={seconds}", f"+callbacks.budget.file={file}",
             f"+callbacks.budget.device={device}",
         ]  # fmt: skip
