@@ -14,6 +14,7 @@ from torch import Tensor
 import audio_diffusion
 from audio_diffusion.diffusion.seeding import seed_of
 
+HERE = Path(__file__).parent
 CALIBRATION = 0.04  # share of the time, before it, in which the duration of a step is measured
 BATCH = 16
 
@@ -43,14 +44,14 @@ class Ours:
     def _run(self, form: list[str], seconds: float, steps: int, device: str, folder: Path, name: str) -> dict:
         file = folder / f"{name}.json"
         command = [
-            sys.executable, str(ROOT / "train.py"), *form, f"max_steps={steps}", f"run_dir={folder / name}",
-            f"name={folder.name}", "ckpt=none", "+callbacks.budget._target_=budget.Budget",
-            f"+callbacks.budget.seconds={seconds}", f"+callbacks.budget.file={file}",
-            f"+callbacks.budget.device={device}",
+            sys.executable, str(ROOT / "train.py"), f"config_dir={HERE / 'configs'}", "callbacks=budget", *form,
+            f"max_steps={steps}", f"run_dir={folder / name}", f"name={folder.name}", "ckpt=none",
+            f"callbacks.budget.seconds={seconds}", f"callbacks.budget.file={file}",
+            f"callbacks.budget.device={device}",
         ]  # fmt: skip
         if "callbacks.checkpoint=null" not in form:
             command.append(f"callbacks.checkpoint.every_n_steps={10**9}")  # the last step's alone
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:

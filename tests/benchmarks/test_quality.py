@@ -39,7 +39,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     splits = ["train", "test", "valid", "test", "train", "test"]
     rows = []
-    for i, (label, _, audio) in enumerate(drums.hits(24, seed=0)):
+    for i, (_, label, audio) in enumerate(drums.hits(24, seed=0)):
         write_audio(folder / f"{i:03d}.wav", torch.from_numpy(audio)[None], 16_000)
         rows.append([f"{i:03d}.wav", label, splits[i % len(splits)]])
     with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
