@@ -26,6 +26,9 @@ from audio_diffusion.inference.loading import load
 from audio_diffusion.metrics.embeddings.log_mel import LogMel
 from audio_diffusion.metrics.labelled import LabelProbe, spread_ratio
 from audio_diffusion.metrics.memorisation import memorisation
+from audio_diffusion.metrics.tonal_noise import noise_between_partials
+
+TONAL_DB = -45.0  # a class of which the real clips have less noise than this between partials is one of tones
 
 
 def real(model: checkpoint_reader.Model, patterns: Iterable[str]) -> tuple[torch.Tensor, list[str]]:
@@ -75,6 +78,14 @@ def main(cfg: DictConfig) -> None:
     print(f"distance to training clips / real ones'     {found.distance_ratio:7.2f}   (needed 0.5; a copy has 0)")
     print(f"clips that match a training clip's waveform  {copies:6d}   (needed 0)")
     print(f"spread within a class / real ones'          {spread.ratio:7.2f}   (needed 0.5; all alike is 0)")
+    floors = {  # by class: the median of real and of generated clips
+        name: [float(noise_between_partials(clips[[x == name for x in given]], model.sample_rate).median())
+               for clips, given in ((val, val_labels), (generated, labels))]
+        for name in model.classes
+    }  # fmt: skip
+    for name, (floor, ours) in floors.items():
+        if floor < TONAL_DB:
+            print(f"noise between partials of {name:6}  {ours:6.1f} dB   (real ones {floor:.1f} dB)")
     passed = ceiling >= 0.95 and accuracy >= 0.8 and found.distance_ratio >= 0.5 and not copies and spread.ratio >= 0.5
     print("learnt" if passed else "NOT learnt")
     sys.exit(0 if passed else 1)
