@@ -50,6 +50,7 @@ def inputs(batch: int = 3, channels: int = 1, length: int = 32) -> tuple[Tensor,
         ({"widths": [8, 24, 64], "factors": [4, 2]}, 32),
         ({"widths": (64, 32), "attention": False, "patch_size": 16}, 32),
         ({"fine_bands": True}, 8),
+        ({"fine_bands": True, "fine_features": True}, 8),
     ],
 )
 def test_output_has_the_shape_of_the_input(
@@ -80,7 +81,8 @@ def test_a_fresh_network_returns_x_t() -> None:
 @pytest.mark.parametrize("patch_size", [2, 4, 8, 16, 32])
 @pytest.mark.parametrize("width", [8, 24, 64, 128, 256])
 def test_a_network_of_any_size_starts_as_the_identity(channels: int, patch_size: int, width: int) -> None:
-    net = UNet1d(channels, {}, patch_size, (width,), (), num_blocks=1, cond_width=8, attention=False, fine_bands=True)
+    options: dict[str, Any] = {"num_blocks": 1, "cond_width": 8, "attention": False, "fine_bands": True}
+    net = UNet1d(channels, {}, patch_size, (width,), (), fine_features=channels % 2 == 0, **options)
     x_t = torch.randn(2, channels, 3 * patch_size)
     torch.testing.assert_close(net(x_t, torch.rand(2), {}), x_t, rtol=0, atol=1e-4)
 
@@ -152,6 +154,23 @@ def test_fine_bands_tell_a_tone_from_the_noise_around_it() -> None:
     inside = slice(128, -128)
     assert (bank(tone, h) - tone)[..., inside].square().mean() < 0.01 * tone.square().mean()
     assert bank(noise, h)[..., inside].square().mean() < 0.07 * noise.square().mean()
+
+
+def test_fine_features_see_the_power_of_a_tone_and_not_its_phase() -> None:
+    """The features of a tone's band, in the middle of the signal, are alike for all phases; those of another tone are
+    not."""
+    bank, time = FineBands(1, 64, 8, features=True), torch.arange(64 * 20)
+    with torch.no_grad():
+        bank.enter.weight[:, : 2 * 64] = 0  # type: ignore[union-attr]  # only the logarithm of the power
+    tones = [torch.sin(torch.pi / 64 * band * time + phase)[None, None] for band, phase in ((10.5, 0), (10.5, 1), (30, 0))]
+    one, shifted, other = (bank.read(tone)[..., 2:-2] for tone in tones)
+    assert one.shape == (1, 8, 16)
+    assert (one - shifted).square().mean() < 0.1 * (one - other).square().mean()
+
+
+def test_fine_features_without_fine_bands_are_refused() -> None:
+    with pytest.raises(ValueError, match="fine_features: expected false without fine_bands, got true"):
+        small(fine_features=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 33), (2, 1, 36), (2, 2, 32), (2, 1, 7)])
@@ -237,7 +256,7 @@ def test_every_output_sample_sees_the_whole_signal() -> None:
 @pytest.mark.parametrize("attention", [False, True])
 def test_gradient_reaches_every_parameter_after_a_few_steps(num_classes: int, attention: bool) -> None:
     """At first the parts behind a zero get none: the gates' weights, and before them those of each block's end."""
-    net = small(2, num_classes, attention=attention, fine_bands=True)
+    net = small(2, num_classes, attention=attention, fine_bands=True, fine_features=attention)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     x_t, t, cond = inputs(4, 2, 64)
     for _ in range(4):
@@ -250,7 +269,7 @@ def test_gradient_reaches_every_parameter_after_a_few_steps(num_classes: int, at
 
 def test_gradient_is_the_slope() -> None:
     """Each parameter's gradient against the difference of the loss along a random direction: none is cut on its way."""
-    net, (x_t, t, cond) = wake(small(fine_bands=True)).double(), inputs()
+    net, (x_t, t, cond) = wake(small(fine_bands=True, fine_features=True)).double(), inputs()
     loss = lambda: net(x_t.double(), t, cond).square().mean()  # noqa: E731
     loss().backward()
     for name, parameter in net.named_parameters():

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from audio_diffusion.callbacks import sampling
 from audio_diffusion.data.batch import AudioBatch
+from audio_diffusion.training.loss import TrainingLoss
 from audio_diffusion.training.module import DiffusionModule
 
 
@@ -54,13 +55,13 @@ class Probe(L.Callback):
 
 
 probe = Probe()
-draws, generate, fit = DiffusionModule._draws, sampling.generate_audio, L.Trainer.fit
+draws, generate, fit = TrainingLoss.draws, sampling.generate_audio, L.Trainer.fit
 
 
-def watched_draws(self: DiffusionModule, batch: AudioBatch, like: Tensor, purpose: str) -> Any:
-    drawn = draws(self, batch, like, purpose)
+def watched_draws(self: TrainingLoss, positions: Sequence[int], like: Tensor, purpose: str) -> Any:
+    drawn = draws(self, positions, like, purpose)
     if purpose == "train":
-        probe.noise |= dict(zip(batch.positions, drawn[2].clone(), strict=True))
+        probe.noise |= dict(zip(positions, drawn[2].clone(), strict=True))
     return drawn
 
 
@@ -75,7 +76,7 @@ def watched_fit(self: L.Trainer, *args: Any, **kwargs: Any) -> None:
 
 
 if __name__ == "__main__":
-    DiffusionModule._draws = watched_draws  # type: ignore[method-assign]
+    TrainingLoss.draws = watched_draws  # type: ignore[method-assign]
     sampling.generate_audio = watched_generate
     L.Trainer.fit = watched_fit  # type: ignore[method-assign]
     runpy.run_path(str(Path(__file__).parents[2] / "train.py"), run_name="__main__")

@@ -23,15 +23,19 @@ class FineBands(nn.Module):
         channels: number of audio channels C.
         hop: samples per position.
         width: number of features from which the gates are computed.
+        features: whether the features of the coarsest level also see the bands (``read``) and add to them. A gate can
+            then depend on which bands hold a tone, and a tone can be synthesised over long windows.
     """
 
-    def __init__(self, channels: int, hop: int, width: int):
+    def __init__(self, channels: int, hop: int, width: int, features: bool = False):
         super().__init__()
         window, num_bands = 2 * hop, 2 * hop * channels
         self.norm = nn.GroupNorm(8, width)
-        self.gate = nn.Conv1d(width, num_bands, 1)
+        self.gate = nn.Conv1d(width, 2 * num_bands if features else num_bands, 1)
         self.analysis = nn.Conv1d(channels, num_bands, window, stride=hop, bias=False)
         self.synthesis = nn.ConvTranspose1d(num_bands, channels, window, stride=hop, bias=False)
+        self.enter = nn.Conv1d(3 * num_bands // 2, width, 1) if features else None
+        self.pairs = (hop, channels)
         weight = _for_each_channel(_lapped_bank(hop), channels)
         with torch.no_grad():
             self.analysis.weight.copy_(weight)
@@ -39,10 +43,25 @@ class FineBands(nn.Module):
             self.gate.weight.zero_()
             self.gate.bias.zero_()  # type: ignore[union-attr]
 
+    def read(self, x: Tensor) -> Tensor:
+        """Features of the bands, to be added to those of the coarsest level: ``[B, C, T] -> [B, width, T/hop]``.
+
+        The network sees each band's amplitude, squashed, and the logarithm of the power of each pair of a cosine and a
+        sine, which does not depend on the phase.
+        """
+        assert self.enter is not None
+        bands = _bands(self.analysis, x)[:, :, 1:-1]  # the windows that are centred on the positions
+        power = bands.unflatten(1, (self.pairs[0], 2, self.pairs[1])).square().sum(2).flatten(1, 2)
+        return self.enter(torch.cat([bands.tanh(), (power + 1e-3).log()], dim=1))
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """``[B, C, T], [B, width, T/hop] -> [B, C, T]``."""
         gate = self.gate(F.silu(self.norm(h)))
-        return _synthesised(self.synthesis, _pad(gate) * _bands(self.analysis, x), x.shape[2])
+        bands = _bands(self.analysis, x)
+        if self.enter is None:
+            return _synthesised(self.synthesis, _pad(gate) * bands, x.shape[2])
+        gate, features = _pad(gate).chunk(2, dim=1)
+        return _synthesised(self.synthesis, torch.addcmul(features, gate, bands), x.shape[2])
 
 
 def _lapped_bank(hop: int) -> Tensor:
@@ -134,6 +153,8 @@ class UNet1d(nn.Module):
         attention: whether the coarsest level has self-attention; its width must then be a multiple of 64.
         fine_bands: whether to gate x_t at the coarsest level as well, in windows of 2·``multiple`` samples. This helps
             with tones, which windows of 2·``patch_size`` cannot separate from the noise at nearby frequencies.
+        fine_features: whether the features of the coarsest level also see those bands and add to them; needs
+            ``fine_bands``.
 
     Raises:
         ValueError: for sizes that do not fit together, or tokens without attention.
@@ -150,9 +171,12 @@ class UNet1d(nn.Module):
         cond_width: int = 256,
         attention: bool = True,
         fine_bands: bool = False,
+        fine_features: bool = False,
     ):
         super().__init__()
         _check_sizes(patch_size, widths, factors, attention)
+        if fine_features and not fine_bands:
+            raise ValueError("fine_features: expected false without fine_bands, got true; set fine_bands=true as well")
         self.channels, self.patch_size = channels, patch_size
         #: the number of samples T must be a multiple of this
         self.multiple = patch_size
@@ -172,7 +196,7 @@ class UNet1d(nn.Module):
         self.gate = nn.Conv1d(widths[0], 2 * num_bands, 1)
         self.synthesis = nn.ConvTranspose1d(num_bands, channels, 2 * patch_size, stride=patch_size, bias=False)
         self._start_as_identity()
-        self.fine = FineBands(channels, self.multiple, widths[-1]) if fine_bands else None
+        self.fine = FineBands(channels, self.multiple, widths[-1], fine_features) if fine_bands else None
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
@@ -244,6 +268,8 @@ class UNet1d(nn.Module):
         skips = []
         # down: residual blocks, whose outputs are kept for the way up
         for level, blocks in enumerate(self.down):
+            if self.fine is not None and self.fine.enter is not None and level == len(self.down) - 1:
+                h = h + self.fine.read(amplified)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
                 skips.append(h)
