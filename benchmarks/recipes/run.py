@@ -98,7 +98,8 @@ def row(name: str, options: list[str], results: list[Result]) -> str:
     named = [100 * r.named for r in results if r.named is not None]
     return (
         f"| {name} | `{' '.join(options) or '-'}` | {kad} | {spread([r.bits_per_dim for r in results], 2)} | "
-        f"{spread(named, 0) + ' %' if named else '-'} | {spread([r.cpu_minutes for r in results], 1)} | {len(results)} |"
+        f"{spread(named, 0) + ' %' if named else '-'} | {spread([r.cpu_minutes for r in results], 1)} | "
+        f"{len(results)} |"
     )
 
 
@@ -127,16 +128,18 @@ def main() -> None:
             store.parent.mkdir(exist_ok=True)
             store.write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8")
     rows = [
-        row(name, options, [Result(**r) for r in kept[name]]) for name, options in plan["trials"].items() if name in kept
+        row(name, options, [Result(**r) for r in kept[name]])
+        for name, options in plan["trials"].items()
+        if name in kept
     ]
     shared = " ".join([f"experiment={plan['experiment']}", *plan.get("options", [])])
     table = "\n".join(rows)
     text = f"""# Recipes: {given.plan.stem}
 
 Made by `python benchmarks/recipes/run.py {given.plan}`: every trial with `{shared}` and the options of its row. KAD by
-{plan.get("embedding", "log_mel")} of {plan.get("num_generated", 100)} generated clips against the held-out ones (less is
-better; ± over seeds, or the 95 % interval over clips), bits per dimension of held-out clips by the variational bound,
-the share of generated clips that a classifier of real ones names as asked, and CPU minutes of training.
+{plan.get("embedding", "log_mel")} of {plan.get("num_generated", 100)} generated clips against the held-out ones (less
+is better; ± over seeds, or the 95 % interval over clips), bits per dimension of held-out clips by the variational
+bound, the share of generated clips that a classifier of real ones names as asked, and CPU minutes of training.
 
 | recipe | options | KAD | bits/dim | named as asked | CPU min | seeds |
 |---|---|---|---|---|---|---|

@@ -32,5 +32,5 @@ def test_the_level_of_the_clip_does_not_count_and_silence_is_0() -> None:
 
 
 def test_short_clips_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected clips of at least 0.22 s"):
+    with pytest.raises(ValueError, match=r"expected clips of at least 0\.22 s"):
         noise_between_partials(torch.zeros(1, 1, 3000), RATE)

@@ -162,7 +162,9 @@ def test_fine_features_see_the_power_of_a_tone_and_not_its_phase() -> None:
     bank, time = FineBands(1, 64, 8, features=True), torch.arange(64 * 20)
     with torch.no_grad():
         bank.enter.weight[:, : 2 * 64] = 0  # type: ignore[union-attr]  # only the logarithm of the power
-    tones = [torch.sin(torch.pi / 64 * band * time + phase)[None, None] for band, phase in ((10.5, 0), (10.5, 1), (30, 0))]
+    tones = [
+        torch.sin(torch.pi / 64 * band * time + phase)[None, None] for band, phase in ((10.5, 0), (10.5, 1), (30, 0))
+    ]
     one, shifted, other = (bank.read(tone)[..., 2:-2] for tone in tones)
     assert one.shape == (1, 8, 16)
     assert (one - shifted).square().mean() < 0.1 * (one - other).square().mean()
