@@ -3,11 +3,11 @@
     python sample.py ckpt=runs/quickstart num_samples=100 output=hits
     python benchmarks/judges.py hits [OTHER ..]
 
-The classifiers are as different as they can be at this size: logistic regression on a log-mel spectrogram, the nearest
-centroid of each band's mean and deviation, a random forest, a small convolutional network, and the one of
+The classifiers are as different as they can be at this size: logistic regression on a log-mel spectrogram, the
+nearest centroid of each band's mean and deviation, a random forest, a small convolutional network, and the one of
 `make learnt`. They are fitted on 800 hits that are synthesised here, and first name 200 others. The class that was
-asked for is read from a file's name. Noise is the median power of the bins of a band, in windows of 0.128 s of which the
-first begins 60 ms after the start, relative to the strongest bin.
+asked for is read from a file's name. Noise is the median power of the bins of a band, in windows of 0.128 s of which
+the first begins 60 ms after the start, relative to the strongest bin.
 """
 
 import argparse
