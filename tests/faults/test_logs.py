@@ -88,7 +88,7 @@ def test_a_killed_wandb_service_is_a_warning(online, server, tmp_path: Path) -> 
     assert run.wait() == [0], run.text
     assert steps(tmp_path / "runs/one") == list(range(1, 41))
     assert run.text.count("ConnectionResetError: Connection lost. Training continues") == 1
-    assert "WandbLogger failed" in run.text
+    assert "WandbRun failed" in run.text
 
 
 class Broken(Logger):
