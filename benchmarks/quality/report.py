@@ -23,7 +23,9 @@ def machine(device: str) -> str:
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     names = [
         line.partition(":")[2].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ())
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else ()
+        )
         if line.startswith("model name")
     ]
     name = names[0] if names else platform.processor() or platform.machine()

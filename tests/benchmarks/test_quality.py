@@ -85,7 +85,7 @@ def test_finished_cells_are_kept_and_the_page_says_what_is_missing(
     assert near.trained == [None]
     assert far.trained == [1e-4, 1e-3]  # the better of both is the cell: it is not trained again
     file = tmp_path / "out" / "results.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()]
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [record["system"] for record in records] == ["real", "ours", "diffusers", "diffusers", "diffusers"]
     ours, cell = records[1], records[-1]
     assert cell["spent"]["learning_rate"] == 1e-3
@@ -96,8 +96,8 @@ def test_finished_cells_are_kept_and_the_page_says_what_is_missing(
     modules["run"].main(command)
     assert near.trained == [None]
     assert far.trained == [1e-4, 1e-3]
-    assert json.loads(file.read_text().splitlines()[-1])["kad"] == cell["kad"]
-    page = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["kad"] == cell["kad"]
+    page = (tmp_path / "out" / "RESULTS.md").read_text(encoding="utf-8")
     assert "## 15 minutes of CPU time on one thread\n\nNot run." in page
     assert "## 0.004 minutes of CPU time on one thread\n\n60 generated clips, 2 network calls each" in page
     assert "| 0.001 | 0.0001, 0.001 |" in page
