@@ -42,7 +42,7 @@ class Ours:
         return {**spent, "planned_steps": steps, "learning_rate": "the experiment's"}
 
     def _run(self, form: list[str], seconds: float, steps: int, device: str, folder: Path, name: str) -> dict:
-        file = folder / f"{name}.json"
+        file = folder / f"spent_{name}.json"
         command = [
             sys.executable, str(ROOT / "train.py"), f"config_dir={HERE / 'configs'}", "callbacks=budget", *form,
             f"max_steps={steps}", f"run_dir={folder / name}", f"name={folder.name}", "ckpt=none",

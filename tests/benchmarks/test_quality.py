@@ -90,7 +90,8 @@ def test_finished_cells_are_kept_and_the_page_says_what_is_missing(
     ours, cell = records[1], records[-1]
     assert cell["spent"]["learning_rate"] == 1e-3
     assert ours["kad"]["log_mel"]["value"] < cell["kad"]["log_mel"]["value"]
-    assert 0 <= cell["accuracy"] <= ours["accuracy"] <= 1
+    assert 0 <= cell["accuracy"] <= 1  # the copies do not heed the label: any share may be named as asked
+    assert 0 <= ours["accuracy"] <= 1
 
     file.write_bytes(file.read_bytes()[:-40])  # as a kill leaves it
     modules["run"].main(command)

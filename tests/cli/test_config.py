@@ -337,7 +337,10 @@ def test_conditions_are_chosen_in_one_group_and_say_what_is_read_of_the_data() -
     assert list(plain["model"]["conditions"]) == names
     assert plain["data"]["reading"]["fields"] == ["caption", "text.npy"]
     assert config.to_plain(composed("condition=[]"))["model"]["conditions"] == {}
-    assert config.to_plain(composed("condition=caption", "model.conditions.caption=null"))["data"]["reading"]["fields"] == []
+    assert (
+        config.to_plain(composed("condition=caption", "model.conditions.caption=null"))["data"]["reading"]["fields"]
+        == []
+    )
 
 
 def test_resolved_config_is_plain_and_yaml() -> None:

@@ -122,7 +122,7 @@ def test_a_condition_that_the_data_does_not_have_is_named_with_what_to_do() -> N
     net = Recorder(text=Embedding(8, field="text.npy"))
     message = (
         r"condition text: expected the data to have 'text.npy', it has audio, caption, label, seconds_start, "
-        r"seconds_total; add it to data.fields, or leave the condition out: model.conditions.text=null"
+        r"seconds_total; add it to data.reading.fields, or leave the condition out: model.conditions.text=null"
     )
     with pytest.raises(ValueError, match=message):
         module(net, 0.0).training_step(batch([0]), 0)
