@@ -95,10 +95,10 @@ def test_clip_bounds_the_samples_and_other_values_are_refused(make_run, tmp_path
     free = sampling(tmp_path / "a").sample(run.trainer, run.module)
     bound = 0.5 * free.abs().max().item()
     clip = bound * run.module.representation.scale
-    bounded = sampling(tmp_path / "b", clip=clip).sample(run.trainer, run.module)
+    bounded = sampling(tmp_path / "b", guidance=Guidance(clip=clip)).sample(run.trainer, run.module)
     assert bounded.abs().max().item() <= bound * 1.0001
-    assert torch.equal(free, sampling(tmp_path / "c", clip=None).sample(run.trainer, run.module))
+    assert torch.equal(free, sampling(tmp_path / "c", guidance=Guidance()).sample(run.trainer, run.module))
     with pytest.raises(ValueError, match="clip: expected a positive bound"):
-        sampling(tmp_path, clip=0)
+        sampling(tmp_path, guidance=Guidance(clip=0))
     with pytest.raises(ValueError, match="guidance_scale: expected 0 or more"):
         sampling(tmp_path, guidance=Guidance(-1))

@@ -102,6 +102,6 @@ def test_the_sizes_named_work_and_none_between_them_does(batch_size: int) -> Non
     try:
         assert BatchSplit(batch_size, 2, 3, 1).clips * 6 == batch_size
     except ValueError as error:
-        named = [int(word) for word in str(error).split("works: ")[1].split(" or ")]
+        named = [int(word) for word in str(error).split("nearest valid: ")[1].split(" or ")]
         assert all(size % 6 == 0 and 0 < abs(size - batch_size) < 6 for size in named)
         assert len(named) == (2 if batch_size > 6 else 1)

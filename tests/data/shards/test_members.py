@@ -60,9 +60,9 @@ def test_other_versions_of_the_format() -> None:
 BAD_NPY = {
     "not one": (b"no array at all", "not in NumPy's format"),
     "empty": (b"", "not in NumPy's format"),
-    "objects": (npy(np.array([{}], dtype=object), allow_pickle=True), "holds object, not numbers"),
-    "words": (npy(np.array(["a"])), "holds <U1, not numbers"),
-    "complex": (npy(np.array([1j])), "holds complex128, not numbers"),
+    "objects": (npy(np.array([{}], dtype=object), allow_pickle=True), "contains object, not numbers"),
+    "words": (npy(np.array(["a"])), "contains <U1, not numbers"),
+    "complex": (npy(np.array([1j])), "contains complex128, not numbers"),
     "cut": (npy(np.arange(9.0))[:-8], "holds 64 bytes, where its header says 72"),
     "bomb": (
         with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)}"),
