@@ -261,7 +261,7 @@ def test_columns_that_mean_nothing_here_are_kept(folder: Path) -> None:
 
 def test_rows_that_are_too_long_are_refused_and_short_ones_leave_columns_empty(folder: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"line 3 of .*: expected 2 values \(file, caption\), got 3; a value with a ','"
+        ValueError, match=r"line 3 of .*: expected 2 values \(file, caption\), got 3; a value that contains ','"
     ):
         scan_manifest(folder, write_manifest(folder, "file,caption", "a/1.wav,dry", "a/3.wav,wet, loud"))
     sources = scan_manifest(folder, write_manifest(folder, "file,label,caption", "a/1.wav", "a/3.wav,x"))
