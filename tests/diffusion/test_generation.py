@@ -121,7 +121,8 @@ def test_no_graph_is_kept_and_steps_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "message"), [(-1.0, "guidance_scale: expected 0 or more"), (2.0, "the model has no condition")]
+    ("scale", "message"),
+    [(-1.0, "guidance_scale: expected 0 or more"), (2.0, "guidance needs a condition, and the model has none")],
 )
 def test_bad_guidance_is_refused(net: Net, scale: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
