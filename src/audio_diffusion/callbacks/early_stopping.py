@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from audio_diffusion.callbacks.cluster.preemption import is_stopping
 from audio_diffusion.callbacks.loggers import latest_metrics
 from audio_diffusion.callbacks.validations import is_at_validation
+from audio_diffusion.diffusion.checks import check_at_least_one
 from audio_diffusion.inference.targets import nearest
 
 RECORD = "stopped_early.json"  # file in the run's folder with the reason for an early stop
@@ -41,8 +42,7 @@ class StopEarly(L.Callback):
     def __init__(
         self, folder: str, monitor: str | None = None, mode: str = "min", patience: int = 10, min_delta: float = 0.0
     ):
-        if patience < 1:
-            raise ValueError(f"patience: expected at least 1, got {patience}")
+        check_at_least_one(patience=patience)
         if not 0 <= min_delta < math.inf:
             raise ValueError(f"min_delta: expected a finite number, 0 or more, got {min_delta}")
         if mode not in ("min", "max"):

@@ -6,7 +6,7 @@ import lightning as L
 
 
 def is_at_validation(trainer: L.Trainer) -> bool:
-    """Whether a validation belongs to the present step: one that is due, or was in an earlier life of the run.
+    """Whether a validation belongs to the present step: one that is due, or took place before the run was resumed.
 
     A checkpoint of such a step is saved before the validation, which a run that resumes from it does not repeat.
     """

@@ -35,7 +35,6 @@ class FineBands(nn.Module):
         self.analysis = nn.Conv1d(channels, num_bands, window, stride=hop, bias=False)
         self.synthesis = nn.ConvTranspose1d(num_bands, channels, window, stride=hop, bias=False)
         self.enter = nn.Conv1d(3 * num_bands // 2, width, 1) if features else None
-        self.pairs = (hop, channels)
         weight = _for_each_channel(_lapped_bank(hop), channels)
         with torch.no_grad():
             self.analysis.weight.copy_(weight)
@@ -51,7 +50,7 @@ class FineBands(nn.Module):
         """
         assert self.enter is not None
         bands = _bands(self.analysis, x)[:, :, 1:-1]  # the windows that are centred on the positions
-        power = bands.unflatten(1, (self.pairs[0], 2, self.pairs[1])).square().sum(2).flatten(1, 2)
+        power = bands.unflatten(1, (-1, 2, x.shape[1])).square().sum(2).flatten(1, 2)
         return self.enter(torch.cat([bands.tanh(), (power + 1e-3).log()], dim=1))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:

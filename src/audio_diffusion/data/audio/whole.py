@@ -157,6 +157,6 @@ def second_try(file: File, frames: int, problem: UnusableAudio | None) -> Reader
 
 def missing(reader: Reader, losses: list[Loss]) -> float:
     """Returns the fraction of a file that is missing."""
-    lost_s, told_s = sum(loss.seconds for loss in losses), reader.frames / reader.samplerate
+    lost_s, length_s = sum(loss.seconds for loss in losses), reader.frames / reader.samplerate
     # the number of frames of an MP3 comes from its header and includes missing ones
-    return lost_s / max(told_s if reader.encoding.startswith("MP3") else lost_s + told_s, 1e-9)
+    return lost_s / max(length_s if reader.encoding.startswith("MP3") else lost_s + length_s, 1e-9)

@@ -52,9 +52,7 @@ class Mel(Condition):
         self.channels, self.num_rows, self.n_fft, self.hop = channels, channels * n_mels, n_fft, hop
         self.embed = embed
         top = sample_rate / 2
-        from torchaudio.functional import (
-            melscale_fbanks,
-        )  # imported here because it is slow, and most models have no mel
+        from torchaudio.functional import melscale_fbanks  # here because it is slow, and most models have no mel
 
         self.bank = melscale_fbanks(n_fft // 2 + 1, 0.0, top, n_mels, sample_rate, norm="slaney", mel_scale="slaney")
         self.window = torch.hann_window(n_fft)
